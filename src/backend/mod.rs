@@ -1,0 +1,247 @@
+//! The seam between the engine and the hardware: about twenty fused operations on views.
+//!
+//! A backend owns buffers and a queue. Every operation takes views, returns nothing and may run later; results are
+//! visible after [`Backend::read`], which waits. Operations allocate nothing: what they need beside their operands is
+//! a view in their arguments or in the backend's own scratch, which the memory plan counts.
+//!
+//! Shapes: T rows (packed tokens, or the rows that a head reads), H hidden, A heads, G key/value heads, D head dim,
+//! P prefix length, B sequences; all row-major. Element types: activations, masters and 16-bit frozen weights as the
+//! views say; every sum is accumulated in at least fp32, in an order that depends on shapes alone.
+
+mod random;
+mod view;
+
+pub mod cpu;
+
+pub use random::{Dropout, Site, Stream, philox, stream_key};
+pub use view::{ARENA, BufferId, DType, View};
+
+use std::sync::Arc;
+
+/// What a backend computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    /// Hidden states and their gradients.
+    pub activation: DType,
+    /// Trainables, their gradients and their optimizer state; sums that are kept (log-sum-exp, 1/deviation).
+    pub master: DType,
+}
+
+/// Pointwise functions. `GeluErf` is x/2 (1 + erf(x/√2)); `GeluTanh` its tanh approximation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    GeluErf,
+    GeluTanh,
+    Relu,
+    Tanh,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    LayerNorm,
+    /// No mean is subtracted and there is no beta.
+    RmsNorm,
+}
+
+/// Which sequence and which token of it a row is: what a dropout mask is drawn by. Both are int32 vectors of T.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// Ordinal of the row's sequence in the optimizer step.
+    pub ordinals: View,
+    /// Index of the row's token in its sequence.
+    pub tokens: View,
+    /// Row offsets of the sequences (cu_seqlens), int32, B + 1 of them.
+    pub offsets: View,
+    pub count: usize,
+}
+
+/// out\[t\] = word\[ids\[t\]\] + position\[positions\[t\]\] + token_type\[types\[t\]\].
+pub struct Embed {
+    pub word: View,
+    pub position: Option<View>,
+    pub token_type: Option<View>,
+    pub ids: View,
+    pub positions: View,
+    pub types: View,
+    pub out: View,
+}
+
+/// sum = residual + dropout(branch); normalized = (sum - mean) * rstd; out = normalized * gamma + beta, computed from
+/// `normalized` as it was stored. `sum` is kept only where the residual stream is not `out` itself (pre-norm).
+pub struct NormForward<'a> {
+    pub kind: NormKind,
+    pub epsilon: f64,
+    pub residual: View,
+    pub branch: Option<View>,
+    pub dropout: Option<(Dropout, &'a Rows)>,
+    pub gamma: View,
+    pub beta: Option<View>,
+    pub sum: Option<View>,
+    pub normalized: View,
+    /// One value a row.
+    pub rstd: View,
+    pub out: View,
+}
+
+/// d_sum = the norm's input gradient for d_out (+ d_residual); d_branch = d_sum through the branch's dropout.
+/// `d_sum` may be the same view as `d_out` or `d_residual`.
+pub struct NormBackward<'a> {
+    pub kind: NormKind,
+    pub d_out: View,
+    pub d_residual: Option<View>,
+    pub gamma: View,
+    pub normalized: View,
+    pub rstd: View,
+    pub d_sum: View,
+    /// Given exactly when there is dropout; without it `d_sum` is the branch's gradient.
+    pub dropout: Option<(Dropout, &'a Rows, View)>,
+}
+
+/// Operands of attention. Queries and keys have their own row offsets, so that queries may be fewer than keys.
+pub struct Attention<'a> {
+    /// \[Tq, A*D\], \[Tk, G*D\], \[Tk, G*D\].
+    pub query: View,
+    pub key: View,
+    pub value: View,
+    pub prefix: Option<Prefix>,
+    pub query_rows: &'a Rows,
+    pub key_rows: &'a Rows,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f64,
+    /// On the probabilities; element (ordinal, query token, head, column), prefix columns first.
+    pub dropout: Option<Dropout>,
+}
+
+/// Prefix keys and values of one layer, visible to every query of every sequence: \[P, G*D\] each.
+#[derive(Clone, Copy)]
+pub struct Prefix {
+    pub key: View,
+    pub value: View,
+    /// Masks of keys and of values, drawn for each sequence: element (ordinal, prefix position, head, dim).
+    pub dropout: Option<[Dropout; 2]>,
+}
+
+/// A group of logits that one softmax runs over: elements `start + i * stride`, i < `length`, of the logits' rows laid
+/// end to end. A class choice is a row; a choice among rows (multiple choice, answer spans) is a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct LogitGroup {
+    pub start: i32,
+    pub length: i32,
+    pub stride: i32,
+    /// Index of the target in the group; negative: the group has none and adds no loss.
+    pub target: i32,
+}
+
+/// loss += scale * Σ groups (logsumexp - target logit); d_logits = its gradient (zero outside groups).
+pub struct CrossEntropy {
+    /// \[R, C\] in master precision.
+    pub logits: View,
+    /// int32 \[groups, 4\]: [`LogitGroup`]s.
+    pub groups: View,
+    pub scale: f64,
+    /// One element, added to.
+    pub loss: View,
+    pub d_logits: View,
+}
+
+/// One AdamW update as torch.optim.AdamW does it.
+pub struct AdamW {
+    pub master: View,
+    pub gradient: View,
+    pub moment1: View,
+    pub moment2: View,
+    /// Sum of squares of all gradients of the step (one element). Not finite: nothing is changed.
+    pub squared_norm: View,
+    /// Gradients are scaled by min(1, max_norm / (norm + 1e-6)); None: they are not.
+    pub max_norm: Option<f64>,
+    pub learning_rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+    /// Updates of this tensor including this one, from 1.
+    pub step: u64,
+}
+
+/// Bytes that a backend maps but does not own: a checkpoint file.
+pub type FileBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+pub trait Backend: Send {
+    /// For the log: "cpu, 2 threads".
+    fn describe(&self) -> String;
+    fn precision(&self) -> Precision;
+
+    /// Scratch that the operations need for a given shape; the plan reserves it as one region.
+    fn scratch_bytes(&self, need: &ScratchNeed) -> usize;
+    /// The one allocation of the run, zeroed. `scratch` lies inside it.
+    fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()>;
+    /// A read-only file whose bytes operations may read in place.
+    fn attach(&mut self, file: FileBytes) -> BufferId;
+
+    fn write(&mut self, to: View, bytes: &[u8]);
+    /// Waits for everything queued before.
+    fn read(&mut self, from: View, bytes: &mut [u8]);
+    fn zero(&mut self, view: View);
+    /// Copies between views of the same shape, converting the element type.
+    fn copy(&mut self, from: View, to: View);
+
+    fn embed(&mut self, arguments: &Embed);
+    fn norm_forward(&mut self, arguments: &NormForward);
+    fn norm_backward(&mut self, arguments: &NormBackward);
+    /// data *= mask / (1 - rate), in place, on rows.
+    fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows);
+
+    /// out\[T, N\] = x\[T, K\] weight\[N, K\]ᵀ + bias\[N\].
+    fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View);
+    /// dx\[T, K\] = dy\[T, N\] weight\[N, K\] (+ dx if `accumulate`).
+    fn linear_backward_input(&mut self, dy: View, weight: View, dx: View, accumulate: bool);
+    /// d_weight\[N, K\] += dy\[T, N\]ᵀ x\[T, K\]; d_bias\[N\] += Σ rows of dy. For trainables only.
+    fn linear_backward_weight(&mut self, dy: View, x: View, d_weight: View, d_bias: Option<View>);
+
+    /// out = f(z); may be in place.
+    fn activation_forward(&mut self, kind: Activation, z: View, out: View);
+    /// dz = dz * f'(z), in place.
+    fn activation_backward(&mut self, kind: Activation, z: View, dz: View);
+
+    /// out\[Tq, A*D\] and the scores' log-sum-exp \[Tq, A\].
+    fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View);
+    /// delta\[Tq, A\] = Σ over head dim of d_out * out.
+    fn attention_delta(&mut self, out: View, d_out: View, heads: usize, delta: View);
+    /// Gradients of query, key and value (all written, not added).
+    fn attention_backward(&mut self, arguments: &Attention, saved: &AttentionSaved, d_query: View, d_key: View, d_value: View);
+    /// d_key, d_value \[P, G*D\] += the prefix's gradients over all sequences, in fixed order.
+    fn prefix_gradient(&mut self, arguments: &Attention, saved: &AttentionSaved, d_key: View, d_value: View);
+
+    /// out\[r\] = x\[rows\[r\]\]; may convert the element type.
+    fn gather_rows(&mut self, x: View, rows: View, out: View);
+    /// x\[rows\[r\]\] += source\[r\]; rows are distinct. May convert the element type.
+    fn scatter_add_rows(&mut self, source: View, rows: View, x: View);
+
+    fn cross_entropy(&mut self, arguments: &CrossEntropy);
+    /// total += Σ x².
+    fn squared_norm(&mut self, x: View, total: View);
+    fn adamw(&mut self, arguments: &AdamW);
+}
+
+/// What attention's backward needs of its forward.
+pub struct AttentionSaved {
+    pub log_sum_exp: View,
+    pub delta: View,
+    pub d_out: View,
+}
+
+/// The shapes that a backend sizes its scratch by.
+#[derive(Clone, Copy, Debug)]
+pub struct ScratchNeed {
+    /// Longest sequence, prefix included.
+    pub longest: usize,
+    pub prefix_length: usize,
+    pub head_dim: usize,
+    /// Widest input of a linear layer.
+    pub widest_input: usize,
+    /// Whether a backward runs.
+    pub training: bool,
+}

@@ -1,0 +1,54 @@
+//! From files to packed batches: readers, tokenization, features, batches, the order of an epoch.
+
+mod feature;
+
+pub use feature::{Feature, FeatureSet, Grouping, Sequence};
+
+/// A label as the data spells it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Label {
+    /// A JSON number: an index into the label list where that has names, else its own name.
+    Index(i64),
+    /// A string, a CSV field, or a JSON boolean as "true" / "false".
+    Name(String),
+}
+
+/// An answer of a question: its text and where it starts in the context, in characters (Unicode scalar values).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub text: String,
+    pub start: usize,
+}
+
+/// One example of a data file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    Text {
+        text: String,
+        pair: Option<String>,
+        label: Option<Label>,
+    },
+    Choices {
+        text: String,
+        choices: Vec<String>,
+        label: Option<usize>,
+    },
+    Words {
+        words: Vec<String>,
+        tags: Option<Vec<Label>>,
+    },
+    /// `answers` None: unlabelled; empty: unanswerable.
+    Question {
+        id: String,
+        question: String,
+        context: String,
+        answers: Option<Vec<Answer>>,
+    },
+}
+
+/// An example and where it was read from, for error messages ("data.jsonl, line 7").
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    pub content: Content,
+    pub place: String,
+}

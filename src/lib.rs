@@ -1,0 +1,6 @@
+//! ptune: P-Tuning v2 (deep prompt tuning) as a from-scratch engine. `ARCHITECTURE.md` is the map.
+
+pub mod backend;
+pub mod data;
+pub mod error;
+pub mod model;

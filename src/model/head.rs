@@ -1,0 +1,91 @@
+//! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
+
+use crate::data::Grouping;
+use serde::{Deserialize, Serialize};
+
+/// What is asked of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskKind {
+    /// One label for a text or a pair of texts.
+    Classification,
+    /// One of several choices, each read together with the text.
+    MultipleChoice,
+    /// A label for every word.
+    Tagging,
+    /// The span of a context that answers a question.
+    Qa,
+}
+
+impl TaskKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskKind::Classification => "classification",
+            TaskKind::MultipleChoice => "multiple-choice",
+            TaskKind::Tagging => "tagging",
+            TaskKind::Qa => "qa",
+        }
+    }
+}
+
+/// The head for sequences: the released code's, or the one of transformers' RoBERTa classes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadKind {
+    /// The model's frozen pooler, then one trained linear layer.
+    Linear,
+    /// A trained dense layer, tanh and a trained output layer; the pooler is not used.
+    Dense,
+}
+
+/// What stands between the rows that a head reads and its output layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    None,
+    /// tanh(W h + b) with the model's frozen pooler.
+    Frozen,
+    /// The same with a trained dense layer.
+    Dense,
+}
+
+/// A head as the engine builds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadSpec {
+    pub pooling: Pooling,
+    /// Outputs of the last layer.
+    pub columns: usize,
+    pub grouping: Grouping,
+    /// Whether hidden dropout acts on the last layer's input.
+    pub dropout: bool,
+    /// Name of the head's module in the adapter's file, under `base_model.`.
+    pub module: &'static str,
+}
+
+impl HeadSpec {
+    /// `classes` counts labels; multiple choice and question answering have a fixed number of columns.
+    pub fn new(task: TaskKind, kind: HeadKind, classes: usize) -> HeadSpec {
+        let pooling = match kind {
+            HeadKind::Linear => Pooling::Frozen,
+            HeadKind::Dense => Pooling::Dense,
+        };
+        let (pooling, columns, grouping, dropout, module) = match task {
+            TaskKind::Classification => (pooling, classes, Grouping::PerRow, true, "classifier"),
+            TaskKind::MultipleChoice => (pooling, 1, Grouping::PerColumn, true, "classifier"),
+            TaskKind::Tagging => (Pooling::None, classes, Grouping::PerRow, true, "classifier"),
+            TaskKind::Qa => (Pooling::None, 2, Grouping::PerColumn, false, "qa_outputs"),
+        };
+        HeadSpec { pooling, columns, grouping, dropout, module }
+    }
+
+    /// Names and [output, input] of the trained layers, first to last, as the adapter's file names them without
+    /// `.weight` and `.bias`.
+    pub fn layers(&self, hidden_size: usize) -> Vec<(String, [usize; 2])> {
+        let module = format!("base_model.{}", self.module);
+        match self.pooling {
+            Pooling::Dense => {
+                vec![(format!("{module}.dense"), [hidden_size, hidden_size]), (format!("{module}.out_proj"), [self.columns, hidden_size])]
+            }
+            Pooling::None | Pooling::Frozen => vec![(module, [self.columns, hidden_size])],
+        }
+    }
+}

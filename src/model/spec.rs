@@ -1,0 +1,183 @@
+//! What a transformer is: everything the engine must know of a model, and nothing of where it came from.
+
+use crate::backend::{Activation, NormKind};
+
+/// Where a block normalises: after adding the residual (BERT) or before each branch (GPT, Llama).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlace {
+    Post,
+    Pre,
+}
+
+/// How a token's position enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// A learned table; the first token has index `first` (+ prefix length where positions are shifted).
+    /// With `padding_id`, a token of that id takes index `padding_id` and does not advance the count (RoBERTa).
+    Learned { table: usize, first: usize, padding_id: Option<u32> },
+}
+
+/// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Specification {
+    /// `model_type` of its config.json.
+    pub family: String,
+    pub layers: usize,
+    pub layer_weights: Vec<usize>,
+    pub hidden_size: usize,
+    /// Width of the embedding tables; where it is not the hidden size, a linear layer maps it there.
+    pub embedding_size: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub ffn_size: usize,
+    pub vocabulary: usize,
+    /// 0: no token type embedding.
+    pub token_types: usize,
+    pub positions: Positions,
+    pub norm: NormKind,
+    pub norm_place: NormPlace,
+    pub norm_epsilon: f64,
+    /// A norm directly on the embeddings.
+    pub embedding_norm: bool,
+    /// A norm after the last layer (pre-norm models).
+    pub final_norm: bool,
+    pub activation: Activation,
+    /// Whether linear layers have biases.
+    pub linear_bias: bool,
+    /// Rates of the checkpoint's config.json.
+    pub hidden_dropout: f64,
+    pub attention_dropout: f64,
+    /// Deviation of newly made weights (a pooler that the checkpoint lacks).
+    pub initializer_range: f64,
+    /// `id2label` in order of ids, where it has real names.
+    pub labels: Option<Vec<String>>,
+}
+
+/// A frozen tensor by its role. Layer indices are indices of weights, not of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Slot {
+    WordEmbedding,
+    PositionEmbedding,
+    TypeEmbedding,
+    EmbeddingNorm,
+    EmbeddingProjection,
+    Query(usize),
+    Key(usize),
+    Value(usize),
+    AttentionOutput(usize),
+    /// Post-norm: after the attention's residual. Pre-norm: before attention.
+    AttentionNorm(usize),
+    Up(usize),
+    Down(usize),
+    /// Post-norm: after the feed-forward's residual. Pre-norm: before the feed-forward.
+    FeedForwardNorm(usize),
+    FinalNorm,
+    Pooler,
+}
+
+impl Specification {
+    pub fn kv_size(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    pub fn query_size(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Distinct sets of layer weights.
+    pub fn weight_sets(&self) -> usize {
+        self.layer_weights.iter().max().map_or(0, |last| last + 1)
+    }
+
+    /// [output, input] of a slot's matrix (one row for a norm), or None where the model has no such tensor.
+    pub fn shape(&self, slot: Slot) -> Option<[usize; 2]> {
+        let (hidden, embedding) = (self.hidden_size, self.embedding_size);
+        Some(match slot {
+            Slot::WordEmbedding => [self.vocabulary, embedding],
+            Slot::PositionEmbedding => match self.positions {
+                Positions::Learned { table, .. } => [table, embedding],
+            },
+            Slot::TypeEmbedding if self.token_types > 0 => [self.token_types, embedding],
+            Slot::EmbeddingNorm if self.embedding_norm => [1, embedding],
+            Slot::EmbeddingProjection if embedding != hidden => [hidden, embedding],
+            Slot::Query(_) => [self.query_size(), hidden],
+            Slot::Key(_) | Slot::Value(_) => [self.kv_size(), hidden],
+            Slot::AttentionOutput(_) => [hidden, self.query_size()],
+            Slot::Up(_) => [self.ffn_size, hidden],
+            Slot::Down(_) => [hidden, self.ffn_size],
+            Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) => [1, hidden],
+            Slot::FinalNorm if self.final_norm => [1, hidden],
+            Slot::Pooler => [hidden, hidden],
+            Slot::TypeEmbedding | Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm => return None,
+        })
+    }
+
+    /// Every slot of the model but the pooler, in the order of the forward.
+    pub fn slots(&self) -> Vec<Slot> {
+        let mut slots =
+            vec![Slot::WordEmbedding, Slot::PositionEmbedding, Slot::TypeEmbedding, Slot::EmbeddingNorm, Slot::EmbeddingProjection];
+        for set in 0..self.weight_sets() {
+            slots.extend([
+                Slot::Query(set),
+                Slot::Key(set),
+                Slot::Value(set),
+                Slot::AttentionOutput(set),
+                Slot::AttentionNorm(set),
+                Slot::Up(set),
+                Slot::Down(set),
+                Slot::FeedForwardNorm(set),
+            ]);
+        }
+        slots.push(Slot::FinalNorm);
+        slots.retain(|&slot| self.shape(slot).is_some());
+        slots
+    }
+
+    /// Whether a slot's tensor has a bias (a beta, for a norm).
+    pub fn has_bias(&self, slot: Slot) -> bool {
+        match slot {
+            Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding => false,
+            Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
+            Slot::Pooler | Slot::EmbeddingProjection => true,
+            _ => self.linear_bias,
+        }
+    }
+
+    /// Parameters of the frozen model without the pooler.
+    pub fn parameters(&self) -> usize {
+        self.slots()
+            .iter()
+            .map(|&slot| {
+                let [rows, cols] = self.shape(slot).unwrap_or([0, 0]);
+                let bias = if !self.has_bias(slot) {
+                    0
+                } else if rows == 1 {
+                    cols
+                } else {
+                    rows
+                };
+                rows * cols + bias
+            })
+            .sum()
+    }
+
+    /// Position indices of one sequence's tokens, `shift` being the prefix length or 0.
+    pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
+        let Positions::Learned { first, padding_id, .. } = self.positions;
+        let mut next = (first + shift) as u32;
+        ids.iter().map(move |&id| match padding_id {
+            Some(padding) if id == padding => padding,
+            _ => {
+                next += 1;
+                next - 1
+            }
+        })
+    }
+
+    /// The longest sequence that the position table holds behind `shift` prefix positions.
+    pub fn longest_sequence(&self, shift: usize) -> usize {
+        let Positions::Learned { table, first, .. } = self.positions;
+        table.saturating_sub(first + shift)
+    }
+}
