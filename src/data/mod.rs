@@ -1,7 +1,9 @@
 //! From files to packed batches: readers, tokenization, features, batches, the order of an epoch.
 
+mod batch;
 mod feature;
 
+pub use batch::{Batch, Packing, RowArrays};
 pub use feature::{Feature, FeatureSet, Grouping, Sequence};
 
 /// A label as the data spells it.
