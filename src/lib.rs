@@ -1,6 +1,7 @@
 //! ptune: P-Tuning v2 (deep prompt tuning) as a from-scratch engine. `ARCHITECTURE.md` is the map.
 
 pub mod backend;
+pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod model;
