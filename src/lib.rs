@@ -3,5 +3,6 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod model;

@@ -178,7 +178,7 @@ impl Plan {
     pub fn new(model: &FrozenModel, options: &EngineOptions, capacity: Capacity, backend: &dyn Backend) -> Result<Plan> {
         let spec = &model.spec;
         let precision = backend.precision();
-        let (activation, master) = (precision.activation, precision.master);
+        let master = precision.master;
         let tail = !options.head.reads_every_token();
         let tokens = capacity.tokens.next_multiple_of(TOKEN_GRANULE);
         let rows = if tail { capacity.rows } else { tokens };
@@ -187,7 +187,7 @@ impl Plan {
             (true, Some(&layer)) => layer,
             _ => spec.layers,
         };
-        let (h, f, q, kv, heads) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size(), spec.heads);
+        let (h, f, q, kv) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
         let formula = format!("{} parameters; matrices in 16 bits, biases and norms in {}", spec.parameters(), master.name());

@@ -1,0 +1,4 @@
+//! One test binary: golden bundles of the reference software, finite differences, whole runs of the program.
+
+mod bundle;
+mod golden;
