@@ -3,4 +3,5 @@
 pub mod backend;
 pub mod data;
 pub mod error;
+pub mod metric;
 pub mod model;
