@@ -5,3 +5,4 @@ pub mod data;
 pub mod error;
 pub mod metric;
 pub mod model;
+pub mod task;
