@@ -1,7 +1,9 @@
 //! ptune: P-Tuning v2 (deep prompt tuning) as a from-scratch engine. `ARCHITECTURE.md` is the map.
 
 pub mod backend;
+pub mod checkpoint;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod metric;
 pub mod model;

@@ -1,8 +1,14 @@
 //! What a transformer is: the specification that drives the engine, and one small file a family that reads it from
 //! `config.json` and names the checkpoint's tensors.
 
+mod bert;
+mod config;
+mod family;
 mod head;
+mod roberta;
 mod spec;
 
+pub use config::Config;
+pub use family::{FAMILIES, Family, describe, family_of};
 pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
 pub use spec::{NormPlace, Positions, Slot, Specification};

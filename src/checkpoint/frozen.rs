@@ -1,0 +1,209 @@
+//! A frozen model: its specification, and its tensors by role.
+
+use super::mapped::Tensor;
+use super::shards::Checkpoint;
+use crate::model::{Config, Family, Slot, Specification, describe};
+use anyhow::{Result, anyhow, bail};
+use std::path::{Path, PathBuf};
+
+/// A Hugging Face model directory. Every tensor that the specification asks for is there and has its shape.
+pub struct FrozenModel {
+    pub spec: Specification,
+    pub checkpoint: Checkpoint,
+    pub directory: PathBuf,
+    family: &'static Family,
+    /// What stands before every tensor's name: `bert.`, or nothing.
+    prefix: &'static str,
+    pooler: bool,
+}
+
+impl FrozenModel {
+    /// Reads `config.json`, maps the safetensors and checks that the two agree. Heads and anything else in the files
+    /// is ignored; a pooler may be absent.
+    pub fn open(directory: &Path) -> Result<FrozenModel> {
+        let (family, spec) = describe(&Config::of_model(directory)?)?;
+        let checkpoint = Checkpoint::open(directory)?;
+        let known = |name: &str| checkpoint.tensor(name).is_some() || checkpoint.unsupported(name).is_some();
+        let named = |prefix: &str, slot| (family.tensor_name)(slot).map(|name| format!("{prefix}{name}.weight"));
+        let probe = |prefix: &&&str| named(prefix, Slot::WordEmbedding).is_some_and(|name| known(&name));
+        let Some(&prefix) = family.prefixes.iter().find(probe) else {
+            let expected: Vec<String> = family.prefixes.iter().filter_map(|prefix| named(prefix, Slot::WordEmbedding)).collect();
+            bail!(
+                "{}: no tensor {}; is this a checkpoint of model_type {}?",
+                checkpoint.file_name(0).display(),
+                expected.join(" or "),
+                spec.family
+            );
+        };
+        FrozenModel::assemble(family, prefix, spec, checkpoint, directory.to_owned())
+    }
+
+    /// A model of given parts: `prefix` stands before the names that `family` gives its tensors. Checks that every
+    /// tensor of the specification is there.
+    pub fn assemble(
+        family: &'static Family,
+        prefix: &'static str,
+        spec: Specification,
+        checkpoint: Checkpoint,
+        directory: PathBuf,
+    ) -> Result<FrozenModel> {
+        let name = (family.tensor_name)(Slot::Pooler).map(|name| format!("{prefix}{name}.weight"));
+        let pooler = name.is_some_and(|name| checkpoint.tensor(&name).is_some() || checkpoint.unsupported(&name).is_some());
+        let model = FrozenModel { spec, checkpoint, directory, family, prefix, pooler };
+        for slot in model.spec.slots().into_iter().chain(pooler.then_some(Slot::Pooler)) {
+            model.weight(slot)?;
+            model.bias(slot)?;
+        }
+        Ok(model)
+    }
+
+    pub fn has_pooler(&self) -> bool {
+        self.pooler
+    }
+
+    /// A slot's matrix [output, input], or a norm's gamma [H].
+    pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
+        let [rows, cols] = self.shape(slot)?;
+        if is_norm(slot) { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &[rows, cols]) }
+    }
+
+    /// A slot's bias [output], or a norm's beta [H]; None only where the specification has none.
+    pub fn bias(&self, slot: Slot) -> Result<Option<&Tensor>> {
+        if !self.spec.has_bias(slot) {
+            return Ok(None);
+        }
+        let [rows, cols] = self.shape(slot)?;
+        if is_norm(slot) { self.find(slot, &["bias", "beta"], &[cols]) } else { self.find(slot, &["bias"], &[rows]) }.map(Some)
+    }
+
+    fn shape(&self, slot: Slot) -> Result<[usize; 2]> {
+        self.spec.shape(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))
+    }
+
+    /// The first of a slot's possible names, checked.
+    fn find(&self, slot: Slot, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
+        let base = (self.family.tensor_name)(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))?;
+        let names: Vec<String> = endings.iter().map(|ending| format!("{}{base}.{ending}", self.prefix)).collect();
+        for name in &names {
+            if let Some((file, dtype)) = self.checkpoint.unsupported(name) {
+                bail!("{}: tensor {name} has element type {dtype}; only F16, BF16 and F32 are supported", file.display());
+            }
+        }
+        let Some(tensor) = names.iter().find_map(|name| self.checkpoint.tensor(name)) else {
+            bail!("{}: tensor {} is missing, which its config.json asks for", self.directory.display(), names[0]);
+        };
+        let file = self.checkpoint.file_name(tensor.file).display();
+        if tensor.shape != shape {
+            bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
+        }
+        if !tensor.offset.is_multiple_of(tensor.dtype.size()) {
+            bail!(
+                "{file}: tensor {} is not aligned (it starts at byte {}); write the file anew with a current safetensors",
+                tensor.name,
+                tensor.offset
+            );
+        }
+        Ok(tensor)
+    }
+}
+
+fn is_norm(slot: Slot) -> bool {
+    matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::DType;
+    use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+    use std::fs;
+
+    /// A copy of a golden model with its tensors renamed, retyped or left out.
+    fn edited(bundle: &str, edit: impl Fn(&str, Dtype) -> Option<(String, Dtype)>) -> (tempfile::TempDir, Result<FrozenModel>) {
+        let (folder, source) = (tempfile::tempdir().unwrap(), Path::new("tests/golden").join(bundle).join("model"));
+        fs::copy(source.join("config.json"), folder.path().join("config.json")).unwrap();
+        let bytes = fs::read(source.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let views = tensors.iter().filter_map(|(name, view)| {
+            let (name, dtype) = edit(name, view.dtype())?;
+            let mut shape = view.shape().to_vec();
+            if dtype == Dtype::I8 {
+                shape[0] *= 2;
+            }
+            Some((name, TensorView::new(dtype, shape, view.data()).unwrap()))
+        });
+        safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &folder.path().join("model.safetensors")).unwrap();
+        let model = FrozenModel::open(folder.path());
+        (folder, model)
+    }
+
+    #[test]
+    fn golden_models_open() {
+        for bundle in ["bert-classification", "bert-qa", "bert-tagging", "roberta-classification"] {
+            let model = FrozenModel::open(&Path::new("tests/golden").join(bundle).join("model")).unwrap();
+            let [rows, cols] = model.spec.shape(Slot::Up(1)).unwrap();
+            let up = model.weight(Slot::Up(1)).unwrap();
+            assert_eq!((up.dtype, up.shape.as_slice()), (DType::F16, [rows, cols].as_slice()));
+            assert!(up.name.ends_with("encoder.layer.1.intermediate.dense.weight"));
+            assert!(model.has_pooler());
+            assert!(model.bias(Slot::WordEmbedding).unwrap().is_none());
+            let tensors: usize = model.checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+            let hidden = model.spec.hidden_size;
+            assert_eq!(model.spec.parameters(), tensors - hidden * (hidden + 1), "all but the pooler");
+        }
+    }
+
+    #[test]
+    fn old_names_no_prefix_and_no_pooler() {
+        let (_folder, model) = edited("bert-classification", |name, dtype| {
+            let name = name.strip_prefix("bert.").unwrap();
+            let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+            (!name.starts_with("pooler")).then_some((name, dtype))
+        });
+        let model = model.unwrap();
+        assert!(!model.has_pooler());
+        assert_eq!(model.weight(Slot::AttentionNorm(2)).unwrap().name, "encoder.layer.2.attention.output.LayerNorm.gamma");
+        assert_eq!(model.bias(Slot::EmbeddingNorm).unwrap().unwrap().name, "embeddings.LayerNorm.beta");
+        assert!(model.weight(Slot::Pooler).unwrap_err().to_string().contains("pooler.dense.weight is missing"));
+        assert!(model.weight(Slot::FinalNorm).is_err());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let query = "bert.encoder.layer.1.attention.self.query.weight";
+        let without = edited("bert-classification", |name, dtype| (name != query).then_some((name.to_string(), dtype))).1;
+        let message = format!("{:#}", without.err().unwrap());
+        assert!(message.contains(&format!("tensor {query} is missing")), "{message}");
+
+        let quantized = edited("bert-classification", |name, dtype| {
+            Some((name.to_string(), if name == query || name.ends_with("pooler.dense.bias") { Dtype::I8 } else { dtype }))
+        });
+        let message = format!("{:#}", quantized.1.err().unwrap());
+        assert!(message.contains(query) && message.contains("I8"), "{message}");
+
+        let (folder, model) = edited("bert-classification", |name, dtype| Some((name.to_string(), dtype)));
+        model.unwrap();
+        let file = folder.path().join("model.safetensors");
+        let mut bytes = fs::read(&file).unwrap();
+        let length = u64::from_le_bytes(*bytes.first_chunk().unwrap());
+        bytes.splice(..8, (length + 1).to_le_bytes());
+        bytes.insert(8 + length as usize, b' ');
+        fs::write(&file, bytes).unwrap();
+        let message = format!("{:#}", FrozenModel::open(folder.path()).err().unwrap());
+        assert!(message.contains("word_embeddings.weight is not aligned"), "{message}");
+
+        let other = edited("bert-classification", |name, dtype| Some((format!("distil{name}"), dtype))).1;
+        let message = format!("{:#}", other.err().unwrap());
+        assert!(message.contains("bert.embeddings.word_embeddings.weight or embeddings."), "{message}");
+
+        let (folder, model) = edited("bert-classification", |name, dtype| Some((name.to_string(), dtype)));
+        model.unwrap();
+        let config = fs::read_to_string(folder.path().join("config.json")).unwrap();
+        fs::write(folder.path().join("config.json"), config.replace("\"vocab_size\": 500", "\"vocab_size\": 501")).unwrap();
+        let message = format!("{:#}", FrozenModel::open(folder.path()).err().unwrap());
+        assert!(message.contains("word_embeddings.weight has shape [500, 48]") && message.contains("[501, 48]"), "{message}");
+        fs::remove_file(folder.path().join("config.json")).unwrap();
+        assert!(FrozenModel::open(folder.path()).err().unwrap().to_string().contains("no config.json"));
+        assert!(FrozenModel::open(&folder.path().join("absent")).err().unwrap().to_string().contains("no such directory"));
+    }
+}

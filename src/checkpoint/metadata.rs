@@ -1,0 +1,158 @@
+//! `ptune.json`: what the engine knows of an adapter beyond PEFT's `adapter_config.json`.
+
+use super::atomic::write_atomically;
+use crate::model::{HeadKind, TaskKind};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::Path;
+
+/// Version of the file's layout.
+const FORMAT: u64 = 1;
+
+/// How an adapter was made and how it is to be read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// None: a foreign adapter whose files do not tell.
+    pub task: Option<TaskKind>,
+    /// Label names in the order of the head's outputs; None where the task has none or a foreign adapter lacks them.
+    pub labels: Option<Vec<String>>,
+    pub head: HeadKind,
+    pub prefix_length: usize,
+    /// Layers that have a prefix, from 0, ascending.
+    pub prefix_layers: Vec<usize>,
+    /// Layers of the base model.
+    pub model_layers: usize,
+    /// Hidden size of the projection that the prefix was trained through. The tensor itself is always flat.
+    pub prefix_projection: Option<usize>,
+    /// Whether the tokens' positions are counted from the prefix length.
+    pub shifted_positions: bool,
+    /// Rates of the training; 0 where a foreign adapter does not tell.
+    pub prefix_dropout: f64,
+    pub hidden_dropout: f64,
+    pub attention_dropout: f64,
+    /// Limits of the training, in tokens.
+    pub max_length: Option<usize>,
+    pub doc_stride: Option<usize>,
+    /// Path or name of the base model, for people.
+    pub base_model: String,
+    /// [`super::Checkpoint::fingerprint`] of the base model.
+    pub fingerprint: Option<String>,
+}
+
+impl Metadata {
+    /// Reads `ptune.json`; None where there is none.
+    pub(super) fn read(file: &Path) -> Result<Option<Metadata>> {
+        if !file.exists() {
+            return Ok(None);
+        }
+        let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let mut value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{}: not valid JSON", file.display()))?;
+        match value.as_object_mut().and_then(|fields| fields.shift_remove("format")).as_ref().and_then(Value::as_u64) {
+            Some(FORMAT) => {}
+            Some(other) => bail!("{}: field format is {other}; this version of ptune reads {FORMAT}", file.display()),
+            None => bail!("{}: field format is missing; this is not a file of ptune", file.display()),
+        }
+        let metadata: Metadata = serde_json::from_value(value).with_context(|| format!("{}: wrong field", file.display()))?;
+        metadata.validate().with_context(|| file.display().to_string())?;
+        Ok(Some(metadata))
+    }
+
+    pub(super) fn write(&self, file: &Path) -> Result<()> {
+        self.validate()?;
+        let mut fields = serde_json::Map::from_iter([("format".to_string(), FORMAT.into())]);
+        if let Value::Object(own) = serde_json::to_value(self)? {
+            fields.extend(own);
+        }
+        write_json(file, &Value::Object(fields))
+    }
+
+    fn validate(&self) -> Result<()> {
+        if !self.prefix_layers.is_sorted_by(|a, b| a < b) {
+            bail!("field prefix_layers is {:?}; the layers must ascend", self.prefix_layers);
+        }
+        if self.prefix_layers.last().is_some_and(|&last| last >= self.model_layers) {
+            bail!("field prefix_layers is {:?}; model_layers is only {}", self.prefix_layers, self.model_layers);
+        }
+        if self.prefix_length > 0 && self.prefix_layers.is_empty() {
+            bail!("field prefix_layers is empty, although prefix_length is {}", self.prefix_length);
+        }
+        if self.prefix_projection == Some(0) {
+            bail!("field prefix_projection is 0; it must be at least 1, or null");
+        }
+        let rates = [("prefix", self.prefix_dropout), ("hidden", self.hidden_dropout), ("attention", self.attention_dropout)];
+        if let Some((name, rate)) = rates.iter().find(|(_, rate)| !(0.0..1.0).contains(rate)) {
+            bail!("field {name}_dropout is {rate}; a rate is from 0 to below 1");
+        }
+        let labels = self.labels.as_deref().unwrap_or_default();
+        if let Some(twice) = labels.iter().enumerate().find(|(index, label)| labels[..*index].contains(label)) {
+            bail!("field labels has {:?} twice", twice.1);
+        }
+        Ok(())
+    }
+}
+
+/// Writes JSON as PEFT does: two spaces of indentation, and a newline at the end.
+pub(super) fn write_json(file: &Path, value: &Value) -> Result<()> {
+    write_atomically(file, |writer| {
+        serde_json::to_writer_pretty(&mut *writer, value).map_err(std::io::Error::from)?;
+        Ok(writer.write_all(b"\n")?)
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn metadata(task: TaskKind, prefix_length: usize, model_layers: usize) -> Metadata {
+        Metadata {
+            task: Some(task),
+            labels: None,
+            head: HeadKind::Linear,
+            prefix_length,
+            prefix_layers: (0..model_layers).collect(),
+            model_layers,
+            prefix_projection: None,
+            shifted_positions: true,
+            prefix_dropout: 0.1,
+            hidden_dropout: 0.1,
+            attention_dropout: 0.0,
+            max_length: Some(128),
+            doc_stride: None,
+            base_model: "model".into(),
+            fingerprint: None,
+        }
+    }
+
+    #[test]
+    fn round_trip_and_wrong_fields() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ptune.json");
+        assert_eq!(Metadata::read(&file).unwrap(), None);
+        let mut metadata = metadata(TaskKind::MultipleChoice, 4, 3);
+        metadata.labels = Some(vec!["è".into(), "b".into()]);
+        metadata.prefix_dropout = 0.1 + 0.2;
+        metadata.write(&file).unwrap();
+        assert_eq!(Metadata::read(&file).unwrap(), Some(metadata.clone()));
+
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.starts_with("{\n  \"format\": 1,\n  \"task\": \"multiple-choice\""), "{text}");
+        let cases = [
+            ("\"format\": 1", "\"format\": 2", "format is 2"),
+            ("\"format\": 1,", "", "format is missing"),
+            ("\"multiple-choice\"", "\"dancing\"", "dancing"),
+            ("\"head\": \"linear\",", "", "head"),
+            ("    2\n", "    3\n", "model_layers"),
+            ("    2\n", "    1\n", "ascend"),
+            ("\"attention_dropout\": 0.0", "\"attention_dropout\": 1.0", "attention_dropout"),
+            ("\"è\"", "\"b\"", "twice"),
+            ("\"prefix_projection\": null", "\"prefix_projection\": 0", "prefix_projection"),
+            ("\"task\"", "task", "line 3"),
+        ];
+        for (from, to, part) in cases {
+            std::fs::write(&file, text.replacen(from, to, 1)).unwrap();
+            let message = format!("{:#}", Metadata::read(&file).expect_err(part));
+            assert!(message.contains(part) && message.contains("ptune.json"), "{message}");
+        }
+    }
+}

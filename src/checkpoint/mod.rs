@@ -1,0 +1,21 @@
+//! Files: memory-mapped checkpoints of frozen models, adapters in PEFT's layout, and training checkpoints. Nothing here
+//! knows of tasks' data, of the engine or of the terminal.
+
+mod adapter;
+mod atomic;
+mod frozen;
+mod host;
+mod mapped;
+mod metadata;
+mod peft;
+mod shards;
+mod training;
+
+pub use adapter::{Adapter, Export, POOLER, PREFIX};
+pub use atomic::write_atomically;
+pub use frozen::FrozenModel;
+pub use host::HostTensor;
+pub use mapped::Tensor;
+pub use metadata::Metadata;
+pub use shards::Checkpoint;
+pub use training::{TrainingState, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint};
