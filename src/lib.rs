@@ -5,4 +5,6 @@ pub mod checkpoint;
 pub mod data;
 pub mod engine;
 pub mod error;
+pub mod metric;
 pub mod model;
+pub mod task;
