@@ -93,15 +93,19 @@ impl Batch {
     fn push_groups(&mut self, packing: &Packing, first_row: usize, targets: &[i32]) {
         let (rows, columns) = (self.readout.count() - first_row, packing.columns);
         self.feature_rows.push(rows);
-        let (count, group): (usize, fn(usize, usize, usize, usize) -> [usize; 3]) = match packing.grouping {
-            Grouping::PerRow => (rows, |first, _, columns, i| [(first + i) * columns, columns, 1]),
-            Grouping::PerColumn => (columns, |first, rows, columns, i| [first * columns + i, rows, columns]),
+        let (count, length, stride) = match packing.grouping {
+            Grouping::PerRow => (rows, columns, 1),
+            Grouping::PerColumn => (columns, rows, columns),
         };
+        let first = first_row * columns;
         for i in 0..count {
             let target = targets.get(i).copied().unwrap_or(-1).max(-1);
             self.targets += usize::from(target >= 0);
-            self.groups.extend(group(first_row, rows, columns, i).map(|value| value as i32));
-            self.groups.push(target);
+            let start = match packing.grouping {
+                Grouping::PerRow => first + i * columns,
+                Grouping::PerColumn => first + i,
+            };
+            self.groups.extend([start as i32, length as i32, stride as i32, target]);
         }
     }
 

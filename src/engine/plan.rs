@@ -191,14 +191,16 @@ impl Plan {
         let mut layout = Layout::default();
 
         let formula = format!("{} parameters; matrices in 16 bits, biases and norms in {}", spec.parameters(), master.name());
-        let frozen = layout
-            .region("frozen weights", formula, |layout| Frozen::lay_out(model, precision, options.head.pooling == Pooling::Frozen, layout))?;
+        let frozen = layout.region("frozen weights", formula, |layout| {
+            Frozen::lay_out(model, precision, options.head.pooling == Pooling::Frozen, layout)
+        })?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
 
         let kept = spec.layers - lowest;
-        let formula = format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+F)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + f);
+        let formula =
+            format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+F)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + f);
         let saved = layout.region("saved activations", formula, |layout| {
             (lowest..spec.layers)
                 .map(|layer| {
@@ -239,7 +241,23 @@ impl Plan {
 
         let (total, regions) = layout.finish();
         let mapped = frozen.mapped_bytes();
-        Ok(Plan { capacity, regions, total, mapped, lowest, tail, frozen, trainables, batch, layers, forward, backward, head, report, scratch })
+        Ok(Plan {
+            capacity,
+            regions,
+            total,
+            mapped,
+            lowest,
+            tail,
+            frozen,
+            trainables,
+            batch,
+            layers,
+            forward,
+            backward,
+            head,
+            report,
+            scratch,
+        })
     }
 }
 
@@ -335,7 +353,8 @@ impl Sizes<'_> {
         // Without a backward the buffers are empty.
         let (tokens, rows) = if training { (self.tokens, self.rows) } else { (0, 0) };
         let (h, q, kv) = (spec.hidden_size, spec.query_size(), spec.kv_size());
-        let stream = (spec.norm_place == NormPlace::Pre).then(|| [layout.matrix(tokens, h, activation), layout.matrix(rows, h, activation)]);
+        let stream =
+            (spec.norm_place == NormPlace::Pre).then(|| [layout.matrix(tokens, h, activation), layout.matrix(rows, h, activation)]);
         BackwardScratch {
             hidden: layout.matrix(tokens, h, activation),
             stream,

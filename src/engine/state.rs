@@ -46,11 +46,8 @@ impl Engine {
         for index in 0..self.plan.trainables.list.len() {
             let Trainable { drawn, master, .. } = self.plan.trainables.list[index];
             let zeroed = init == PrefixInit::Zero && index < prefix && (prefix == 1 || index == prefix - 2);
-            let values = if drawn && !zeroed {
-                normals(self.options.seed, index, master.len(), INITIAL_DEVIATION)
-            } else {
-                vec![0.0; master.len()]
-            };
+            let values =
+                if drawn && !zeroed { normals(self.options.seed, index, master.len(), INITIAL_DEVIATION) } else { vec![0.0; master.len()] };
             self.write_values(master, &values);
         }
         self.prefix_stale = true;
@@ -112,7 +109,11 @@ impl Engine {
         if let (true, Some(pooler)) = (self.made_pooler, self.plan.frozen.pooler) {
             for (part, view) in [("weight", Some(pooler.weight)), ("bias", pooler.bias)] {
                 let (Some(tensor), Some(view)) = (adapter.tensors.get(&format!("{POOLER}.{part}")), view) else { continue };
-                ensure!(tensor.values.len() == view.len(), "the adapter's pooler has shape {:?}: it was made for another model", tensor.shape);
+                ensure!(
+                    tensor.values.len() == view.len(),
+                    "the adapter's pooler has shape {:?}: it was made for another model",
+                    tensor.shape
+                );
                 let values: Vec<f64> = tensor.values.iter().map(|&value| f64::from(value)).collect();
                 self.write_values(view, &values);
             }

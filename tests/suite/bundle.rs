@@ -123,7 +123,9 @@ impl Bundle {
                 let mut first_sequence = 0;
                 for (number, example) in examples.iter().enumerate() {
                     let (sequences, targets) = match self.task {
-                        TaskKind::MultipleChoice => (example["choices"].as_array().unwrap().len(), vec![example["label"].as_i64().unwrap() as i32]),
+                        TaskKind::MultipleChoice => {
+                            (example["choices"].as_array().unwrap().len(), vec![example["label"].as_i64().unwrap() as i32])
+                        }
                         TaskKind::Tagging => (1, example["tags"].as_array().unwrap().iter().map(index).collect()),
                         _ => (1, vec![index(&example["label"])]),
                     };

@@ -184,7 +184,9 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
     for (example, length) in [70, 1, 9, 64].into_iter().enumerate() {
         let ids: Vec<u32> = (0..length).map(|i| ((i * 7 + example * 3) % 50) as u32).collect();
         let (readout, targets) = match task {
-            TaskKind::Tagging => ((0..length as u32).step_by(2).collect::<Vec<_>>(), (0..length as i32).step_by(2).map(|i| i % 3).collect()),
+            TaskKind::Tagging => {
+                ((0..length as u32).step_by(2).collect::<Vec<_>>(), (0..length as i32).step_by(2).map(|i| i % 3).collect())
+            }
             TaskKind::Qa => ((0..length as u32).collect(), vec![0, length as i32 - 1]),
             _ => (vec![0], vec![(example % 3) as i32]),
         };

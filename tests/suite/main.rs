@@ -3,3 +3,4 @@
 mod bundle;
 mod golden;
 mod gradients;
+mod invariants;

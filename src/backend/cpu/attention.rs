@@ -20,13 +20,20 @@ pub const fn scratch_elements(longest: usize, prefix_length: usize, head_dim: us
     2 * QUERIES * longest + 4 * prefix_length * head_dim
 }
 
+/// Keys and values \[P, G*D\], and their masks.
+#[derive(Clone, Copy)]
+pub struct PrefixOperands<T> {
+    pub key: Matrix<T>,
+    pub value: Matrix<T>,
+    pub dropout: Option<[Dropout; 2]>,
+}
+
 #[derive(Clone, Copy)]
 pub struct Operands<'a, T> {
     pub query: Matrix<T>,
     pub key: Matrix<T>,
     pub value: Matrix<T>,
-    /// Keys, values \[P, G*D\] and their masks.
-    pub prefix: Option<(Matrix<T>, Matrix<T>, Option<[Dropout; 2]>)>,
+    pub prefix: Option<PrefixOperands<T>>,
     pub query_rows: RowIndex<'a>,
     pub key_rows: RowIndex<'a>,
     pub group: usize,
@@ -46,7 +53,7 @@ struct Scratch<T> {
 
 impl<T: Real + Element> Operands<'_, T> {
     fn prefix_length(&self) -> usize {
-        self.prefix.map_or(0, |(key, ..)| key.rows)
+        self.prefix.map_or(0, |prefix| prefix.key.rows)
     }
 
     /// Rows of sequence `b`: (first, count) of its queries and of its keys.
@@ -74,7 +81,7 @@ impl<T: Real + Element> Operands<'_, T> {
     /// Prefix keys and values of head `g` as sequence `ordinal` sees them: through its own masks where there is
     /// prefix dropout, else the masters themselves.
     fn effective_prefix(&self, g: usize, ordinal: u32, scratch: &Scratch<T>) -> [Matrix<T>; 2] {
-        let Some((key, value, dropout)) = self.prefix else { return scratch.prefix };
+        let Some(PrefixOperands { key, value, dropout }) = self.prefix else { return scratch.prefix };
         let head = |matrix: Matrix<T>| matrix.block(0, matrix.rows, g * self.head_dim, self.head_dim);
         let masters = [head(key), head(value)];
         let Some(dropout) = dropout else { return masters };
@@ -224,9 +231,15 @@ pub fn backward<T: Real + Element>(
 
 /// The prefix's own reduction, over every query of every sequence in order: one task is one head. With prefix dropout
 /// each sequence's part is summed by itself and goes through the sequence's masks.
-pub fn prefix_gradient<T: Real + Element>(workers: &Workers<T>, operands: Operands<T>, saved: Saved<T>, d_key: Matrix<T>, d_value: Matrix<T>) {
+pub fn prefix_gradient<T: Real + Element>(
+    workers: &Workers<T>,
+    operands: Operands<T>,
+    saved: Saved<T>,
+    d_key: Matrix<T>,
+    d_value: Matrix<T>,
+) {
     let (d, p) = (operands.head_dim, operands.prefix_length());
-    let Some((.., dropout)) = operands.prefix else { return };
+    let Some(PrefixOperands { dropout, .. }) = operands.prefix else { return };
     (0..operands.kv_heads).into_par_iter().for_each(|g| {
         let scratch = operands.scratch(workers, p);
         let totals = [d_key.block(0, p, g * d, d), d_value.block(0, p, g * d, d)];

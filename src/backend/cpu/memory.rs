@@ -29,7 +29,10 @@ impl Buffers {
         let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT)?;
         // SAFETY: the layout has a size above zero.
         let arena = unsafe { alloc_zeroed(layout) };
-        anyhow::ensure!(!arena.is_null(), "cannot allocate {bytes} bytes of memory; use a smaller batch, a shorter text or a shorter prefix");
+        anyhow::ensure!(
+            !arena.is_null(),
+            "cannot allocate {bytes} bytes of memory; use a smaller batch, a shorter text or a shorter prefix"
+        );
         (self.arena, self.bytes) = (arena, layout.size());
         Ok(())
     }

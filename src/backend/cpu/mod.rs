@@ -110,7 +110,11 @@ impl<T: Number> Cpu<T> {
             query: self.matrix(arguments.query),
             key: self.matrix(arguments.key),
             value: self.matrix(arguments.value),
-            prefix: arguments.prefix.map(|prefix| (self.matrix(prefix.key), self.matrix(prefix.value), prefix.dropout)),
+            prefix: arguments.prefix.map(|prefix| attention::PrefixOperands {
+                key: self.matrix(prefix.key),
+                value: self.matrix(prefix.value),
+                dropout: prefix.dropout,
+            }),
             query_rows: self.rows(arguments.query_rows),
             key_rows: self.rows(arguments.key_rows),
             group: arguments.heads / arguments.kv_heads,
@@ -122,11 +126,7 @@ impl<T: Number> Cpu<T> {
     }
 
     fn saved(&self, saved: &AttentionSaved) -> attention::Saved<T> {
-        attention::Saved {
-            log_sum_exp: self.matrix(saved.log_sum_exp),
-            delta: self.matrix(saved.delta),
-            d_out: self.matrix(saved.d_out),
-        }
+        attention::Saved { log_sum_exp: self.matrix(saved.log_sum_exp), delta: self.matrix(saved.delta), d_out: self.matrix(saved.d_out) }
     }
 }
 

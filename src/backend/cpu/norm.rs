@@ -96,8 +96,8 @@ pub fn backward<T: Real + Element>(arguments: Backward<T>) {
         let projection = reduce(width, |i| gradient(i) * x[i]) / count;
         let residual = d_residual.map(|matrix| matrix.at(row, 0).cast_const());
         let sum = d_sum.at(row, 0);
-        for i in 0..width {
-            let mut value = scale * (gradient(i) - mean - x[i] * projection);
+        for (i, &x) in x.iter().enumerate() {
+            let mut value = scale * (gradient(i) - mean - x * projection);
             // SAFETY: as above; d_residual may be d_sum, too.
             unsafe {
                 if let Some(residual) = residual {

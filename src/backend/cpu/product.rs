@@ -2,9 +2,9 @@
 //! call of the `gemm` crate: the same bits for any number of threads. 16-bit weights are widened tile by tile into
 //! the worker's scratch, so that no second copy of a weight matrix ever exists.
 
+use super::Workers;
 use super::memory::{Element, Matrix, Source};
 use super::real::Real;
-use super::Workers;
 use rayon::prelude::*;
 
 /// Rows and columns of a tile of the output. Widening a weight tile costs one conversion for `TILE_ROWS` rows of

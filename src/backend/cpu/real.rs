@@ -98,7 +98,7 @@ impl Real for f32 {
                 -2.685_432_9e-2,
                 0.112_835_97,
                 -0.376_126_27,
-                1.128_379_2
+                std::f32::consts::FRAC_2_SQRT_PI
             );
         let minus_log = polynomial!(
             clamped,
@@ -196,7 +196,7 @@ fn fold<T: Real>(mut lanes: [T; LANES], tail: T) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] = lanes[i] + lanes[i + width];
+            lanes[i] += lanes[i + width];
         }
         width /= 2;
     }
