@@ -4,4 +4,5 @@ pub mod backend;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod metric;
 pub mod model;
