@@ -3,6 +3,8 @@
 pub mod backend;
 pub mod checkpoint;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod metric;
 pub mod model;
+pub mod task;

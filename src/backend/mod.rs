@@ -185,8 +185,6 @@ pub trait Backend: Send {
     /// Waits for everything queued before.
     fn read(&mut self, from: View, bytes: &mut [u8]);
     fn zero(&mut self, view: View);
-    /// Copies between views of the same shape, converting the element type.
-    fn copy(&mut self, from: View, to: View);
 
     fn embed(&mut self, arguments: &Embed);
     fn norm_forward(&mut self, arguments: &NormForward);
@@ -215,9 +213,9 @@ pub trait Backend: Send {
     /// d_key, d_value \[P, G*D\] += the prefix's gradients over all sequences, in fixed order.
     fn prefix_gradient(&mut self, arguments: &Attention, saved: &AttentionSaved, d_key: View, d_value: View);
 
-    /// out\[r\] = x\[rows\[r\]\]; may convert the element type.
+    /// out\[r\] = x\[rows\[r\]\].
     fn gather_rows(&mut self, x: View, rows: View, out: View);
-    /// x\[rows\[r\]\] += source\[r\]; rows are distinct. May convert the element type.
+    /// x\[rows\[r\]\] += source\[r\]; rows are distinct.
     fn scatter_add_rows(&mut self, source: View, rows: View, x: View);
 
     fn cross_entropy(&mut self, arguments: &CrossEntropy);
@@ -240,8 +238,6 @@ pub struct ScratchNeed {
     pub longest: usize,
     pub prefix_length: usize,
     pub head_dim: usize,
-    /// Widest input of a linear layer.
-    pub widest_input: usize,
-    /// Whether a backward runs.
-    pub training: bool,
+    /// Widest input or output of a linear layer.
+    pub widest: usize,
 }

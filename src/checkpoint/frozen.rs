@@ -35,8 +35,21 @@ impl FrozenModel {
                 spec.family
             );
         };
-        let pooler = named(prefix, Slot::Pooler).is_some_and(|name| known(&name));
-        let model = FrozenModel { spec, checkpoint, directory: directory.to_owned(), family, prefix, pooler };
+        FrozenModel::assemble(family, prefix, spec, checkpoint, directory.to_owned())
+    }
+
+    /// A model of given parts: `prefix` stands before the names that `family` gives its tensors. Checks that every
+    /// tensor of the specification is there.
+    pub fn assemble(
+        family: &'static Family,
+        prefix: &'static str,
+        spec: Specification,
+        checkpoint: Checkpoint,
+        directory: PathBuf,
+    ) -> Result<FrozenModel> {
+        let name = (family.tensor_name)(Slot::Pooler).map(|name| format!("{prefix}{name}.weight"));
+        let pooler = name.is_some_and(|name| checkpoint.tensor(&name).is_some() || checkpoint.unsupported(&name).is_some());
+        let model = FrozenModel { spec, checkpoint, directory, family, prefix, pooler };
         for slot in model.spec.slots().into_iter().chain(pooler.then_some(Slot::Pooler)) {
             model.weight(slot)?;
             model.bias(slot)?;

@@ -1,8 +1,16 @@
 //! From files to packed batches: readers, tokenization, features, batches, the order of an epoch.
 
+mod batch;
 mod feature;
+mod order;
+mod read;
+mod tokenizer;
 
+pub use batch::{Batch, Packing, RowArrays};
 pub use feature::{Feature, FeatureSet, Grouping, Sequence};
+pub use order::epoch_order;
+pub use read::{Columns, read_examples};
+pub use tokenizer::{Encoded, TextTokenizer, Window};
 
 /// A label as the data spells it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

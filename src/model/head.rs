@@ -77,6 +77,11 @@ impl HeadSpec {
         HeadSpec { pooling, columns, grouping, dropout, module }
     }
 
+    /// Whether the head reads every token, so that the last layer computes all of them.
+    pub fn reads_every_token(&self) -> bool {
+        self.pooling == Pooling::None && self.grouping == Grouping::PerColumn
+    }
+
     /// Names and [output, input] of the trained layers, first to last, as the adapter's file names them without
     /// `.weight` and `.bias`.
     pub fn layers(&self, hidden_size: usize) -> Vec<(String, [usize; 2])> {

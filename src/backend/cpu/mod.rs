@@ -1,1 +1,285 @@
-//! The CPU backend.
+//! The CPU backend, generic over f32 (for use) and f64 (the reference of every kernel). Operations run at once, on
+//! rayon's threads. Work is cut by shape alone and every sum has a fixed order, so results are the same bits for any
+//! number of threads.
+
+mod attention;
+mod loss;
+mod mask;
+mod memory;
+mod norm;
+mod pointwise;
+mod product;
+mod real;
+
+use super::*;
+use memory::{Buffers, Element, Matrix};
+use rayon::prelude::*;
+pub use real::Real;
+
+/// Number types that the backend computes in.
+pub trait Number: Real + Element {}
+impl Number for f32 {}
+impl Number for f64 {}
+
+pub struct Cpu<T> {
+    buffers: Buffers,
+    workers: Workers<T>,
+}
+
+/// Scratch of the threads: one slice each.
+pub struct Workers<T> {
+    threads: usize,
+    scratch: *mut T,
+    elements: usize,
+}
+
+// SAFETY: each thread of the pool uses its own slice.
+unsafe impl<T: Send> Send for Workers<T> {}
+unsafe impl<T: Sync> Sync for Workers<T> {}
+
+impl<T> Workers<T> {
+    /// The calling thread's slice. An operation calls this once a task and never waits for other tasks inside one, so
+    /// a thread holds one slice at a time.
+    #[allow(clippy::mut_from_ref)]
+    fn scratch(&self) -> &'static mut [T] {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        assert!(thread < self.threads);
+        // SAFETY: slices of threads do not overlap and lie in the arena, which outlives every operation.
+        unsafe { std::slice::from_raw_parts_mut(self.scratch.add(thread * self.elements), self.elements) }
+    }
+}
+
+/// [`Rows`] resolved to memory.
+#[derive(Clone, Copy)]
+pub struct RowIndex<'a> {
+    ordinals: &'a [i32],
+    tokens: &'a [i32],
+    offsets: &'a [i32],
+}
+
+impl RowIndex<'_> {
+    fn sequences(&self) -> usize {
+        self.offsets.len() - 1
+    }
+}
+
+/// Rows of one task of a row-wise operation.
+const ROWS: usize = 16;
+
+fn parallel_rows(rows: usize, task: impl Fn(usize) + Sync + Send) {
+    (0..rows.div_ceil(ROWS)).into_par_iter().for_each(|chunk| {
+        for row in chunk * ROWS..rows.min((chunk + 1) * ROWS) {
+            task(row);
+        }
+    });
+}
+
+impl<T: Number> Cpu<T> {
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Cpu<T> {
+        let workers = Workers { threads: rayon::current_num_threads(), scratch: std::ptr::null_mut(), elements: 0 };
+        Cpu { buffers: Buffers::new(), workers }
+    }
+
+    fn matrix(&self, view: View) -> Matrix<T> {
+        self.buffers.matrix(view)
+    }
+
+    fn vector(&self, view: View) -> &[T] {
+        self.buffers.vector(view)
+    }
+
+    fn integers(&self, view: View) -> &[i32] {
+        self.buffers.vector(view)
+    }
+
+    /// A vector that the operation writes.
+    #[allow(clippy::mut_from_ref)]
+    fn vector_mut(&self, view: View) -> &mut [T] {
+        assert!(view.is_contiguous());
+        // SAFETY: inside the arena; the operation holds `&mut self` and names no other view of this memory.
+        unsafe { std::slice::from_raw_parts_mut(self.matrix(view).start, view.len()) }
+    }
+
+    fn rows(&self, rows: &Rows) -> RowIndex<'_> {
+        RowIndex { ordinals: self.integers(rows.ordinals), tokens: self.integers(rows.tokens), offsets: self.integers(rows.offsets) }
+    }
+
+    fn operands(&self, arguments: &Attention) -> attention::Operands<'_, T> {
+        attention::Operands {
+            query: self.matrix(arguments.query),
+            key: self.matrix(arguments.key),
+            value: self.matrix(arguments.value),
+            prefix: arguments.prefix.map(|prefix| (self.matrix(prefix.key), self.matrix(prefix.value), prefix.dropout)),
+            query_rows: self.rows(arguments.query_rows),
+            key_rows: self.rows(arguments.key_rows),
+            group: arguments.heads / arguments.kv_heads,
+            kv_heads: arguments.kv_heads,
+            head_dim: arguments.head_dim,
+            scale: T::of(arguments.scale),
+            dropout: arguments.dropout,
+        }
+    }
+
+    fn saved(&self, saved: &AttentionSaved) -> attention::Saved<T> {
+        attention::Saved {
+            log_sum_exp: self.matrix(saved.log_sum_exp),
+            delta: self.matrix(saved.delta),
+            d_out: self.matrix(saved.d_out),
+        }
+    }
+}
+
+impl<T: Number> Backend for Cpu<T> {
+    fn describe(&self) -> String {
+        let threads = self.workers.threads;
+        format!("cpu, {} threads, {}", threads, <T as Real>::DTYPE.name())
+    }
+
+    fn precision(&self) -> Precision {
+        Precision { activation: <T as Real>::DTYPE, master: <T as Real>::DTYPE }
+    }
+
+    fn scratch_bytes(&self, need: &ScratchNeed) -> usize {
+        let attention = attention::scratch_elements(need.longest, need.prefix_length, need.head_dim);
+        self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>()
+    }
+
+    fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()> {
+        self.buffers.allocate(bytes)?;
+        self.workers.elements = scratch.len() * scratch.dtype.size() / size_of::<T>() / self.workers.threads;
+        self.workers.scratch = self.matrix(View { dtype: <T as Real>::DTYPE, rows: 1, cols: 0, stride: 0, ..scratch }).start;
+        Ok(())
+    }
+
+    fn attach(&mut self, file: FileBytes) -> BufferId {
+        self.buffers.attach(file)
+    }
+
+    fn write(&mut self, to: View, bytes: &[u8]) {
+        self.buffers.bytes_mut(to).copy_from_slice(bytes);
+    }
+
+    fn read(&mut self, from: View, bytes: &mut [u8]) {
+        bytes.copy_from_slice(self.buffers.bytes(from));
+    }
+
+    fn zero(&mut self, view: View) {
+        let matrix = self.matrix(view);
+        parallel_rows(view.rows, |row| matrix.row_mut(row).fill(T::ZERO));
+    }
+
+    fn embed(&mut self, arguments: &Embed) {
+        let mut tables = vec![(self.buffers.source::<T>(arguments.word), self.integers(arguments.ids))];
+        if let Some(table) = arguments.position {
+            tables.push((self.buffers.source(table), self.integers(arguments.positions)));
+        }
+        if let Some(table) = arguments.token_type {
+            tables.push((self.buffers.source(table), self.integers(arguments.types)));
+        }
+        pointwise::embed(&tables, || self.workers.scratch(), self.matrix(arguments.out));
+    }
+
+    fn norm_forward(&mut self, arguments: &NormForward) {
+        norm::forward(norm::Forward {
+            kind: arguments.kind,
+            epsilon: T::of(arguments.epsilon),
+            residual: self.matrix(arguments.residual),
+            branch: arguments.branch.map(|view| self.matrix(view)),
+            dropout: arguments.dropout.map(|(dropout, rows)| (dropout, self.rows(rows))),
+            gamma: self.vector(arguments.gamma),
+            beta: arguments.beta.map(|view| self.vector(view)),
+            sum: arguments.sum.map(|view| self.matrix(view)),
+            normalized: self.matrix(arguments.normalized),
+            rstd: self.vector_mut(arguments.rstd),
+            out: self.matrix(arguments.out),
+        });
+    }
+
+    fn norm_backward(&mut self, arguments: &NormBackward) {
+        norm::backward(norm::Backward {
+            kind: arguments.kind,
+            d_out: self.matrix(arguments.d_out),
+            d_residual: arguments.d_residual.map(|view| self.matrix(view)),
+            gamma: self.vector(arguments.gamma),
+            normalized: self.matrix(arguments.normalized),
+            rstd: self.vector(arguments.rstd),
+            d_sum: self.matrix(arguments.d_sum),
+            dropout: arguments.dropout.map(|(dropout, rows, view)| (dropout, self.rows(rows), self.matrix(view))),
+        });
+    }
+
+    fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows) {
+        pointwise::dropout(self.matrix(data), dropout, self.rows(rows));
+    }
+
+    fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View) {
+        let bias = bias.map(|view| self.vector(view));
+        product::linear(&self.workers, self.matrix(x), self.buffers.source(weight), bias, self.matrix(out));
+    }
+
+    fn linear_backward_input(&mut self, dy: View, weight: View, dx: View, accumulate: bool) {
+        product::linear_backward_input(&self.workers, self.matrix(dy), self.buffers.source(weight), self.matrix(dx), accumulate);
+    }
+
+    fn linear_backward_weight(&mut self, dy: View, x: View, d_weight: View, d_bias: Option<View>) {
+        let d_bias = d_bias.map(|view| self.matrix(view));
+        product::linear_backward_weight(self.matrix(dy), self.matrix(x), self.matrix(d_weight), d_bias);
+    }
+
+    fn activation_forward(&mut self, kind: Activation, z: View, out: View) {
+        pointwise::activation_forward(kind, self.matrix(z), self.matrix(out));
+    }
+
+    fn activation_backward(&mut self, kind: Activation, z: View, dz: View) {
+        pointwise::activation_backward(kind, self.matrix(z), self.matrix(dz));
+    }
+
+    fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View) {
+        attention::forward(&self.workers, self.operands(arguments), self.matrix(out), self.matrix(log_sum_exp));
+    }
+
+    fn attention_delta(&mut self, out: View, d_out: View, heads: usize, delta: View) {
+        attention::delta(self.matrix(out), self.matrix(d_out), heads, self.matrix(delta));
+    }
+
+    fn attention_backward(&mut self, arguments: &Attention, saved: &AttentionSaved, d_query: View, d_key: View, d_value: View) {
+        let gradients = [d_query, d_key, d_value].map(|view| self.matrix(view));
+        let [d_query, d_key, d_value] = gradients;
+        attention::backward(&self.workers, self.operands(arguments), self.saved(saved), d_query, d_key, d_value);
+    }
+
+    fn prefix_gradient(&mut self, arguments: &Attention, saved: &AttentionSaved, d_key: View, d_value: View) {
+        let (operands, saved) = (self.operands(arguments), self.saved(saved));
+        attention::prefix_gradient(&self.workers, operands, saved, self.matrix(d_key), self.matrix(d_value));
+    }
+
+    fn gather_rows(&mut self, x: View, rows: View, out: View) {
+        pointwise::gather_rows(self.matrix(x), self.integers(rows), self.matrix(out));
+    }
+
+    fn scatter_add_rows(&mut self, source: View, rows: View, x: View) {
+        pointwise::scatter_add_rows(self.matrix(source), self.integers(rows), self.matrix(x));
+    }
+
+    fn cross_entropy(&mut self, arguments: &CrossEntropy) {
+        let groups: Vec<LogitGroup> = self
+            .integers(arguments.groups)
+            .chunks_exact(4)
+            .map(|group| LogitGroup { start: group[0], length: group[1], stride: group[2], target: group[3] })
+            .collect();
+        let loss = loss::cross_entropy(self.matrix(arguments.logits), &groups, arguments.scale, self.matrix(arguments.d_logits));
+        self.vector_mut(arguments.loss)[0] += T::of(loss);
+    }
+
+    fn squared_norm(&mut self, x: View, total: View) {
+        let norm = loss::squared_norm(self.vector(x));
+        self.vector_mut(total)[0] += T::of(norm);
+    }
+
+    fn adamw(&mut self, update: &AdamW) {
+        let norm = self.vector(update.squared_norm)[0].to_f64();
+        let (moment1, moment2) = (self.vector_mut(update.moment1), self.vector_mut(update.moment2));
+        loss::adamw(self.vector_mut(update.master), self.vector(update.gradient), moment1, moment2, norm, update);
+    }
+}

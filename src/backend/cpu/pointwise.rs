@@ -1,0 +1,147 @@
+//! Operations that touch every element once: embedding, dropout, activations, copies of rows.
+
+use super::memory::{Element, Matrix, Source};
+use super::real::Real;
+use super::{RowIndex, mask, parallel_rows};
+use crate::backend::{Activation, Dropout};
+
+/// out\[t\] = Σ of one row of each table.
+pub fn embed<T: Real + Element>(tables: &[(Source<T>, &[i32])], scratch: impl Fn() -> &'static mut [T] + Sync, out: Matrix<T>) {
+    parallel_rows(out.rows, |row| {
+        let out = out.row_mut(row);
+        for (number, (table, indices)) in tables.iter().enumerate() {
+            if number == 0 {
+                table.widen_row(indices[row] as usize, 0, out);
+            } else {
+                let widened = &mut scratch()[..out.len()];
+                table.widen_row(indices[row] as usize, 0, widened);
+                for (out, &value) in out.iter_mut().zip(widened.iter()) {
+                    *out += value;
+                }
+            }
+        }
+    });
+}
+
+pub fn dropout<T: Real>(data: Matrix<T>, dropout: Dropout, index: RowIndex) {
+    parallel_rows(data.rows, |row| {
+        mask::apply(data.row_mut(row), dropout, index.ordinals[row] as u32, index.tokens[row] as u32, 0, 0);
+    });
+}
+
+/// √(2/π) and the cubic's coefficient of the tanh form of GELU.
+const GELU_TANH: [f64; 2] = [0.797_884_560_802_865_4, 0.044_715];
+
+#[inline(always)]
+fn activate<T: Real>(kind: Activation, z: T) -> T {
+    let half = T::of(0.5);
+    match kind {
+        Activation::GeluErf => half * z * (T::ONE + (z * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+        Activation::GeluTanh => {
+            let inner = T::of(GELU_TANH[0]) * (z + T::of(GELU_TANH[1]) * z * z * z);
+            half * z * (T::ONE + inner.tanh())
+        }
+        Activation::Relu => Real::max(z, T::ZERO),
+        Activation::Tanh => z.tanh(),
+    }
+}
+
+#[inline(always)]
+fn slope<T: Real>(kind: Activation, z: T) -> T {
+    let half = T::of(0.5);
+    match kind {
+        Activation::GeluErf => {
+            let cumulative = half * (T::ONE + (z * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf());
+            // 1/√(2π).
+            cumulative + z * T::of(0.398_942_280_401_432_7) * (-half * z * z).exp()
+        }
+        Activation::GeluTanh => {
+            let [root, cubic] = GELU_TANH.map(T::of);
+            let tanh = (root * (z + cubic * z * z * z)).tanh();
+            half * (T::ONE + tanh) + half * z * (T::ONE - tanh * tanh) * root * (T::ONE + T::of(3.0) * cubic * z * z)
+        }
+        Activation::Relu => {
+            if z > T::ZERO {
+                T::ONE
+            } else {
+                T::ZERO
+            }
+        }
+        Activation::Tanh => {
+            let tanh = z.tanh();
+            T::ONE - tanh * tanh
+        }
+    }
+}
+
+/// One loop a kind, so that each is vectorised by itself.
+macro_rules! by_kind {
+    ($kind:expr, $body:expr) => {
+        match $kind {
+            Activation::GeluErf => $body(Activation::GeluErf),
+            Activation::GeluTanh => $body(Activation::GeluTanh),
+            Activation::Relu => $body(Activation::Relu),
+            Activation::Tanh => $body(Activation::Tanh),
+        }
+    };
+}
+
+pub fn activation_forward<T: Real>(kind: Activation, z: Matrix<T>, out: Matrix<T>) {
+    parallel_rows(out.rows, |row| {
+        let (z, out) = (z.at(row, 0).cast_const(), out.row_mut(row));
+        by_kind!(kind, |kind| {
+            for (i, out) in out.iter_mut().enumerate() {
+                // SAFETY: z has the shape of out; where it is out, the element is read before it is written.
+                *out = activate(kind, unsafe { *z.add(i) });
+            }
+        });
+    });
+}
+
+pub fn activation_backward<T: Real>(kind: Activation, z: Matrix<T>, dz: Matrix<T>) {
+    parallel_rows(dz.rows, |row| {
+        let (z, dz) = (z.row(row), dz.row_mut(row));
+        by_kind!(kind, |kind| {
+            for (dz, &z) in dz.iter_mut().zip(z) {
+                *dz *= slope(kind, z);
+            }
+        });
+    });
+}
+
+pub fn gather_rows<T: Real>(x: Matrix<T>, rows: &[i32], out: Matrix<T>) {
+    parallel_rows(out.rows, |row| out.row_mut(row).copy_from_slice(x.row(rows[row] as usize)));
+}
+
+pub fn scatter_add_rows<T: Real>(source: Matrix<T>, rows: &[i32], x: Matrix<T>) {
+    parallel_rows(source.rows, |row| {
+        for (x, &value) in x.row_mut(rows[row] as usize).iter_mut().zip(source.row(row)) {
+            *x += value;
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The slopes against central differences in f64 (truncation h²/6 f''' and rounding eps/h are below 1e-9).
+    #[test]
+    fn slopes_are_derivatives() {
+        for kind in [Activation::GeluErf, Activation::GeluTanh, Activation::Tanh, Activation::Relu] {
+            for i in -50..50 {
+                let z = f64::from(i) * 0.1 + 0.05;
+                let h = 1e-5;
+                let difference = (activate(kind, z + h) - activate(kind, z - h)) / (2.0 * h);
+                assert!((difference - slope(kind, z)).abs() < 1e-9, "{kind:?} at {z}");
+            }
+        }
+    }
+
+    /// GELU's two forms differ by at most about 5e-4 and must not be confused: values of both at 2.
+    #[test]
+    fn gelu_forms_are_their_own() {
+        assert!((activate(Activation::GeluErf, 2.0_f64) - 1.954_499_736_103_641_6).abs() < 1e-15);
+        assert!((activate(Activation::GeluTanh, 2.0_f64) - 1.954_597_694_087_775).abs() < 1e-12);
+    }
+}

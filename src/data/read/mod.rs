@@ -1,0 +1,99 @@
+//! Readers: a data file becomes a list of examples. One file a format family (`json`, `table`, `conll`), one for what a
+//! record means to each task (`record`), one for SQuAD's nesting (`squad`). Every error names the file and the line
+//! (or the record, or the question's id).
+
+mod conll;
+mod json;
+mod lines;
+mod record;
+mod squad;
+mod table;
+
+use super::Example;
+use crate::model::TaskKind;
+use anyhow::{Result, bail};
+use std::path::Path;
+
+/// Names of the columns (JSON keys, CSV and TSV headers) that an example is read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Columns {
+    pub text: String,
+    /// The second text. With its default name it may be absent; a name that was chosen must be there.
+    pub text_pair: String,
+    pub label: String,
+    pub choices: String,
+    /// CoNLL column of the tags, from 0; None: the last.
+    pub tag: Option<usize>,
+}
+
+const TEXT: &str = "text";
+const TEXT_PAIR: &str = "text_pair";
+const LABEL: &str = "label";
+const CHOICES: &str = "choices";
+
+impl Default for Columns {
+    fn default() -> Columns {
+        Columns { text: TEXT.into(), text_pair: TEXT_PAIR.into(), label: LABEL.into(), choices: CHOICES.into(), tag: None }
+    }
+}
+
+/// The formats, told apart by the file name's extension and the task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    JsonLines,
+    Json,
+    Csv,
+    Tsv,
+    Conll,
+}
+
+impl Format {
+    fn of(path: &Path, task: TaskKind) -> Result<Format> {
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        let table = matches!(task, TaskKind::Classification | TaskKind::MultipleChoice);
+        let tagging = task == TaskKind::Tagging;
+        Ok(match extension.as_str() {
+            "jsonl" | "ndjson" => Format::JsonLines,
+            "json" => Format::Json,
+            "csv" if table => Format::Csv,
+            "tsv" if table => Format::Tsv,
+            "tsv" | "txt" | "conll" | "bio" | "iob" | "iob2" if tagging => Format::Conll,
+            _ => bail!(
+                "{}: the task {} is not read from a file with {}; supported: {}",
+                path.display(),
+                task.name(),
+                if extension.is_empty() { "no extension".to_string() } else { format!("the extension .{extension}") },
+                match task {
+                    TaskKind::Classification | TaskKind::MultipleChoice => ".jsonl .json .csv .tsv",
+                    TaskKind::Tagging => ".jsonl and .json {tokens, tags}, or CoNLL columns in .txt .conll .bio .iob .iob2 .tsv",
+                    TaskKind::Qa => ".json (SQuAD) and .jsonl {id, context, question, answers}",
+                }
+            ),
+        })
+    }
+}
+
+/// Reads all examples of a file, in order.
+///
+/// JSON Lines, JSON (a list of objects, or `{"data": [...]}`), CSV (quoted) and TSV (no quoting, as GLUE's) with a header;
+/// tagging: `{tokens, tags}` or CoNLL columns; question answering: SQuAD 1.1 and 2.0, or one question a record.
+/// A file in which no example has a label (tags, answers) is unlabelled; one in which only some have is an error.
+pub fn read_examples(path: &Path, task: TaskKind, columns: &Columns) -> Result<Vec<Example>> {
+    let format = Format::of(path, task)?;
+    let mut examples = record::Examples::new(task, columns);
+    match format {
+        Format::JsonLines => json::read_lines(path, &mut examples)?,
+        Format::Json => json::read_file(path, &mut examples)?,
+        Format::Csv => table::read_csv(path, &mut examples)?,
+        Format::Tsv => table::read_tsv(path, &mut examples)?,
+        Format::Conll => conll::read(path, &mut examples)?,
+    }
+    let examples = examples.finish();
+    if examples.is_empty() {
+        bail!("{}: holds no examples", path.display());
+    }
+    Ok(examples)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! What a record (a JSON object, a row of a table) means to each task, and the rule that either all examples of a file
+//! have a label or none has.
+
+use super::{Columns, TEXT, TEXT_PAIR, squad};
+use crate::data::{Content, Example, Label};
+use crate::model::TaskKind;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value};
+
+/// A record by its column names.
+pub type Record = Map<String, Value>;
+
+/// The examples of one file as they are read.
+pub struct Examples<'a> {
+    pub task: TaskKind,
+    pub columns: &'a Columns,
+    examples: Vec<Example>,
+    /// The first example with and the first without a label.
+    labelled: Option<usize>,
+    unlabelled: Option<usize>,
+}
+
+impl<'a> Examples<'a> {
+    pub fn new(task: TaskKind, columns: &'a Columns) -> Examples<'a> {
+        Examples { task, columns, examples: Vec::new(), labelled: None, unlabelled: None }
+    }
+
+    /// Adds the example that a record holds.
+    pub fn push(&mut self, place: String, mut record: Record) -> Result<()> {
+        let content = match self.task {
+            TaskKind::Classification => self.text(&mut record),
+            TaskKind::MultipleChoice => self.choices(&mut record),
+            TaskKind::Tagging => self.words(&mut record),
+            TaskKind::Qa => squad::question(&mut record),
+        };
+        match content {
+            Ok(content) => self.add(place, content),
+            Err(error) => Err(error.context(place)),
+        }
+    }
+
+    pub fn add(&mut self, place: String, content: Content) -> Result<()> {
+        let labelled = match &content {
+            Content::Text { label, .. } => label.is_some(),
+            Content::Choices { label, .. } => label.is_some(),
+            Content::Words { tags, .. } => tags.is_some(),
+            Content::Question { answers, .. } => answers.is_some(),
+        };
+        let first = if labelled { &mut self.labelled } else { &mut self.unlabelled };
+        first.get_or_insert(self.examples.len());
+        self.examples.push(Example { content, place });
+        if let (Some(labelled), Some(unlabelled)) = (self.labelled, self.unlabelled) {
+            bail!(
+                "{}: no {}, which other examples have (such as {}); give every example one, or none",
+                self.examples[unlabelled].place,
+                self.label_name(),
+                self.examples[labelled].place,
+            );
+        }
+        Ok(())
+    }
+
+    pub fn finish(self) -> Vec<Example> {
+        self.examples
+    }
+
+    fn label_name(&self) -> String {
+        match self.task {
+            TaskKind::Classification | TaskKind::MultipleChoice => format!("label (column {:?})", self.columns.label),
+            TaskKind::Tagging => "tags".to_string(),
+            TaskKind::Qa => "\"answers\"".to_string(),
+        }
+    }
+
+    fn text(&self, record: &mut Record) -> Result<Content> {
+        let text = string(record, &self.columns.text, "; --text-column names it")?;
+        let pair = &self.columns.text_pair;
+        let optional = pair == TEXT_PAIR && record.get(pair).is_none_or(Value::is_null);
+        let pair = if optional { None } else { Some(string(record, pair, "; --text-pair-column names it")?) };
+        let label = take(record, &self.columns.label).map(|value| label(value, &self.columns.label)).transpose()?;
+        Ok(Content::Text { text, pair, label })
+    }
+
+    fn choices(&self, record: &mut Record) -> Result<Content> {
+        let text = string(record, &self.columns.text, "; --text-column names it")?;
+        let name = &self.columns.choices;
+        let choices = list(record, name, "; --choices-column names it")?
+            .into_iter()
+            .map(|choice| match choice {
+                Value::String(choice) => Ok(choice),
+                other => bail!("{name:?} must hold strings, found {}", describe(&other)),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        ensure!(choices.len() >= 2, "{name:?} must hold at least two choices, found {}", choices.len());
+        let label = take(record, &self.columns.label)
+            .map(|value| match label(value, &self.columns.label)? {
+                Label::Index(index) => usize::try_from(index)
+                    .ok()
+                    .filter(|&index| index < choices.len())
+                    .with_context(|| format!("label {index} is not the index of one of the {} choices (from 0)", choices.len())),
+                Label::Name(name) => bail!("the label of a multiple choice is the index of the right choice (from 0), found {name:?}"),
+            })
+            .transpose()?;
+        Ok(Content::Choices { text, choices, label })
+    }
+
+    /// `tokens` and `tags`, or what --text-column and --label-column say instead.
+    fn words(&self, record: &mut Record) -> Result<Content> {
+        let tokens = if self.columns.text == TEXT { "tokens" } else { &self.columns.text };
+        let tags = if self.columns.label == super::LABEL { "tags" } else { &self.columns.label };
+        let words = list(record, tokens, "; --text-column names it")?
+            .into_iter()
+            .map(|word| match word {
+                Value::String(word) => Ok(word),
+                other => bail!("{tokens:?} must hold strings, found {}", describe(&other)),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let tags = match take(record, tags) {
+            None => None,
+            Some(Value::Array(list)) => {
+                ensure!(list.len() == words.len(), "{} {tokens} but {} {tags}", words.len(), list.len());
+                Some(list.into_iter().map(|tag| label(tag, tags)).collect::<Result<Vec<_>>>()?)
+            }
+            Some(other) => bail!("{tags:?} must be a list, found {}", describe(&other)),
+        };
+        Ok(Content::Words { words, tags })
+    }
+}
+
+/// A value that is there and not null, taken out of its record (whose key stays, for messages).
+pub fn take(record: &mut Record, name: &str) -> Option<Value> {
+    record.get_mut(name).map(Value::take).filter(|value| !value.is_null())
+}
+
+/// A string that must be there; `hint` ends the message when it is not.
+pub fn string(record: &mut Record, name: &str, hint: &str) -> Result<String> {
+    match take(record, name) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => bail!("{name:?} must be a string, found {}", describe(&other)),
+        None => bail!("no column {name:?} ({}){hint}", found(record)),
+    }
+}
+
+fn list(record: &mut Record, name: &str, hint: &str) -> Result<Vec<Value>> {
+    match take(record, name) {
+        Some(Value::Array(list)) => Ok(list),
+        Some(other) => bail!("{name:?} must be a list, found {}", describe(&other)),
+        None => bail!("no column {name:?} ({}){hint}", found(record)),
+    }
+}
+
+/// A label as the data spells it; `name` is its column.
+fn label(value: Value, name: &str) -> Result<Label> {
+    Ok(match value {
+        Value::String(text) => Label::Name(text),
+        Value::Bool(flag) => Label::Name(flag.to_string()),
+        Value::Number(ref number) => match number.as_i64() {
+            Some(index) => Label::Index(index),
+            // 1.0, as tools write whole numbers of a column that once had gaps.
+            None => match number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < 9e15) {
+                Some(float) => Label::Index(float as i64),
+                None => bail!("{name:?} must be a whole number or a string, found {number}"),
+            },
+        },
+        other => bail!("{name:?} must be a whole number or a string, found {}", describe(&other)),
+    })
+}
+
+/// A label of a text format: digits are an index, anything else is a name.
+pub fn cell_label(cell: &str) -> Label {
+    let digits = cell.strip_prefix('-').unwrap_or(cell);
+    if !digits.is_empty()
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && let Ok(index) = cell.parse()
+    {
+        return Label::Index(index);
+    }
+    Label::Name(cell.to_string())
+}
+
+fn found(record: &Record) -> String {
+    format!("columns found: {}", names(record.keys().map(String::as_str)))
+}
+
+/// Names for a message: the first of them, none longer than a word or two.
+pub fn names<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 12;
+    let more = names.len().saturating_sub(SHOWN);
+    let mut shown: Vec<String> = names
+        .take(SHOWN)
+        .map(|name| if name.chars().count() > 30 { name.chars().take(30).chain(['…']).collect() } else { name.to_string() })
+        .collect();
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
+    if shown.is_empty() { "none".to_string() } else { shown.join(", ") }
+}
+
+/// What a value is, for messages.
+pub fn describe(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,140 @@
+//! The backward of the frozen model, from the head's rows down to the lowest prefix. `g` is the gradient of a norm's
+//! output, updated in place: it becomes the sum's gradient, goes through the branch, and comes back with the residual
+//! added. In a pre-norm model the residual's gradient runs beside it in `stream`.
+
+use super::frozen::{Linear, Norm};
+use super::plan::NormBuffers;
+use super::{BatchRows, Engine, Mode};
+use crate::backend::{AttentionSaved, Backend, NormBackward, Rows, Site, View};
+
+/// dx (+)= dy times those outputs of the linear layer, `parts` being its rows in order.
+fn project_backward(backend: &mut dyn Backend, dy: View, parts: &[Linear], from: usize, dx: View, mut accumulate: bool) {
+    let (mut first, end) = (0, from + dy.cols);
+    for part in parts {
+        let rows = part.weight.rows;
+        let (low, high) = (from.max(first), end.min(first + rows));
+        if low < high {
+            let weight = part.outputs(low - first, high - low).weight;
+            backend.linear_backward_input(dy.col_range(low - from, high - low), weight, dx, accumulate);
+            accumulate = true;
+        }
+        first += rows;
+    }
+}
+
+impl Engine {
+    /// From the gradient of the head's input to the gradients of all prefixes.
+    pub(super) fn run_backward(&mut self, rows: &BatchRows) {
+        if self.plan.lowest == self.spec.layers {
+            return;
+        }
+        let mut g = self.plan.head.d_input;
+        let mut stream = self.plan.backward.stream.map(|[all, tail]| if self.plan.tail { tail } else { all });
+        if let Some(stream) = stream {
+            let rows = if self.plan.tail { rows.readout.count } else { rows.all.count };
+            self.backend.zero(stream.first_rows(rows));
+        }
+        for layer in (self.plan.lowest..self.spec.layers).rev() {
+            (g, stream) = self.backward_layer(rows, layer, g, stream);
+        }
+    }
+
+    /// Gradients of the layer's output to gradients of its input (buffers of full capacity are passed and returned).
+    fn backward_layer(&mut self, rows: &BatchRows, layer: usize, g: View, stream: Option<View>) -> (View, Option<View>) {
+        let buffers = self.plan.layers[layer];
+        let scratch = &self.plan.backward;
+        let (wide, attention, delta) = (scratch.feed_forward, scratch.attention, scratch.delta);
+        let weights = &self.plan.frozen.layers[self.spec.layer_weights[layer]];
+        let (output, up, down) = (weights.attention_output, weights.up, weights.down);
+        let post = self.is_post_norm();
+        let queries = if self.is_tail(layer) { &rows.readout } else { &rows.all };
+        let count = queries.count;
+        let g_rows = g.first_rows(count);
+        let stream_rows = stream.map(|view| view.first_rows(count));
+
+        // Feed-forward.
+        let norm = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
+        let branch = self.norm_backward(norm, buffers.feed_forward_norm, Site::FeedForwardOutput, layer, queries, g_rows, stream_rows);
+        let wide = wide.first_rows(count);
+        self.backend.linear_backward_input(branch, down.weight, wide, false);
+        self.backend.activation_backward(self.spec.activation, buffers.up.first_rows(count), wide);
+        self.backend.linear_backward_input(wide, up.weight, g_rows, post);
+
+        // Attention.
+        let norm = self.plan.frozen.norm_after_attention(&self.spec, layer);
+        let branch = self.norm_backward(norm, buffers.attention_norm, Site::AttentionOutput, layer, queries, g_rows, stream_rows);
+        let saved = AttentionSaved {
+            log_sum_exp: buffers.log_sum_exp.first_rows(count),
+            delta: delta.first_rows(count),
+            d_out: attention.first_rows(count),
+        };
+        self.backend.linear_backward_input(branch, output.weight, saved.d_out, false);
+        self.backend.attention_delta(buffers.attention.first_rows(count), saved.d_out, self.spec.heads, saved.delta);
+        let operands = self.attention(Mode::Train, layer, queries, &rows.all);
+        if let Some((index, [_, gradient])) = self.prefix_index(layer).zip(self.plan.trainables.table()) {
+            let [d_key, d_value] = self.prefix_columns(gradient, index);
+            self.backend.prefix_gradient(&operands, &saved, d_key, d_value);
+        }
+        if layer == self.plan.lowest {
+            return (g, stream);
+        }
+
+        // Q, K, V to the layer's input.
+        let (tokens, q, kv) = (rows.all.count, self.spec.query_size(), self.spec.kv_size());
+        let scratch = &self.plan.backward;
+        let (joined, tail, wide_g, wide_stream) = (scratch.query_key_value, scratch.tail, scratch.hidden, scratch.stream);
+        let parts = &self.plan.frozen.layers[self.spec.layer_weights[layer]].query_key_value;
+        let backend = self.backend.as_mut();
+        match tail {
+            Some([d_query, d_key_value]) if self.plan.tail && layer + 1 == self.spec.layers => {
+                let (d_query, d_key_value) = (d_query.first_rows(count), d_key_value.first_rows(tokens));
+                backend.attention_backward(&operands, &saved, d_query, d_key_value.col_range(0, kv), d_key_value.col_range(kv, kv));
+                project_backward(backend, d_query, parts, 0, g_rows, post);
+                project_backward(backend, d_key_value, parts, q, wide_g.first_rows(tokens), false);
+                let index = self.plan.batch.readout_rows.col_range(0, count);
+                backend.scatter_add_rows(g_rows, index, wide_g.first_rows(tokens));
+                let stream = wide_stream.zip(stream_rows).map(|([all, _], rows)| {
+                    backend.zero(all.first_rows(tokens));
+                    backend.scatter_add_rows(rows, index, all.first_rows(tokens));
+                    all
+                });
+                (wide_g, stream)
+            }
+            _ => {
+                let joined = joined.first_rows(tokens);
+                let [d_query, d_key, d_value] = [joined.col_range(0, q), joined.col_range(q, kv), joined.col_range(q + kv, kv)];
+                backend.attention_backward(&operands, &saved, d_query, d_key, d_value);
+                project_backward(backend, joined, parts, 0, g_rows, post);
+                (g, stream)
+            }
+        }
+    }
+
+    /// Through a norm and the dropout of the branch in front of it; returns the branch's gradient.
+    #[allow(clippy::too_many_arguments)]
+    fn norm_backward(
+        &mut self,
+        norm: Norm,
+        kept: NormBuffers,
+        site: Site,
+        layer: usize,
+        rows: &Rows,
+        g: View,
+        stream: Option<View>,
+    ) -> View {
+        let d_sum = stream.unwrap_or(g);
+        let d_branch = self.plan.backward.branch.first_rows(rows.count);
+        let dropout = self.hidden_mask(Mode::Train, site, layer);
+        self.backend.norm_backward(&NormBackward {
+            kind: self.spec.norm,
+            d_out: g,
+            d_residual: stream,
+            gamma: norm.gamma,
+            normalized: kept.normalized.first_rows(rows.count),
+            rstd: kept.rstd.col_range(0, rows.count),
+            d_sum,
+            dropout: dropout.map(|dropout| (dropout, rows, d_branch)),
+        });
+        if dropout.is_some() { d_branch } else { d_sum }
+    }
+}

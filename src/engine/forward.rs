@@ -1,0 +1,192 @@
+//! The forward of the frozen model, layer by layer. `hidden[0]` holds a layer's input, `hidden[1]` what stands between
+//! its two branches; a pre-norm model's residual stream goes the same way in `stream`.
+
+use super::frozen::{Linear, Norm};
+use super::plan::NormBuffers;
+use super::{BatchRows, Engine, Mode};
+use crate::backend::{Attention, Backend, Embed, NormForward, Prefix, Rows, Site, View};
+use crate::model::NormPlace;
+
+/// out's columns = those outputs of x's linear layer, `parts` being its rows in order.
+pub(super) fn project(backend: &mut dyn Backend, x: View, parts: &[Linear], from: usize, out: View) {
+    let (mut first, end) = (0, from + out.cols);
+    for part in parts {
+        let rows = part.weight.rows;
+        let (low, high) = (from.max(first), end.min(first + rows));
+        if low < high {
+            let own = part.outputs(low - first, high - low);
+            backend.linear(x, own.weight, own.bias, out.col_range(low - from, high - low));
+        }
+        first += rows;
+    }
+}
+
+impl Engine {
+    /// Whether layer `layer` computes queries for the head's rows only.
+    pub(super) fn is_tail(&self, layer: usize) -> bool {
+        self.plan.tail && layer + 1 == self.spec.layers
+    }
+
+    pub(super) fn forward_embeddings(&mut self, mode: Mode, rows: &BatchRows) {
+        let count = rows.all.count;
+        let scratch = &self.plan.forward;
+        let (batch, frozen) = (&self.plan.batch, &self.plan.frozen);
+        let entry = frozen.entry_norm(&self.spec);
+        // The branches' first input, before and after the embeddings' own norm; or the stream where that is another.
+        let target = scratch.stream.map_or(scratch.hidden[0], |stream| stream[0]).first_rows(count);
+        let [raw, normed] = match scratch.embedded {
+            Some(embedded) => embedded.map(|view| view.first_rows(count)),
+            None => [scratch.hidden[1].first_rows(count), target],
+        };
+        let first = if frozen.embedding_norm.is_some() { raw } else { normed };
+        let count_of = |view: View| view.col_range(0, count);
+        let embed = Embed {
+            word: frozen.word,
+            position: frozen.position,
+            token_type: frozen.token_type,
+            ids: count_of(batch.ids),
+            positions: count_of(batch.positions),
+            types: count_of(batch.types),
+            out: first,
+        };
+        let own_norm = frozen.embedding_norm;
+        let projection = frozen.embedding_projection;
+        let (keep, stream_norm) = (scratch.embedding_norm, scratch.hidden[0].first_rows(count));
+        self.backend.embed(&embed);
+        if let Some(norm) = own_norm {
+            self.norm(norm, first, None, None, None, keep, normed, count);
+        }
+        if let Some(dropout) = self.hidden_mask(mode, Site::Embedding, 0) {
+            self.backend.dropout(normed, dropout, &rows.all);
+        }
+        if let Some(linear) = projection {
+            self.backend.linear(normed, linear.weight, linear.bias, target);
+        }
+        if let Some(norm) = entry {
+            self.norm(norm, target, None, None, None, keep, stream_norm, count);
+        }
+    }
+
+    pub(super) fn forward_layer(&mut self, mode: Mode, rows: &BatchRows, layer: usize) {
+        let buffers = self.plan.layers[layer];
+        let scratch = &self.plan.forward;
+        let weights = &self.plan.frozen.layers[self.spec.layer_weights[layer]];
+        let (hidden, stream, tail) = (scratch.hidden, scratch.stream, scratch.tail);
+        let (branch, feed_forward, readout_rows) = (scratch.branch, scratch.feed_forward, self.plan.batch.readout_rows);
+        let tokens = rows.all.count;
+        let queries = if self.is_tail(layer) { &rows.readout } else { &rows.all };
+        let count = queries.count;
+        let x = hidden[0].first_rows(tokens);
+        let (q, kv) = (self.spec.query_size(), self.spec.kv_size());
+
+        // Q, K, V; the residual's rows.
+        let parts = &weights.query_key_value;
+        let mut residual = stream.map_or(hidden[0], |stream| stream[0]).first_rows(count);
+        match (tail, buffers.query_key_value) {
+            (Some(tail), _) if self.is_tail(layer) => {
+                let [rows_x, rows_stream] = tail.map(|view| view.first_rows(count));
+                let index = readout_rows.col_range(0, count);
+                self.backend.gather_rows(x, index, rows_x);
+                residual = match stream {
+                    Some(stream) => {
+                        self.backend.gather_rows(stream[0].first_rows(tokens), index, rows_stream);
+                        rows_stream
+                    }
+                    None => rows_x,
+                };
+                let backend = self.backend.as_mut();
+                project(backend, rows_x, parts, 0, buffers.query.first_rows(count));
+                project(backend, x, parts, q, buffers.key.first_rows(tokens));
+                project(backend, x, parts, q + kv, buffers.value.first_rows(tokens));
+            }
+            (_, Some(joined)) => project(self.backend.as_mut(), x, parts, 0, joined.first_rows(tokens)),
+            _ => {
+                let backend = self.backend.as_mut();
+                project(backend, x, parts, 0, buffers.query.first_rows(count));
+                project(backend, x, parts, q, buffers.key.first_rows(tokens));
+                project(backend, x, parts, q + kv, buffers.value.first_rows(tokens));
+            }
+        }
+
+        // Attention and its output.
+        let (output, up, down) = (weights.attention_output, weights.up, weights.down);
+        let after_attention = self.plan.frozen.norm_after_attention(&self.spec, layer);
+        let after_feed_forward = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
+        let attention = self.attention(mode, layer, queries, &rows.all);
+        let (context, branch) = (buffers.attention.first_rows(count), branch.first_rows(count));
+        self.backend.attention_forward(&attention, context, buffers.log_sum_exp.first_rows(count));
+        self.backend.linear(context, output.weight, output.bias, branch);
+        let middle = hidden[1].first_rows(count);
+        let middle_sum = stream.map(|stream| stream[1].first_rows(count));
+        let site = Some((Site::AttentionOutput, layer, mode, queries));
+        self.norm(after_attention, residual, Some(branch), site, middle_sum, buffers.attention_norm, middle, count);
+
+        // Feed-forward.
+        let (z, a) = (buffers.up.first_rows(count), feed_forward.first_rows(count));
+        self.backend.linear(middle, up.weight, up.bias, z);
+        self.backend.activation_forward(self.spec.activation, z, a);
+        self.backend.linear(a, down.weight, down.bias, branch);
+        let is_last = layer + 1 == self.spec.layers;
+        let out = if is_last { self.plan.head.input } else { hidden[0] }.first_rows(count);
+        let sum = stream.filter(|_| !is_last).map(|stream| stream[0].first_rows(count));
+        let site = Some((Site::FeedForwardOutput, layer, mode, queries));
+        self.norm(after_feed_forward, middle_sum.unwrap_or(middle), Some(branch), site, sum, buffers.feed_forward_norm, out, count);
+    }
+
+    /// One residual + dropout + norm over `count` rows.
+    #[allow(clippy::too_many_arguments)]
+    fn norm(
+        &mut self,
+        norm: Norm,
+        residual: View,
+        branch: Option<View>,
+        site: Option<(Site, usize, Mode, &Rows)>,
+        sum: Option<View>,
+        keep: NormBuffers,
+        out: View,
+        count: usize,
+    ) {
+        let dropout = site.and_then(|(site, layer, mode, rows)| Some((self.hidden_mask(mode, site, layer)?, rows)));
+        self.backend.norm_forward(&NormForward {
+            kind: self.spec.norm,
+            epsilon: self.spec.norm_epsilon,
+            residual,
+            branch,
+            dropout,
+            gamma: norm.gamma,
+            beta: norm.beta,
+            sum,
+            normalized: keep.normalized.col_range(0, out.cols).first_rows(count),
+            rstd: keep.rstd.col_range(0, count),
+            out,
+        });
+    }
+
+    /// Attention's operands in a layer; forward and backward ask for the same.
+    pub(super) fn attention<'a>(&self, mode: Mode, layer: usize, queries: &'a Rows, keys: &'a Rows) -> Attention<'a> {
+        let buffers = &self.plan.layers[layer];
+        let prefix = self.prefix_index(layer).zip(self.plan.trainables.table()).map(|(index, [table, _])| {
+            let [key, value] = self.prefix_columns(table, index);
+            let rate = self.options.prefix.dropout;
+            let dropout = self.mask(mode, rate, Site::PrefixKey, layer).zip(self.mask(mode, rate, Site::PrefixValue, layer));
+            Prefix { key, value, dropout: dropout.map(|(key, value)| [key, value]) }
+        });
+        Attention {
+            query: buffers.query.first_rows(queries.count),
+            key: buffers.key.first_rows(keys.count),
+            value: buffers.value.first_rows(keys.count),
+            prefix,
+            query_rows: queries,
+            key_rows: keys,
+            heads: self.spec.heads,
+            kv_heads: self.spec.kv_heads,
+            head_dim: self.spec.head_dim,
+            scale: 1.0 / (self.spec.head_dim as f64).sqrt(),
+            dropout: self.mask(mode, self.options.attention_dropout, Site::AttentionProbability, layer),
+        }
+    }
+
+    pub(super) fn is_post_norm(&self) -> bool {
+        self.spec.norm_place == NormPlace::Post
+    }
+}

@@ -1,0 +1,241 @@
+//! The frozen model's tensors: where each lies, and how it gets there. A 16-bit matrix stays where its file is mapped;
+//! an fp32 one is rounded to fp16 once, into the arena. Biases and norms (under 0.1 % of the bytes) are widened to the
+//! master type, so that kernels read them without conversion.
+
+use super::layout::Layout;
+use super::numbers;
+use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
+use crate::checkpoint::{FrozenModel, Tensor};
+use crate::model::{NormPlace, Slot, Specification};
+use anyhow::{Result, bail};
+
+/// A linear layer: \[N, K\] and \[N\].
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    pub weight: View,
+    pub bias: Option<View>,
+}
+
+impl Linear {
+    /// Output features `from..from + count`.
+    pub fn outputs(self, from: usize, count: usize) -> Linear {
+        Linear { weight: self.weight.row_range(from, count), bias: self.bias.map(|bias| bias.col_range(from, count)) }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    pub gamma: View,
+    pub beta: Option<View>,
+}
+
+pub struct LayerWeights {
+    /// Query, key and value, as few parts as memory allows: their outputs laid side by side are \[Q | K | V\].
+    pub query_key_value: Vec<Linear>,
+    pub attention_output: Linear,
+    pub attention_norm: Norm,
+    pub up: Linear,
+    pub down: Linear,
+    pub feed_forward_norm: Norm,
+}
+
+pub struct Frozen {
+    pub word: View,
+    pub position: Option<View>,
+    pub token_type: Option<View>,
+    pub embedding_norm: Option<Norm>,
+    pub embedding_projection: Option<Linear>,
+    pub layers: Vec<LayerWeights>,
+    pub final_norm: Option<Norm>,
+    pub pooler: Option<Linear>,
+    /// What has to be brought into the arena.
+    uploads: Vec<(Slot, Part, View)>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Matrix,
+    /// Gamma, beta or bias.
+    Vector {
+        bias: bool,
+    },
+}
+
+/// The buffer id under which the engine attaches a checkpoint's file.
+pub fn file_buffer(file: usize) -> BufferId {
+    BufferId(file as u32 + 1)
+}
+
+/// Whether a matrix can be read in the mapped file: 16 bits wide and aligned.
+fn readable_in_place(tensor: &Tensor) -> bool {
+    tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)
+}
+
+struct Placer<'a> {
+    model: &'a FrozenModel,
+    master: DType,
+    uploads: Vec<(Slot, Part, View)>,
+}
+
+impl Placer<'_> {
+    fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
+        let tensor = self.model.weight(slot)?;
+        let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
+        if readable_in_place(tensor) {
+            return Ok(View { buffer: file_buffer(tensor.file), offset: tensor.offset, rows, cols, stride: cols, dtype: tensor.dtype });
+        }
+        let dtype = if tensor.dtype == DType::BF16 { DType::BF16 } else { DType::F16 };
+        let view = layout.matrix(rows, cols, dtype);
+        self.uploads.push((slot, Part::Matrix, view));
+        Ok(view)
+    }
+
+    fn vector(&mut self, layout: &mut Layout, slot: Slot, bias: bool, count: usize) -> View {
+        let view = layout.vector(count, self.master);
+        self.uploads.push((slot, Part::Vector { bias }, view));
+        view
+    }
+
+    fn linear(&mut self, layout: &mut Layout, slot: Slot) -> Result<Linear> {
+        let weight = self.matrix(layout, slot)?;
+        let bias = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, weight.rows));
+        Ok(Linear { weight, bias })
+    }
+
+    fn norm(&mut self, layout: &mut Layout, slot: Slot) -> Norm {
+        let cols = self.model.spec.shape(slot).map_or(0, |[_, cols]| cols);
+        let gamma = self.vector(layout, slot, false, cols);
+        let beta = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, cols));
+        Norm { gamma, beta }
+    }
+
+    /// One matrix where all three have to be copied anyway; else three.
+    fn query_key_value(&mut self, layout: &mut Layout, set: usize) -> Result<Vec<Linear>> {
+        let slots = [Slot::Query(set), Slot::Key(set), Slot::Value(set)];
+        let spec = &self.model.spec;
+        let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
+        let copied = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
+        if copied.iter().any(|tensor| tensor.dtype != DType::F32) {
+            return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
+        }
+        let weight = layout.matrix(rows.iter().sum(), hidden, DType::F16);
+        let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.master));
+        let mut from = 0;
+        for (slot, rows) in slots.into_iter().zip(rows) {
+            self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
+            if let Some(bias) = bias {
+                self.uploads.push((slot, Part::Vector { bias: true }, bias.col_range(from, rows)));
+            }
+            from += rows;
+        }
+        Ok(vec![Linear { weight, bias }])
+    }
+}
+
+impl Frozen {
+    /// Decides where every tensor lies. `pooler`: the head reads the frozen pooler.
+    pub fn lay_out(model: &FrozenModel, precision: Precision, pooler: bool, layout: &mut Layout) -> Result<Frozen> {
+        let spec = &model.spec;
+        let mut placer = Placer { model, master: precision.master, uploads: Vec::new() };
+        let has = |slot| spec.shape(slot).is_some();
+        let word = placer.matrix(layout, Slot::WordEmbedding)?;
+        let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
+        let token_type = has(Slot::TypeEmbedding).then(|| placer.matrix(layout, Slot::TypeEmbedding)).transpose()?;
+        let embedding_norm = has(Slot::EmbeddingNorm).then(|| placer.norm(layout, Slot::EmbeddingNorm));
+        let embedding_projection = has(Slot::EmbeddingProjection).then(|| placer.linear(layout, Slot::EmbeddingProjection)).transpose()?;
+        let mut layers = Vec::new();
+        for set in 0..spec.weight_sets() {
+            layers.push(LayerWeights {
+                query_key_value: placer.query_key_value(layout, set)?,
+                attention_output: placer.linear(layout, Slot::AttentionOutput(set))?,
+                attention_norm: placer.norm(layout, Slot::AttentionNorm(set)),
+                up: placer.linear(layout, Slot::Up(set))?,
+                down: placer.linear(layout, Slot::Down(set))?,
+                feed_forward_norm: placer.norm(layout, Slot::FeedForwardNorm(set)),
+            });
+        }
+        let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
+        let pooler = match (pooler, model.has_pooler()) {
+            (false, _) => None,
+            (true, true) => Some(placer.linear(layout, Slot::Pooler)?),
+            // Made by the engine, or brought by an adapter.
+            (true, false) => Some(Linear {
+                weight: layout.matrix(spec.hidden_size, spec.hidden_size, DType::F16),
+                bias: Some(layout.vector(spec.hidden_size, precision.master)),
+            }),
+        };
+        let uploads = placer.uploads;
+        Ok(Frozen { word, position, token_type, embedding_norm, embedding_projection, layers, final_norm, pooler, uploads })
+    }
+
+    /// The norm in front of layer 0, where the model normalises before each branch.
+    pub fn entry_norm(&self, spec: &Specification) -> Option<Norm> {
+        (spec.norm_place == NormPlace::Pre).then(|| self.layers[spec.layer_weights[0]].attention_norm)
+    }
+
+    pub fn norm_after_attention(&self, spec: &Specification, layer: usize) -> Norm {
+        let weights = &self.layers[spec.layer_weights[layer]];
+        match spec.norm_place {
+            NormPlace::Post => weights.attention_norm,
+            NormPlace::Pre => weights.feed_forward_norm,
+        }
+    }
+
+    /// The norm that layer `layer`'s output goes through: its own, or the next layer's or the final one.
+    pub fn norm_after_feed_forward(&self, spec: &Specification, layer: usize) -> Norm {
+        let own = &self.layers[spec.layer_weights[layer]];
+        match (spec.norm_place, spec.layer_weights.get(layer + 1), self.final_norm) {
+            (NormPlace::Post, ..) => own.feed_forward_norm,
+            (NormPlace::Pre, Some(&next), _) => self.layers[next].attention_norm,
+            (NormPlace::Pre, None, Some(last)) => last,
+            (NormPlace::Pre, None, None) => unreachable!("a pre-norm specification has a final norm"),
+        }
+    }
+
+    /// Bytes of matrices that are read in their files.
+    pub fn mapped_bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            layer.query_key_value.iter().chain([&layer.attention_output, &layer.up, &layer.down]).map(|linear| linear.weight)
+        });
+        let linears = [self.embedding_projection, self.pooler].into_iter().flatten().map(|linear| linear.weight);
+        let tables = [Some(self.word), self.position, self.token_type].into_iter().flatten();
+        tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
+    }
+
+    /// Fills the arena. A value that fp16 cannot hold is an error that names its tensor.
+    pub fn load(&self, model: &FrozenModel, backend: &mut dyn Backend) -> Result<()> {
+        for &(slot, part, view) in &self.uploads {
+            let tensor = match part {
+                Part::Vector { bias: true } => model.bias(slot)?,
+                _ => Some(model.weight(slot)?),
+            };
+            let Some(tensor) = tensor else { bail!("{slot:?} has no bias in {}", model.directory.display()) };
+            let data = model.checkpoint.data(tensor);
+            match part {
+                Part::Matrix => load_matrix(tensor, data, view, backend)?,
+                Part::Vector { .. } => {
+                    let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
+                    backend.write(view, &numbers::to_bytes(&values, view.dtype));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Elements converted at a time: bounds the host memory of loading.
+const CHUNK: usize = 1 << 20;
+
+fn load_matrix(tensor: &Tensor, data: &[u8], view: View, backend: &mut dyn Backend) -> Result<()> {
+    let flat = view.reshape(1, view.len());
+    let size = tensor.dtype.size();
+    for (number, chunk) in data.chunks(CHUNK * size).enumerate() {
+        let to = flat.col_range(number * CHUNK, chunk.len() / size);
+        if tensor.dtype == view.dtype {
+            backend.write(to, chunk);
+        } else {
+            backend.write(to, &numbers::round_to_f16(&tensor.name, chunk)?);
+        }
+    }
+    Ok(())
+}

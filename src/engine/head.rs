@@ -1,0 +1,90 @@
+//! The head over the rows that it reads (ptuning-v2.md §2.6): pooling, dropout, output layer, loss; and back.
+
+use super::{BatchRows, Engine, Mode};
+use crate::backend::{Activation, CrossEntropy, Site, View};
+use crate::model::Pooling;
+
+impl Engine {
+    /// Weight and bias of the head's trained layer `index`, and their gradients.
+    fn head_layer(&self, index: usize) -> [View; 4] {
+        let (weight, bias) = self.plan.trainables.head[index];
+        let list = &self.plan.trainables.list;
+        [list[weight].master, list[bias].master, list[weight].gradient, list[bias].gradient]
+    }
+
+    fn head_dropout(&mut self, mode: Mode, site: Site, data: View, rows: &BatchRows) {
+        if let Some(dropout) = self.hidden_mask(mode, site, 0).filter(|_| self.options.head.dropout) {
+            self.backend.dropout(data, dropout, &rows.readout);
+        }
+    }
+
+    pub(super) fn forward_head(&mut self, mode: Mode, rows: &BatchRows) {
+        let count = rows.readout.count;
+        let input = self.plan.head.input.first_rows(count);
+        let logits = self.plan.head.logits.first_rows(count);
+        let pooled = self.plan.head.pooled.map(|views| views.map(|view| view.first_rows(count)));
+        let last = match (self.options.head.pooling, pooled) {
+            (Pooling::Frozen, Some([sum, pooled])) => {
+                if let Some(pooler) = self.plan.frozen.pooler {
+                    self.backend.linear(input, pooler.weight, pooler.bias, sum);
+                }
+                self.backend.activation_forward(Activation::Tanh, sum, pooled);
+                pooled
+            }
+            (Pooling::Dense, Some([sum, pooled])) => {
+                self.head_dropout(mode, Site::HeadInner, input, rows);
+                let [weight, bias, ..] = self.head_layer(0);
+                self.backend.linear(input, weight, Some(bias), sum);
+                self.backend.activation_forward(Activation::Tanh, sum, pooled);
+                pooled
+            }
+            _ => input,
+        };
+        self.head_dropout(mode, Site::Head, last, rows);
+        let [weight, bias, ..] = self.head_layer(self.plan.trainables.head.len() - 1);
+        self.backend.linear(last, weight, Some(bias), logits);
+    }
+
+    /// Loss and gradients of the head, down to the gradient of its input (where a prefix below wants it).
+    pub(super) fn backward_head(&mut self, rows: &BatchRows) {
+        let count = rows.readout.count;
+        let head = &self.plan.head;
+        let [input, logits, d_logits, d_input] = [head.input, head.logits, head.d_logits, head.d_input].map(|view| view.first_rows(count));
+        let pooled = head.pooled.zip(head.d_pooled).map(|([sum, pooled], d_pooled)| [sum, pooled, d_pooled].map(|v| v.first_rows(count)));
+        let slot = (self.step % 2) as usize;
+        let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
+        self.backend.cross_entropy(&CrossEntropy {
+            logits,
+            groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
+            scale: 1.0 / self.step_targets as f64,
+            loss,
+            d_logits,
+        });
+        let needed = self.plan.lowest < self.spec.layers;
+        let (last, d_last) = pooled.map_or((input, d_input), |[_, pooled, d_pooled]| (pooled, d_pooled));
+        let [weight, _, d_weight, d_bias] = self.head_layer(self.plan.trainables.head.len() - 1);
+        self.backend.linear_backward_weight(d_logits, last, d_weight, Some(d_bias));
+        let trains_pooling = self.options.head.pooling == Pooling::Dense;
+        if !needed && !trains_pooling {
+            return;
+        }
+        self.backend.linear_backward_input(d_logits, weight, d_last, false);
+        self.head_dropout(Mode::Train, Site::Head, d_last, rows);
+        let Some([sum, _, d_pooled]) = pooled else { return };
+        self.backend.activation_backward(Activation::Tanh, sum, d_pooled);
+        let weight = match self.plan.frozen.pooler {
+            Some(pooler) => pooler.weight,
+            None => {
+                let [weight, _, d_weight, d_bias] = self.head_layer(0);
+                self.backend.linear_backward_weight(d_pooled, input, d_weight, Some(d_bias));
+                weight
+            }
+        };
+        if needed {
+            self.backend.linear_backward_input(d_pooled, weight, d_input, false);
+            if trains_pooling {
+                self.head_dropout(Mode::Train, Site::HeadInner, d_input, rows);
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Cuts the arena: every buffer of a run is an offset decided here, before the run.
+
+use crate::backend::{ARENA, DType, View};
+use std::fmt;
+
+/// Alignment of every buffer: a multiple of what any vector or tensor-core access asks for.
+const ALIGNMENT: usize = 256;
+
+/// A named part of the memory plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    pub name: &'static str,
+    pub bytes: usize,
+    /// Where the bytes come from, in symbols and numbers.
+    pub formula: String,
+}
+
+#[derive(Default)]
+pub struct Layout {
+    cursor: usize,
+    regions: Vec<Region>,
+}
+
+impl Layout {
+    /// Everything that `cut` takes is one region.
+    pub fn region<R>(&mut self, name: &'static str, formula: String, cut: impl FnOnce(&mut Layout) -> R) -> R {
+        let start = self.cursor;
+        let result = cut(self);
+        self.regions.push(Region { name, bytes: self.cursor - start, formula });
+        result
+    }
+
+    /// A buffer of `rows` x `cols`.
+    pub fn matrix(&mut self, rows: usize, cols: usize, dtype: DType) -> View {
+        let view = View { buffer: ARENA, offset: self.cursor, rows, cols, stride: cols, dtype };
+        self.cursor = view.end().max(self.cursor).next_multiple_of(ALIGNMENT);
+        view
+    }
+
+    pub fn vector(&mut self, count: usize, dtype: DType) -> View {
+        self.matrix(1, count, dtype)
+    }
+
+    /// Two sets of buffers that are never in use at the same time share their memory.
+    pub fn either<A, B>(&mut self, first: impl FnOnce(&mut Layout) -> A, second: impl FnOnce(&mut Layout) -> B) -> (A, B) {
+        let start = self.cursor;
+        let a = first(self);
+        let end = std::mem::replace(&mut self.cursor, start);
+        let b = second(self);
+        self.cursor = self.cursor.max(end);
+        (a, b)
+    }
+
+    pub fn finish(self) -> (usize, Vec<Region>) {
+        (self.cursor, self.regions)
+    }
+}
+
+/// Bytes for people: three significant digits and a binary unit.
+pub struct Bytes(pub usize);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0 as f64;
+        if value < 1024.0 {
+            return write!(formatter, "{} B", self.0);
+        }
+        for unit in ["KiB", "MiB", "GiB", "TiB"] {
+            value /= 1024.0;
+            if value < 1000.0 || unit == "TiB" {
+                let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+                return write!(formatter, "{value:.digits$} {unit}");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_do_not_overlap() {
+        let mut layout = Layout::default();
+        let (a, b) = layout.region("both", String::new(), |layout| (layout.matrix(3, 5, DType::F32), layout.vector(7, DType::F16)));
+        assert_eq!((a.offset, a.end(), b.offset), (0, 60, 256));
+        let (c, d) = layout.either(|layout| layout.vector(1000, DType::F32), |layout| layout.vector(10, DType::F32));
+        assert_eq!((c.offset, d.offset), (512, 512));
+        let (total, regions) = layout.finish();
+        assert_eq!(total, 512 + 4096);
+        assert_eq!(regions, [Region { name: "both", bytes: 512, formula: String::new() }]);
+    }
+
+    #[test]
+    fn bytes_read_well() {
+        assert_eq!([10, 1536, 20_000_000, 19_761_365_000].map(|n| Bytes(n).to_string()), ["10 B", "1.50 KiB", "19.1 MiB", "18.4 GiB"]);
+    }
+}

@@ -1,0 +1,207 @@
+//! A training step: the frozen model's forward, its explicit backward, the prefix, the head and the optimizer, each an
+//! operation of the backend on buffers that the memory plan laid out. One forward and one backward serve every
+//! specification; there is no tape.
+
+mod backward;
+mod forward;
+mod frozen;
+mod head;
+mod layout;
+mod numbers;
+mod options;
+mod plan;
+mod prefix;
+mod state;
+mod step;
+mod trainable;
+
+pub use layout::{Bytes, Region};
+pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};
+pub use plan::Plan;
+pub use state::EngineState;
+pub use step::{StepReport, Update};
+
+use crate::backend::{Backend, Dropout, Rows, Site, stream_key};
+use crate::checkpoint::FrozenModel;
+use crate::data::{Batch, FeatureSet, Packing, RowArrays};
+use crate::model::Specification;
+use anyhow::{Result, ensure};
+use plan::RowViews;
+use std::collections::VecDeque;
+
+/// A frozen model, its prefixes and its head on a backend.
+pub struct Engine {
+    backend: Box<dyn Backend>,
+    spec: Specification,
+    options: EngineOptions,
+    plan: Plan,
+    batch: Batch,
+    /// The step that runs, from 0; part of every mask's key.
+    step: u64,
+    /// Targets of the whole running step.
+    step_targets: usize,
+    /// Whether the projected prefix is older than its trainables.
+    prefix_stale: bool,
+    /// Finished steps whose loss has not been read: the step and its row of the report.
+    unread: VecDeque<(u64, usize)>,
+    /// Whether the pooler was made here because the checkpoint has none.
+    made_pooler: bool,
+}
+
+/// Name and shape of a trained tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainableInfo {
+    pub name: String,
+    pub shape: [usize; 2],
+}
+
+/// What a forward is for: masks are drawn in training only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Train,
+    Evaluate,
+}
+
+/// The rows of the batch at hand.
+struct BatchRows {
+    all: Rows,
+    readout: Rows,
+}
+
+impl Engine {
+    /// Lays out the run, loads the frozen weights and makes the initial head and prefix (N(0, 0.02)).
+    /// Errors: a tensor that fp16 cannot hold, a capacity beyond the position table, not enough memory.
+    pub fn new(mut backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
+        let spec = model.spec.clone();
+        let fits = spec.longest_sequence(options.prefix.shift());
+        ensure!(
+            capacity.longest <= fits,
+            "prefix length {} and a text of {} tokens need more positions than the model has ({}): at most {fits} tokens fit; \
+             use a smaller --max-length, a shorter --prefix-length or --positions unshifted",
+            options.prefix.length,
+            capacity.longest,
+            spec.longest_sequence(0)
+        );
+        for file in 0..model.checkpoint.files().len() {
+            let buffer = backend.attach(model.checkpoint.files()[file].clone());
+            assert_eq!(buffer, frozen::file_buffer(file));
+        }
+        let plan = Plan::new(model, &options, capacity, backend.as_ref())?;
+        backend.allocate(plan.total, plan.scratch)?;
+        plan.frozen.load(model, backend.as_mut())?;
+        let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
+        let mut engine = Engine {
+            backend,
+            spec,
+            options,
+            plan,
+            batch: Batch::default(),
+            step: 0,
+            step_targets: 0,
+            prefix_stale: true,
+            unread: VecDeque::new(),
+            made_pooler,
+        };
+        engine.initialise(PrefixInit::Normal);
+        if made_pooler {
+            engine.make_pooler();
+        }
+        Ok(engine)
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// The backend in words, for the log.
+    pub fn device(&self) -> String {
+        self.backend.describe()
+    }
+
+    pub fn trainables(&self) -> Vec<TrainableInfo> {
+        self.plan.trainables.list.iter().map(|t| TrainableInfo { name: t.name.clone(), shape: t.shape }).collect()
+    }
+
+    /// Logits of features, without dropout: for each, \[rows, columns\] row-major.
+    pub fn forward(&mut self, set: &FeatureSet, features: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let rows = self.load_batch(set, features, 0)?;
+        self.run_forward(Mode::Evaluate, &rows);
+        let logits = self.plan.head.logits.first_rows(rows.readout.count);
+        let values = self.read_values(logits);
+        let mut rest = values.as_slice();
+        let columns = self.options.head.columns;
+        Ok(self
+            .batch
+            .feature_rows
+            .iter()
+            .map(|&rows| {
+                let (own, tail) = rest.split_at(rows * columns);
+                rest = tail;
+                own.to_vec()
+            })
+            .collect())
+    }
+
+    /// Packs features and brings them to the backend.
+    fn load_batch(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<BatchRows> {
+        let packing = Packing {
+            spec: &self.spec,
+            shift: self.options.prefix.shift(),
+            grouping: self.options.head.grouping,
+            columns: self.options.head.columns,
+        };
+        self.batch.pack(&packing, set, features, first_ordinal);
+        let (batch, capacity) = (&self.batch, self.plan.capacity);
+        let longest = features.iter().flat_map(|&f| set.sequences_of(f)).map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+        let fits = batch.ids.len() <= capacity.tokens
+            && batch.sequences() <= capacity.sequences
+            && batch.readout.count() <= capacity.rows
+            && batch.groups.len() <= 4 * capacity.groups
+            && longest <= capacity.longest;
+        ensure!(fits, "a batch of {} tokens is larger than the memory plan's capacity of {}", batch.ids.len(), capacity.tokens);
+        let buffers = &self.plan.batch;
+        let mut upload = |to: crate::backend::View, values: &[i32]| {
+            let to = to.reshape(1, to.len()).col_range(0, values.len());
+            self.backend.write(to, bytemuck::cast_slice(values));
+            to
+        };
+        upload(buffers.ids, &batch.ids);
+        upload(buffers.positions, &batch.positions);
+        upload(buffers.types, &batch.types);
+        upload(buffers.readout_rows, &batch.readout_rows);
+        upload(buffers.groups, &batch.groups);
+        let mut rows = |views: &RowViews, arrays: &RowArrays| Rows {
+            ordinals: upload(views.ordinals, &arrays.ordinals),
+            tokens: upload(views.tokens, &arrays.tokens),
+            offsets: upload(views.offsets, &arrays.offsets),
+            count: arrays.count(),
+        };
+        Ok(BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout) })
+    }
+
+    /// The mask of a site in the running step; none in evaluation.
+    fn mask(&self, mode: Mode, rate: f64, site: Site, layer: usize) -> Option<Dropout> {
+        match mode {
+            Mode::Train => Dropout::new(rate, stream_key(self.options.seed, self.step, site, layer)),
+            Mode::Evaluate => None,
+        }
+    }
+
+    fn hidden_mask(&self, mode: Mode, site: Site, layer: usize) -> Option<Dropout> {
+        self.mask(mode, self.options.hidden_dropout, site, layer)
+    }
+
+    /// Forward of model and head on the batch that is loaded.
+    fn run_forward(&mut self, mode: Mode, rows: &BatchRows) {
+        self.refresh_prefix();
+        self.forward_embeddings(mode, rows);
+        for layer in 0..self.spec.layers {
+            self.forward_layer(mode, rows, layer);
+        }
+        self.forward_head(mode, rows);
+    }
+}

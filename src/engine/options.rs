@@ -1,0 +1,106 @@
+//! What is to be trained, on what, and how large a batch may be.
+
+use crate::data::{FeatureSet, Grouping};
+use crate::model::{HeadSpec, Specification};
+
+/// The per-layer prefixes (ptuning-v2.md §2.1, §2.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrefixOptions {
+    /// Positions of the prefix; 0 trains the head alone.
+    pub length: usize,
+    /// Layers that have a prefix, ascending, from 0.
+    pub layers: Vec<usize>,
+    /// Hidden size of the two-layer tanh MLP that makes the prefix; None: the prefix itself is trained.
+    pub projection: Option<usize>,
+    /// Whether token positions start at the prefix length.
+    pub shifted: bool,
+    /// Dropout rate of prefix keys and values.
+    pub dropout: f64,
+}
+
+impl PrefixOptions {
+    /// Layers with a prefix; none where its length is 0.
+    pub fn active_layers(&self) -> &[usize] {
+        if self.length == 0 { &[] } else { &self.layers }
+    }
+
+    /// What is added to token positions.
+    pub fn shift(&self) -> usize {
+        if self.shifted { self.length } else { 0 }
+    }
+
+    /// [P, columns] of the flat table: \[layer\]\[key, value\]\[head\]\[dim\].
+    pub fn table_shape(&self, spec: &Specification) -> [usize; 2] {
+        [self.length, self.layers.len() * 2 * spec.kv_size()]
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    pub prefix: PrefixOptions,
+    pub head: HeadSpec,
+    /// Rate in the frozen model and before the head's last layer.
+    pub hidden_dropout: f64,
+    /// Rate on attention probabilities.
+    pub attention_dropout: f64,
+    pub seed: u64,
+}
+
+/// Initial values of the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum PrefixInit {
+    /// N(0, 0.02), as the released code effectively starts.
+    Normal,
+    /// Zero keys and values (for a projection: its last layer).
+    Zero,
+}
+
+/// The largest batch that the plan has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    pub tokens: usize,
+    pub sequences: usize,
+    /// Tokens of the longest sequence, without prefix.
+    pub longest: usize,
+    /// Rows that the head reads.
+    pub rows: usize,
+    /// Logit groups.
+    pub groups: usize,
+    /// Whether a backward runs.
+    pub training: bool,
+}
+
+impl Capacity {
+    /// Room for any `batch_size` features of a set: the sums of the largest ones.
+    pub fn for_items(set: &FeatureSet, head: &HeadSpec, batch_size: usize, training: bool) -> Capacity {
+        let largest = |of: &dyn Fn(usize) -> usize| {
+            let mut sizes: Vec<usize> = (0..set.features.len()).map(of).collect();
+            sizes.sort_unstable_by(|a, b| b.cmp(a));
+            sizes.iter().take(batch_size).sum()
+        };
+        Capacity {
+            tokens: largest(&|feature| set.tokens(feature)),
+            sequences: largest(&|feature| set.features[feature].sequences),
+            longest: set.longest_sequence(),
+            rows: largest(&|feature| set.rows(feature)),
+            groups: match head.grouping {
+                Grouping::PerRow => largest(&|feature| set.rows(feature)),
+                Grouping::PerColumn => head.columns * batch_size.min(set.features.len()),
+            },
+            training,
+        }
+    }
+
+    /// Room for either.
+    pub fn union(self, other: Capacity) -> Capacity {
+        Capacity {
+            tokens: self.tokens.max(other.tokens),
+            sequences: self.sequences.max(other.sequences),
+            longest: self.longest.max(other.longest),
+            rows: self.rows.max(other.rows),
+            groups: self.groups.max(other.groups),
+            training: self.training || other.training,
+        }
+    }
+}

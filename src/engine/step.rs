@@ -1,0 +1,113 @@
+//! An optimizer step: `begin_step`, any number of micro-batches, `finish_step`. Losses are read back a step late, so
+//! that the host never waits for the step it has just queued.
+
+use super::trainable::PrefixBuffers;
+use super::{Engine, Mode};
+use crate::backend::AdamW;
+use crate::data::FeatureSet;
+use anyhow::{Result, ensure};
+
+/// What AdamW is told (betas 0.9 and 0.999, epsilon 1e-8: torch's defaults).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    /// Largest global norm of the gradients; None: no clipping.
+    pub max_grad_norm: Option<f64>,
+}
+
+/// A finished step: its number from 0, mean loss over its targets, global norm of its gradients before clipping.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    pub step: u64,
+    pub loss: f64,
+    pub grad_norm: f64,
+}
+
+impl Engine {
+    /// Starts step `step`; `targets` counts the targets of all of its micro-batches.
+    pub fn begin_step(&mut self, step: u64, targets: usize) {
+        self.step = step;
+        self.step_targets = targets.max(1);
+        self.backend.zero(self.plan.trainables.gradients);
+        if let Some(&PrefixBuffers::Projected { d_table, .. }) = self.plan.trainables.prefix.as_ref() {
+            self.backend.zero(d_table);
+        }
+        self.backend.zero(self.plan.report.row_range((step % 2) as usize, 1));
+        for trainable in &mut self.plan.trainables.list {
+            trainable.used = false;
+        }
+    }
+
+    /// Forward and backward of a micro-batch, gradients added. `first_ordinal` counts the step's sequences before it.
+    pub fn accumulate(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
+        ensure!(self.plan.capacity.training, "this engine was laid out for evaluation only");
+        let rows = self.load_batch(set, features, first_ordinal)?;
+        if self.batch.targets == 0 {
+            return Ok(());
+        }
+        self.run_forward(Mode::Train, &rows);
+        self.backward_head(&rows);
+        self.run_backward(&rows);
+        for trainable in &mut self.plan.trainables.list {
+            trainable.used = true;
+        }
+        Ok(())
+    }
+
+    /// Norm, clipping and AdamW over what the step used; what it did not use keeps its moments and step count.
+    pub fn finish_step(&mut self, update: &Update) {
+        let slot = (self.step % 2) as usize;
+        if self.plan.trainables.list.iter().any(|trainable| trainable.used) {
+            self.backward_projection();
+        }
+        let squared_norm = self.plan.report.row_range(slot, 1).col_range(1, 1);
+        self.backend.squared_norm(self.plan.trainables.gradients, squared_norm);
+        for trainable in self.plan.trainables.list.iter_mut().filter(|trainable| trainable.used) {
+            trainable.steps += 1;
+            self.backend.adamw(&AdamW {
+                master: trainable.master,
+                gradient: trainable.gradient,
+                moment1: trainable.moment1,
+                moment2: trainable.moment2,
+                squared_norm,
+                max_norm: update.max_grad_norm,
+                learning_rate: update.learning_rate,
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay: update.weight_decay,
+                step: trainable.steps,
+            });
+        }
+        self.prefix_stale = true;
+        self.unread.push_back((self.step, slot));
+    }
+
+    /// The report of the step before the last finished one, once.
+    pub fn take_report(&mut self) -> Option<StepReport> {
+        if self.unread.len() < 2 { None } else { self.flush_report() }
+    }
+
+    /// The oldest unread report; waits for its step.
+    pub fn flush_report(&mut self) -> Option<StepReport> {
+        let (step, slot) = self.unread.pop_front()?;
+        let values = self.read_values(self.plan.report.row_range(slot, 1));
+        Some(StepReport { step, loss: values[0], grad_norm: values[1].sqrt() })
+    }
+
+    /// Norm of the gradient of each layer's prefix, after `accumulate` and before `finish_step`: a zero means that
+    /// the prefix takes no part in the loss.
+    pub fn prefix_gradient_norms(&mut self) -> Vec<f64> {
+        let Some([_, gradient]) = self.plan.trainables.table() else { return Vec::new() };
+        let values = self.read_values(gradient);
+        let width = 2 * self.spec.kv_size();
+        let mut sums = vec![0.0; gradient.cols / width];
+        for row in values.chunks_exact(gradient.cols) {
+            for (sum, part) in sums.iter_mut().zip(row.chunks_exact(width)) {
+                *sum += part.iter().map(|value| value * value).sum::<f64>();
+            }
+        }
+        sums.into_iter().map(f64::sqrt).collect()
+    }
+}

@@ -1,0 +1,186 @@
+//! What is asked of a model: examples to features, logits to predictions, predictions to scores. One file a task.
+
+mod classification;
+mod encoding;
+mod labels;
+mod multiple_choice;
+mod prediction;
+mod qa;
+mod tagging;
+
+pub use encoding::{Encoding, Limits};
+pub use labels::{Labels, labels_for, require_labels};
+pub use prediction::{Outcome, Prediction, Scores, With};
+
+use crate::data::{Content, Example, TextTokenizer};
+use crate::metric::entities::EntityCounts;
+use crate::model::{HeadKind, HeadSpec, TaskKind};
+use anyhow::{Result, bail};
+use encoding::EncodedExample;
+use rayon::prelude::*;
+
+/// A task with its labels.
+#[derive(Clone, Debug)]
+pub struct Task {
+    kind: TaskKind,
+    labels: Labels,
+    no_answer: bool,
+}
+
+impl Task {
+    /// `labels`: of [`labels_for`] or of an adapter; empty for multiple choice and question answering.
+    pub fn new(kind: TaskKind, labels: Vec<String>) -> Task {
+        Task { kind, labels: Labels::new(labels), no_answer: false }
+    }
+
+    /// Questions may have no answer even where no example of the file shows it (an unlabelled file). Without this,
+    /// the data decide: a file with an unanswerable question is of the kind of SQuAD 2.0.
+    pub fn with_no_answer(mut self, no_answer: bool) -> Task {
+        self.no_answer = no_answer;
+        self
+    }
+
+    pub fn kind(&self) -> TaskKind {
+        self.kind
+    }
+
+    pub fn labels(&self) -> &[String] {
+        self.labels.names()
+    }
+
+    pub fn head(&self, kind: HeadKind) -> HeadSpec {
+        HeadSpec::new(self.kind, kind, self.labels.names().len())
+    }
+
+    /// Features of all examples, in order; the work is shared among threads. Unlabelled examples have no targets.
+    ///
+    /// Errors name the example's place: an unknown label, a choice that does not exist, an answer outside its context,
+    /// tags and words of different number, a length limit that leaves no room.
+    pub fn encode(&self, examples: &[Example], tokenizer: &TextTokenizer, limits: &Limits) -> Result<Encoding> {
+        let frame = match self.kind {
+            TaskKind::Tagging => Some(tagging::Frame::new(tokenizer, limits)?),
+            _ => None,
+        };
+        let encoded: Vec<Result<EncodedExample>> = examples
+            .par_iter()
+            .map(|example| match (self.kind, &frame) {
+                (TaskKind::Classification, _) => classification::encode(example, &self.labels, tokenizer, limits),
+                (TaskKind::MultipleChoice, _) => multiple_choice::encode(example, tokenizer, limits),
+                (TaskKind::Tagging, Some(frame)) => tagging::encode(example, &self.labels, tokenizer, frame),
+                (TaskKind::Tagging, None) | (TaskKind::Qa, _) => qa::encode(example, tokenizer, limits),
+            })
+            .collect();
+        // Collected in two steps, so that the error is that of the first bad example whatever the threads did.
+        Ok(Encoding::new(encoded.into_iter().collect::<Result<_>>()?))
+    }
+
+    /// A prediction for every example. `logits`: those of every feature of the encoding, \[rows, columns\] row-major.
+    pub fn predict<'a>(&'a self, examples: &'a [Example], encoding: &'a Encoding, logits: &'a [Vec<f32>]) -> Vec<Prediction<'a>> {
+        let no_answer = self.has_no_answer(examples);
+        examples
+            .par_iter()
+            .enumerate()
+            .map(|(index, example)| {
+                let features = encoding.features_of(index);
+                let outcome = match self.kind {
+                    TaskKind::Classification => Outcome::Label(prediction::greatest(&logits[features.start])),
+                    TaskKind::MultipleChoice => Outcome::Choice(prediction::greatest(&logits[features.start])),
+                    TaskKind::Tagging => tagging::predict(example, &self.labels, encoding, features.clone(), logits),
+                    TaskKind::Qa => qa::predict(example, no_answer, encoding, features.clone(), logits),
+                };
+                Prediction { outcome, example, labels: &self.labels, encoding, features, logits }
+            })
+            .collect()
+    }
+
+    /// All metrics of the task, each in 0..=1 (Matthews: -1..=1). Error: an example without (or with an unknown) label.
+    pub fn score(&self, examples: &[Example], predictions: &[Prediction]) -> Result<Scores> {
+        require_labels(examples, "scoring")?;
+        match self.kind {
+            TaskKind::Classification => classification::score(examples, predictions, &self.labels),
+            TaskKind::MultipleChoice => multiple_choice::score(examples, predictions),
+            TaskKind::Tagging => tagging::score(examples, predictions, &self.labels),
+            TaskKind::Qa => Ok(qa::score(examples, predictions, self.has_no_answer(examples))),
+        }
+    }
+
+    /// Tagging: entity counts of every type, by name; empty for other tasks.
+    pub fn entity_types(&self, examples: &[Example], predictions: &[Prediction]) -> Result<Vec<(String, EntityCounts)>> {
+        if self.kind != TaskKind::Tagging {
+            return Ok(Vec::new());
+        }
+        require_labels(examples, "scoring")?;
+        let types = tagging::types(examples, predictions, &self.labels)?;
+        Ok(types.into_iter().map(|(kind, counts)| (kind.to_string(), counts)).collect())
+    }
+
+    /// Names of the scores in their order; greater is better for all.
+    pub fn metrics(&self) -> &'static [&'static str] {
+        match self.kind {
+            TaskKind::Classification if self.labels.names().len() == 2 => &["accuracy", "macro_f1", "f1", "matthews"],
+            TaskKind::Classification => &["accuracy", "macro_f1", "matthews"],
+            TaskKind::MultipleChoice => &["accuracy"],
+            TaskKind::Tagging => &["precision", "recall", "f1", "accuracy"],
+            TaskKind::Qa => &["exact_match", "f1"],
+        }
+    }
+
+    /// The metric that the best checkpoint is chosen by.
+    pub fn default_metric(&self) -> &'static str {
+        match self.kind {
+            TaskKind::Classification | TaskKind::MultipleChoice => "accuracy",
+            TaskKind::Tagging | TaskKind::Qa => "f1",
+        }
+    }
+
+    /// The most frequent answer of the data and the share of examples (tagging: of words) that it is right for: what
+    /// a score is to be seen against. None where examples are unlabelled or no constant answer can be right.
+    pub fn majority(&self, examples: &[Example]) -> Option<(String, f64)> {
+        let mut counts: Vec<u64> = vec![0; self.labels.names().len()];
+        let mut count = |index: usize| {
+            if counts.len() <= index {
+                counts.resize(index + 1, 0);
+            }
+            counts[index] += 1;
+        };
+        for example in examples {
+            match &example.content {
+                Content::Text { label, .. } => count(self.labels.find(label.as_ref()?)?),
+                Content::Choices { label, .. } => count((*label)?),
+                Content::Words { tags, .. } => {
+                    for tag in tags.as_ref()? {
+                        count(self.labels.find(tag)?);
+                    }
+                }
+                Content::Question { answers, .. } => count(usize::from(answers.as_ref()?.is_empty())),
+            }
+        }
+        let total: u64 = counts.iter().sum();
+        let best = match self.kind {
+            TaskKind::Qa => 1,
+            // The first of the most frequent ones.
+            _ => (0..counts.len()).rev().max_by_key(|&index| counts[index])?,
+        };
+        let right = counts.get(best).copied().filter(|&right| right > 0)?;
+        let name = match self.kind {
+            TaskKind::Classification | TaskKind::Tagging => self.labels.name(best).to_string(),
+            TaskKind::MultipleChoice => best.to_string(),
+            TaskKind::Qa => "no answer".to_string(),
+        };
+        Some((name, right as f64 / total as f64))
+    }
+
+    fn has_no_answer(&self, examples: &[Example]) -> bool {
+        let unanswerable =
+            |example: &Example| matches!(&example.content, Content::Question { answers: Some(answers), .. } if answers.is_empty());
+        self.kind == TaskKind::Qa && (self.no_answer || examples.iter().any(unanswerable))
+    }
+}
+
+/// For an example that was read for another task.
+fn wrong_content<T>(example: &Example, kind: TaskKind) -> Result<T> {
+    bail!("{}: not an example for {}", example.place, kind.name())
+}
+
+#[cfg(test)]
+mod tests;

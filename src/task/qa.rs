@@ -1,0 +1,248 @@
+//! Question answering: spans of a context, as the released code has it (ptuning-v2.md §2.12, `tasks/qa`): windows over
+//! the context, their targets, and the choice of one answer from the logits of all windows.
+
+use super::encoding::{EncodedExample, Encoding, Item, Limits, Source};
+use super::prediction::{Outcome, Prediction, Scores, With, numbers};
+use super::wrong_content;
+use crate::data::{Answer, Content, Example, Sequence, TextTokenizer, Window};
+use crate::metric::squad::{self, Edition};
+use crate::model::TaskKind;
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
+use std::ops::Range;
+
+/// How many of the best starts and of the best ends of a window are combined.
+const BEST: usize = 20;
+/// Tokens of the longest answer.
+const LONGEST_ANSWER: usize = 30;
+/// The empty answer is given where its score exceeds the best other one's by more than this.
+const NULL_THRESHOLD: f32 = 0.0;
+
+/// One feature a window, all of whose tokens are read.
+pub(super) fn encode(example: &Example, tokenizer: &TextTokenizer, limits: &Limits) -> Result<EncodedExample> {
+    let Content::Question { question, context, answers, .. } = &example.content else { return wrong_content(example, TaskKind::Qa) };
+    let characters = context.chars().count();
+    for answer in answers.iter().flatten() {
+        let end = answer.start.saturating_add(answer.text.chars().count());
+        if end > characters {
+            bail!("{}: the answer {:?} ends at character {end}, but the context has {characters}", example.place, answer.text);
+        }
+    }
+    let windows =
+        tokenizer.encode_windows(question, context, limits.max_length, limits.doc_stride).with_context(|| example.place.clone())?;
+    let items = windows.into_iter().map(|window| {
+        let targets = match answers {
+            Some(answers) => targets(&window, answers.first()).map(|target| target as i32).to_vec(),
+            None => Vec::new(),
+        };
+        let Window { ids, types, context, offsets, cls_index } = window;
+        let readout = (0..ids.len() as u32).collect();
+        let offsets = offsets.into_iter().map(|(first, end)| (first as u32, end as u32)).collect();
+        Item { sequences: vec![Sequence { ids, types, readout }], targets, source: Source::Window { context, offsets, cls_index } }
+    });
+    Ok(EncodedExample { items: items.collect(), truncated: false })
+}
+
+/// First and last token of the answer in a window; the classification token twice where there is no answer or the
+/// window does not hold all of it. The released code puts an answer that starts in the context's last token at the end of
+/// the padding, having run past the context; here it is that last token.
+fn targets(window: &Window, answer: Option<&Answer>) -> [usize; 2] {
+    let none = [window.cls_index; 2];
+    let (Some(answer), Some(first), Some(last)) = (answer, window.offsets.first(), window.offsets.last()) else { return none };
+    let (start, end) = (answer.start, answer.start + answer.text.chars().count());
+    if first.0 > start || last.1 < end {
+        return none;
+    }
+    // The last token that begins at or before the answer, and the first that reaches its end.
+    let tokens_before = window.offsets.iter().take_while(|token| token.0 <= start).count() - 1;
+    let tokens_to_end = window.offsets.iter().rev().take_while(|token| token.1 >= end).count();
+    [window.context.start + tokens_before, window.context.end - tokens_to_end]
+}
+
+/// Start (column 0) or end (column 1) logits of a window's tokens.
+fn column(logits: &[f32], column: usize) -> impl Iterator<Item = &f32> {
+    logits.iter().skip(column).step_by(2)
+}
+
+/// Indices of the greatest values, greatest first, the earlier of equal ones first.
+fn best(values: impl Iterator<Item = f32>) -> Vec<(usize, f32)> {
+    let mut ranked: Vec<(usize, f32)> = values.enumerate().collect();
+    let order = |left: &(usize, f32), right: &(usize, f32)| right.1.total_cmp(&left.1).then(left.0.cmp(&right.0));
+    if ranked.len() > BEST {
+        ranked.select_nth_unstable_by(BEST - 1, order);
+        ranked.truncate(BEST);
+    }
+    ranked.sort_unstable_by(order);
+    ranked
+}
+
+/// A span of the context in characters, and its logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Span {
+    first: u32,
+    end: u32,
+    start_logit: f32,
+    end_logit: f32,
+}
+
+/// What the windows of one example say.
+#[derive(Debug, Default)]
+struct Decoder {
+    /// Least score of "no answer" over the windows: all of them must want it.
+    null: Option<f32>,
+    best: Option<Span>,
+}
+
+impl Decoder {
+    /// Sums are in f32, as the released code has them, so that ties and the threshold fall alike. Of equal spans the
+    /// first stays: an earlier window, then a better rank of the start, then of the end.
+    fn add(&mut self, context: &Range<usize>, offsets: &[(u32, u32)], cls_index: usize, logits: &[f32]) {
+        let null = logits[2 * cls_index] + logits[2 * cls_index + 1];
+        self.null = Some(self.null.map_or(null, |least| if null < least { null } else { least }));
+        let ends = best(column(logits, 1).copied());
+        for (start, start_logit) in best(column(logits, 0).copied()) {
+            for &(end, end_logit) in &ends {
+                if !context.contains(&start) || !context.contains(&end) || end < start || end - start >= LONGEST_ANSWER {
+                    continue;
+                }
+                let span = Span { first: offsets[start - context.start].0, end: offsets[end - context.start].1, start_logit, end_logit };
+                let better = self.best.is_none_or(|best| start_logit + end_logit > best.start_logit + best.end_logit);
+                if better && span.first < span.end {
+                    self.best = Some(span);
+                }
+            }
+        }
+    }
+
+    /// The answer's characters; None: no answer.
+    fn answer(&self, no_answer: bool) -> Option<Range<usize>> {
+        let span = self.best?;
+        let refused = no_answer && self.null.is_some_and(|null| null - span.start_logit - span.end_logit > NULL_THRESHOLD);
+        (!refused).then_some(span.first as usize..span.end as usize)
+    }
+}
+
+/// The text of the best span; empty where no span is possible, or where `no_answer` allows it and that scores better.
+pub(super) fn predict(example: &Example, no_answer: bool, encoding: &Encoding, features: Range<usize>, logits: &[Vec<f32>]) -> Outcome {
+    let mut decoder = Decoder::default();
+    for feature in features {
+        if let Source::Window { context, offsets, cls_index } = encoding.source(feature) {
+            decoder.add(context, offsets, *cls_index, &logits[feature]);
+        }
+    }
+    let text = match (&example.content, decoder.answer(no_answer)) {
+        (Content::Question { context, .. }, Some(span)) => context.chars().skip(span.start).take(span.len()).collect(),
+        _ => String::new(),
+    };
+    Outcome::Text(text)
+}
+
+/// The windows of an example with what is asked for.
+pub(super) fn features_json(prediction: &Prediction, with: &With) -> Value {
+    let window = |feature: usize| {
+        let mut fields = Map::new();
+        if with.logits {
+            let logits = &prediction.logits[feature];
+            fields.insert("start_logits".into(), numbers(column(logits, 0)));
+            fields.insert("end_logits".into(), numbers(column(logits, 1)));
+        }
+        if with.input_ids {
+            fields.insert(
+                "input_ids".into(),
+                prediction.encoding.set.sequences_of(feature).iter().flat_map(|sequence| &sequence.ids).copied().collect(),
+            );
+        }
+        json!(fields)
+    };
+    prediction.features.clone().map(window).collect()
+}
+
+/// Exact match and F1 as the script of the data's edition has them.
+pub(super) fn score(examples: &[Example], predictions: &[Prediction], no_answer: bool) -> Scores {
+    let edition = if no_answer { Edition::Two } else { Edition::One };
+    let (mut exact_match, mut f1) = (0.0, 0.0);
+    for (example, prediction) in examples.iter().zip(predictions) {
+        if let (Content::Question { answers: Some(answers), .. }, Outcome::Text(text)) = (&example.content, &prediction.outcome) {
+            let score = squad::score(edition, answers.iter().map(|answer| answer.text.as_str()), text);
+            exact_match += score.exact_match;
+            f1 += score.f1;
+        }
+    }
+    let total = examples.len() as f64;
+    Scores::new([("exact_match", exact_match / total), ("f1", f1 / total)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `[CLS] q q [SEP] c c c [SEP]`, context characters 10..22.
+    fn window() -> Window {
+        Window { ids: vec![1; 8], types: vec![], context: 4..7, offsets: vec![(10, 13), (14, 18), (18, 22)], cls_index: 0 }
+    }
+
+    #[track_caller]
+    fn check_targets(text: &str, start: usize, expected: [usize; 2]) {
+        assert_eq!(targets(&window(), Some(&Answer { text: text.to_string(), start })), expected);
+    }
+
+    #[test]
+    fn an_answer_becomes_the_tokens_around_it() {
+        check_targets("abcd", 14, [5, 5]);
+        check_targets("abc", 15, [5, 5]);
+        check_targets("abc efgh", 10, [4, 5]);
+        // From the blank between two tokens: the token before it, as the released code has it.
+        check_targets(" efgh", 13, [4, 5]);
+        check_targets("ijkl", 18, [6, 6]);
+    }
+
+    #[test]
+    fn an_answer_that_is_not_wholly_inside_becomes_the_classification_token() {
+        check_targets("9abc", 9, [0, 0]);
+        check_targets("ijklm", 18, [0, 0]);
+        assert_eq!(targets(&window(), None), [0, 0]);
+    }
+
+    /// Logits that are 0 but at the given tokens.
+    fn logits(tokens: usize, starts: &[(usize, f32)], ends: &[(usize, f32)]) -> Vec<f32> {
+        let mut logits = vec![0.0; 2 * tokens];
+        starts.iter().for_each(|&(token, value)| logits[2 * token] = value);
+        ends.iter().for_each(|&(token, value)| logits[2 * token + 1] = value);
+        logits
+    }
+
+    /// Tokens of one character each in `[CLS] c ... c [SEP]`, the first one at `first`.
+    fn add(decoder: &mut Decoder, tokens: usize, first: u32, logits: &[f32]) {
+        let offsets: Vec<(u32, u32)> = (0..tokens as u32 - 2).map(|index| (first + index, first + index + 1)).collect();
+        decoder.add(&(1..tokens - 1), &offsets, 0, logits);
+    }
+
+    #[test]
+    fn only_spans_inside_the_context_of_up_to_thirty_tokens_count() {
+        let mut decoder = Decoder::default();
+        // The best start with the best end is 31 tokens long; the second best end is one nearer; the last token is no context.
+        add(&mut decoder, 50, 0, &logits(50, &[(2, 9.0)], &[(32, 8.0), (31, 5.0), (1, 7.0), (49, 9.0)]));
+        assert_eq!(decoder.answer(false), Some(1..31));
+    }
+
+    #[test]
+    fn the_best_of_all_windows_and_of_equal_ones_the_first() {
+        let mut decoder = Decoder::default();
+        add(&mut decoder, 6, 0, &logits(6, &[(2, 3.0)], &[(3, 3.0)]));
+        add(&mut decoder, 6, 100, &logits(6, &[(1, 2.0)], &[(1, 4.0)]));
+        assert_eq!(decoder.answer(false), Some(1..3));
+        add(&mut decoder, 6, 200, &logits(6, &[(1, 2.0)], &[(1, 4.5)]));
+        assert_eq!(decoder.answer(false), Some(200..201));
+    }
+
+    #[test]
+    fn no_answer_wins_only_where_all_windows_score_it_above_the_best_span() {
+        let mut decoder = Decoder::default();
+        add(&mut decoder, 6, 0, &logits(6, &[(0, 5.0), (2, 3.0)], &[(0, 2.0), (3, 3.0)]));
+        assert_eq!(decoder.answer(false), Some(1..3));
+        assert_eq!(decoder.answer(true), None);
+        // Equal to the span's 6: not above it.
+        add(&mut decoder, 6, 50, &logits(6, &[(0, 5.0)], &[(0, 1.0)]));
+        assert_eq!(decoder.answer(true), Some(1..3));
+    }
+}

@@ -1,0 +1,380 @@
+//! Tasks on the golden bundles: features against the reference's, and predictions and scores from its logits.
+
+use super::*;
+use crate::backend::{Activation, NormKind};
+use crate::data::{Answer, Columns, Label, read_examples};
+use crate::model::{NormPlace, Positions, Specification};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// A specification of which labels and tokenization need no more than this.
+pub(super) fn specification(labels: Option<Vec<String>>) -> Specification {
+    Specification {
+        family: "bert".to_string(),
+        layers: 1,
+        layer_weights: vec![0],
+        hidden_size: 4,
+        embedding_size: 4,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 4,
+        ffn_size: 4,
+        vocabulary: 500,
+        token_types: 2,
+        positions: Positions::Learned { table: 192, first: 0, padding_id: None },
+        norm: NormKind::LayerNorm,
+        norm_place: NormPlace::Post,
+        norm_epsilon: 1e-12,
+        embedding_norm: true,
+        final_norm: false,
+        activation: Activation::GeluErf,
+        linear_bias: true,
+        hidden_dropout: 0.1,
+        attention_dropout: 0.1,
+        initializer_range: 0.02,
+        labels,
+    }
+}
+
+/// A bundle: its examples, a task with its labels, and its expected values.
+struct Bundle {
+    task: Task,
+    examples: Vec<Example>,
+    tokenizer: TextTokenizer,
+    limits: Limits,
+    expected: Vec<u8>,
+}
+
+impl Bundle {
+    fn open(name: &str, kind: TaskKind) -> Bundle {
+        let directory: PathBuf = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(name);
+        let json = |file: &str| -> Value { serde_json::from_str(&std::fs::read_to_string(directory.join(file)).unwrap()).unwrap() };
+        let names = json("model/config.json")["id2label"]
+            .as_object()
+            .map(|names| names.values().map(|name| name.as_str().unwrap().to_string()).collect());
+        let spec = specification(names);
+        let examples = read_examples(&directory.join("data.jsonl"), kind, &Columns::default()).unwrap();
+        let settings = &json("case.json")["settings"];
+        let limit = |name: &str| settings[name].as_u64().unwrap_or(0) as usize;
+        Bundle {
+            task: Task::new(kind, labels_for(kind, &examples, &spec).unwrap()),
+            examples,
+            tokenizer: TextTokenizer::open(&directory.join("model"), &spec).unwrap(),
+            limits: Limits { max_length: limit("max_length"), doc_stride: limit("doc_stride") },
+            expected: std::fs::read(directory.join("expected.safetensors")).unwrap(),
+        }
+    }
+
+    fn encode(&self) -> Encoding {
+        self.task.encode(&self.examples, &self.tokenizer, &self.limits).unwrap()
+    }
+
+    fn words<T>(&self, name: &str, convert: fn([u8; 4]) -> T) -> Vec<T> {
+        let tensors = safetensors::SafeTensors::deserialize(&self.expected).unwrap();
+        let tensor = tensors.tensor(name).unwrap();
+        tensor.data().chunks_exact(4).map(|bytes| convert(bytes.try_into().unwrap())).collect()
+    }
+
+    fn integers(&self, name: &str) -> Vec<i32> {
+        self.words(name, i32::from_le_bytes)
+    }
+
+    /// The reference's logits, feature by feature.
+    fn logits(&self, encoding: &Encoding) -> Vec<Vec<f32>> {
+        let all = self.words("logits", f32::from_le_bytes);
+        let columns = self.task.head(HeadKind::Linear).columns;
+        let mut rest = all.as_slice();
+        let logits = (0..encoding.set.features.len())
+            .map(|feature| {
+                let (own, after) = rest.split_at(encoding.set.rows(feature) * columns);
+                rest = after;
+                own.to_vec()
+            })
+            .collect();
+        assert!(rest.is_empty());
+        logits
+    }
+
+    #[track_caller]
+    fn check_ids(&self, encoding: &Encoding) {
+        let sequences = &encoding.set.sequences;
+        let ids: Vec<i32> = sequences.iter().flat_map(|sequence| sequence.ids.iter().map(|&id| id as i32)).collect();
+        let lengths: Vec<i32> = sequences.iter().map(|sequence| sequence.ids.len() as i32).collect();
+        assert_eq!(lengths, self.integers("input_lengths"));
+        assert_eq!(ids, self.integers("input_ids"));
+    }
+
+    /// The written lines of all examples, from the reference's logits.
+    fn lines(&self, task: &Task, encoding: &Encoding, with: With) -> Vec<Value> {
+        let logits = self.logits(encoding);
+        task.predict(&self.examples, encoding, &logits)
+            .iter()
+            .enumerate()
+            .map(|(index, prediction)| prediction.to_json(index, &with))
+            .collect()
+    }
+}
+
+fn all_targets(encoding: &Encoding) -> Vec<i32> {
+    encoding.set.features.iter().flat_map(|feature| feature.targets.iter().copied()).collect()
+}
+
+/// Whether the written numbers are those of the reference, bit for bit.
+fn same_bits(written: &Value, expected: &[f32]) -> bool {
+    let written: Vec<f32> = serde_json::from_value(written.clone()).unwrap();
+    written.iter().map(|value| value.to_bits()).eq(expected.iter().map(|value| value.to_bits()))
+}
+
+#[test]
+fn classification_bundle() {
+    let bundle = Bundle::open("bert-classification", TaskKind::Classification);
+    let encoding = bundle.encode();
+    bundle.check_ids(&encoding);
+    assert_eq!(bundle.task.labels(), ["entailment", "not_entailment"]);
+    assert!(encoding.set.sequences.iter().all(|sequence| sequence.readout == [0]));
+    assert_eq!(all_targets(&encoding)[..3], [1, 0, 1]);
+
+    let logits = bundle.logits(&encoding);
+    let predictions = bundle.task.predict(&bundle.examples, &encoding, &logits);
+    let names: Vec<&str> = bundle.task.metrics().to_vec();
+    let scores = bundle.task.score(&bundle.examples, &predictions).unwrap();
+    assert_eq!(scores.0.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), names);
+    let right = logits.iter().zip(all_targets(&encoding)).filter(|(row, target)| usize::from(row[1] > row[0]) == *target as usize).count();
+    assert_eq!(scores.get("accuracy"), Some(right as f64 / 24.0));
+
+    let line = predictions[0].to_json(0, &With { logits: true, input_ids: true });
+    assert_eq!(line.as_object().unwrap().keys().collect::<Vec<_>>(), ["index", "prediction", "logits", "input_ids"]);
+    assert!(same_bits(&line["logits"], &logits[0]));
+    assert_eq!(line["input_ids"], json!(encoding.set.sequences[0].ids));
+    let short = predictions[2].to_json(2, &With::default());
+    assert_eq!(short, json!({"index": 2, "prediction": bundle.task.labels()[usize::from(logits[2][1] > logits[2][0])]}));
+}
+
+#[test]
+fn multiple_choice_bundle() {
+    let bundle = Bundle::open("bert-multiple-choice", TaskKind::MultipleChoice);
+    let encoding = bundle.encode();
+    bundle.check_ids(&encoding);
+    assert_eq!((encoding.set.features.len(), encoding.set.sequences.len()), (16, 32));
+    assert_eq!(all_targets(&encoding)[..3], [0, 0, 1]);
+    let types: Vec<i32> = encoding.set.sequences.iter().flat_map(|sequence| sequence.types.iter().map(|&kind| kind as i32)).collect();
+    assert_eq!(types, bundle.integers("token_type_ids"));
+
+    let logits = bundle.logits(&encoding);
+    let lines = bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true });
+    for (feature, line) in lines.iter().enumerate() {
+        assert_eq!(line["prediction"], json!(usize::from(logits[feature][1] > logits[feature][0])));
+        assert!(same_bits(&line["logits"], &logits[feature]));
+        assert_eq!(line["input_ids"][1], json!(encoding.set.sequences_of(feature)[1].ids));
+    }
+}
+
+#[test]
+fn tagging_bundle() {
+    let bundle = Bundle::open("bert-tagging", TaskKind::Tagging);
+    let encoding = bundle.encode();
+    bundle.check_ids(&encoding);
+    let readout: Vec<i32> = encoding.set.sequences.iter().flat_map(|sequence| sequence.readout.iter().map(|&row| row as i32)).collect();
+    assert_eq!(readout, bundle.integers("word_first_token"));
+    assert_eq!(all_targets(&encoding)[..6], [1, 0, 0, 0, 0, 0]);
+    assert_eq!(encoding.truncated, 0);
+
+    let logits = bundle.logits(&encoding);
+    let line = &bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true })[1];
+    assert_eq!(line.as_object().unwrap().keys().collect::<Vec<_>>(), ["index", "tags", "logits", "input_ids"]);
+    assert_eq!(line["tags"].as_array().unwrap().len(), 26);
+    assert!(same_bits(&line["logits"][3], &logits[1][27..36]));
+    assert_eq!(line["input_ids"], json!(encoding.set.sequences[1].ids));
+}
+
+/// Logits that make the gold tag of every row the greatest.
+fn gold_logits(encoding: &Encoding, columns: usize) -> Vec<Vec<f32>> {
+    let row = |&target: &i32| (0..columns as i32).map(move |column| f32::from(u8::from(column == target)));
+    encoding.set.features.iter().map(|feature| feature.targets.iter().flat_map(row).collect()).collect()
+}
+
+#[test]
+fn a_sentence_longer_than_a_sequence_is_read_in_parts() {
+    let mut bundle = Bundle::open("bert-tagging", TaskKind::Tagging);
+    let (whole, columns) = (bundle.encode(), bundle.task.labels().len());
+    bundle.limits.max_length = 12;
+    let parts = bundle.encode();
+    assert!(parts.set.features.len() > whole.set.features.len() && parts.set.longest_sequence() <= 12);
+    assert_eq!(parts.truncated, 0);
+    assert_eq!(all_targets(&parts), all_targets(&whole));
+    assert_eq!(parts.features_of(1).start, parts.features_of(0).end);
+
+    let logits = gold_logits(&parts, columns);
+    let predictions = bundle.task.predict(&bundle.examples, &parts, &logits);
+    let scores = bundle.task.score(&bundle.examples, &predictions).unwrap();
+    assert_eq!(scores, Scores::new([("precision", 1.0), ("recall", 1.0), ("f1", 1.0), ("accuracy", 1.0)]));
+    let types = bundle.task.entity_types(&bundle.examples, &predictions).unwrap();
+    assert_eq!(types.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>(), ["group", "location", "person", "product"]);
+}
+
+fn sentence(words: &[&str], tags: &[&str]) -> Example {
+    let tags = tags.iter().map(|tag| Label::Name(tag.to_string())).collect();
+    Example {
+        content: Content::Words { words: words.iter().map(|word| word.to_string()).collect(), tags: Some(tags) },
+        place: "words.jsonl, line 1".to_string(),
+    }
+}
+
+#[test]
+fn a_word_without_sub_tokens_is_outside_and_keeps_its_gold_tag() {
+    let bundle = Bundle::open("bert-tagging", TaskKind::Tagging);
+    let examples = [sentence(&["Noor", "\u{200b}", "Hobart"], &["B-person", "B-group", "B-location"]), sentence(&["\u{200b}"], &["O"])];
+    let encoding = bundle.task.encode(&examples, &bundle.tokenizer, &bundle.limits).unwrap();
+    assert_eq!(encoding.set.rows(0), 2);
+    assert_eq!(encoding.features_of(1), 1..1);
+    let logits = gold_logits(&encoding, 9);
+    let predictions = bundle.task.predict(&examples, &encoding, &logits);
+    let line = predictions[0].to_json(0, &With { logits: true, input_ids: false });
+    assert_eq!(line["tags"], json!(["B-person", "O", "B-location"]));
+    assert_eq!(line["logits"][1], Value::Null);
+    assert_eq!(
+        predictions[1].to_json(1, &With { logits: true, input_ids: true }),
+        json!({"index": 1, "tags": ["O"], "logits": [null], "input_ids": []})
+    );
+    let scores = bundle.task.score(&examples, &predictions).unwrap();
+    assert_eq!((scores.get("recall"), scores.get("accuracy")), (Some(2.0 / 3.0), Some(0.75)));
+}
+
+#[test]
+fn a_word_longer_than_a_sequence_is_cut_and_counted() {
+    let mut bundle = Bundle::open("bert-tagging", TaskKind::Tagging);
+    bundle.limits.max_length = 5;
+    let long = "a.b.c.d";
+    let encoding = bundle.task.encode(&[sentence(&["a", long, "b"], &["O"; 3])], &bundle.tokenizer, &bundle.limits).unwrap();
+    assert!(bundle.tokenizer.encode_words(&[long.to_string()]).unwrap()[0].len() > 3);
+    assert_eq!((encoding.truncated, encoding.set.features.len()), (1, 3));
+    assert_eq!(encoding.set.sequences[1].ids.len(), 5);
+    bundle.limits.max_length = 2;
+    let error = bundle.task.encode(&bundle.examples, &bundle.tokenizer, &bundle.limits).unwrap_err().to_string();
+    assert!(error.contains("--max-length 2"), "{error}");
+}
+
+#[test]
+fn question_bundle() {
+    let bundle = Bundle::open("bert-qa", TaskKind::Qa);
+    let encoding = bundle.encode();
+    bundle.check_ids(&encoding);
+    let column = |column: usize| -> Vec<i32> { encoding.set.features.iter().map(|feature| feature.targets[column]).collect() };
+    assert_eq!(column(0), bundle.integers("feature_start"));
+    assert_eq!(column(1), bundle.integers("feature_end"));
+    let owners: Vec<i32> = encoding.set.features.iter().map(|feature| feature.example as i32).collect();
+    assert_eq!(owners, bundle.integers("feature_example"));
+    assert!((0..32).all(|feature| encoding.set.rows(feature) == encoding.set.tokens(feature)));
+    assert_eq!(bundle.task.majority(&bundle.examples), None);
+
+    let logits = bundle.logits(&encoding);
+    let lines = bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true });
+    assert_eq!(lines[2].as_object().unwrap().keys().collect::<Vec<_>>(), ["id", "prediction_text", "features"]);
+    assert_eq!(lines[2]["features"].as_array().unwrap().len(), 2);
+    let starts: Vec<f32> = logits[3].iter().step_by(2).copied().collect();
+    assert!(same_bits(&lines[2]["features"][1]["start_logits"], &starts));
+    assert_eq!(lines[2]["features"][1]["input_ids"], json!(encoding.set.sequences[3].ids));
+    let short = &bundle.lines(&bundle.task, &encoding, With::default())[0];
+    assert_eq!(*short, json!({"id": "visible-000", "prediction_text": "Hobart, as the old map"}));
+    let only_logits = &bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: false })[0]["features"][0];
+    assert_eq!(only_logits.as_object().unwrap().keys().collect::<Vec<_>>(), ["start_logits", "end_logits"]);
+}
+
+/// Expected: postprocess_qa_predictions of the released code on the bundle's logits; with and without "no answer" alike.
+#[test]
+fn answers_are_those_of_the_released_code() {
+    let bundle = Bundle::open("bert-qa", TaskKind::Qa);
+    let encoding = bundle.encode();
+    let expected = [
+        "Hobart, as the old map",
+        "to a note in the archive! Fatima Zahra sold",
+        "on 3 June 2011... Jonas Lindqvist measured the glacier in the 1930s",
+        "months of work near Reykjav\u{ed}k! Noor inspected",
+        "Aiko Tanaka sold",
+        "arry Road School painted the unusually quiet bakery - or so the story goes. Elena",
+        "Sea. Oskar Brandt insured the radio mast in March 1987 near Hobart, so that the child",
+        "about $4",
+        "ren could cross safely, and Northwind Ferries",
+        "Hobart",
+        "ia. Priya Ra",
+        "though it",
+        "dawn",
+        "ren could",
+        "ia, although nobody had asked for it. Jonas Lindqvist sold",
+        "weather balloon during the long drought, and it still works today",
+    ];
+    for task in [bundle.task.clone(), bundle.task.clone().with_no_answer(true)] {
+        let lines = bundle.lines(&task, &encoding, With::default());
+        assert_eq!(lines.iter().map(|line| line["prediction_text"].as_str().unwrap()).collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn an_unanswerable_question_makes_the_file_one_of_the_second_edition() {
+    let mut bundle = Bundle::open("bert-qa", TaskKind::Qa);
+    if let Content::Question { answers, .. } = &mut bundle.examples[0].content {
+        *answers = Some(Vec::new());
+    }
+    let encoding = bundle.encode();
+    assert_eq!(encoding.set.features[0].targets, [0, 0]);
+    assert_eq!(bundle.task.majority(&bundle.examples), Some(("no answer".to_string(), 1.0 / 16.0)));
+    // Every window wants no answer: right for the first question alone.
+    let mut logits = bundle.logits(&encoding);
+    logits.iter_mut().for_each(|window| window[0] = 1e3);
+    let predictions = bundle.task.predict(&bundle.examples, &encoding, &logits);
+    assert!(predictions.iter().all(|prediction| prediction.outcome == Outcome::Text(String::new())));
+    let scores = bundle.task.score(&bundle.examples, &predictions).unwrap();
+    assert_eq!(scores, Scores::new([("exact_match", 1.0 / 16.0), ("f1", 1.0 / 16.0)]));
+}
+
+#[test]
+fn wrong_examples_are_named_by_their_place() {
+    let check = |bundle: &Bundle, content: Content, expected: &str| {
+        let mut examples = bundle.examples.clone();
+        examples.push(Example { content, place: "data.jsonl, line 99".to_string() });
+        let error = format!("{:#}", bundle.task.encode(&examples, &bundle.tokenizer, &bundle.limits).unwrap_err());
+        assert!(error.starts_with("data.jsonl, line 99") && error.contains(expected), "{error}");
+    };
+    let choices = Bundle::open("bert-multiple-choice", TaskKind::MultipleChoice);
+    let choice = |choices: &[&str]| Content::Choices {
+        text: "t".into(),
+        choices: choices.iter().map(|choice| choice.to_string()).collect(),
+        label: Some(2),
+    };
+    check(&choices, choice(&["a", "b"]), "label 2 is not the index of one of the 2 choices");
+    check(&choices, choice(&[]), "no choices");
+    check(&choices, Content::Words { words: vec![], tags: None }, "not an example for multiple-choice");
+    let tagging = Bundle::open("bert-tagging", TaskKind::Tagging);
+    check(&tagging, sentence(&["a", "b"], &["O"]).content, "2 tokens but 1 tags");
+    check(&tagging, sentence(&["a", "b"], &["O", "B-x"]).content, "word 2: unknown label \"B-x\"");
+    let qa = Bundle::open("bert-qa", TaskKind::Qa);
+    let answers = Some(vec![Answer { text: "no".to_string(), start: usize::MAX }]);
+    check(&qa, Content::Question { id: "1".into(), question: "q".into(), context: "c".into(), answers }, "the context has 1");
+    let classification = Bundle::open("bert-classification", TaskKind::Classification);
+    check(&classification, Content::Text { text: "t".into(), pair: None, label: Some(Label::Name("x".into())) }, "unknown label \"x\"");
+}
+
+#[test]
+fn unlabelled_examples_have_no_targets_and_no_score() {
+    let mut bundle = Bundle::open("bert-multiple-choice", TaskKind::MultipleChoice);
+    if let Content::Choices { label, .. } = &mut bundle.examples[3].content {
+        *label = None;
+    }
+    let encoding = bundle.encode();
+    assert_eq!((encoding.set.targets(2), encoding.set.targets(3)), (1, 0));
+    let logits = bundle.logits(&encoding);
+    let predictions = bundle.task.predict(&bundle.examples, &encoding, &logits);
+    let error = bundle.task.score(&bundle.examples, &predictions).unwrap_err().to_string();
+    assert!(error.contains("line 4: no label, which scoring needs"), "{error}");
+    assert_eq!(bundle.task.majority(&bundle.examples), None);
+}
+
+#[test]
+fn the_majority_is_the_most_frequent_label_and_its_share() {
+    let task = Task::new(TaskKind::Tagging, vec!["B-x".to_string(), "O".to_string()]);
+    let examples = [sentence(&["a", "b"], &["O", "B-x"]), sentence(&["c"], &["O"])];
+    assert_eq!(task.majority(&examples), Some(("O".to_string(), 2.0 / 3.0)));
+    // Of equally frequent ones the first.
+    assert_eq!(task.majority(&examples[..1]), Some(("B-x".to_string(), 0.5)));
+    assert_eq!(task.majority(&[]), None);
+}

@@ -1,0 +1,169 @@
+//! Golden bundles: what reference software computed for small models (`tests/golden/README.md` gives the format).
+
+use ptune::backend::Backend;
+use ptune::checkpoint::{Adapter, FrozenModel};
+use ptune::data::{Feature, FeatureSet, Sequence};
+use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
+use ptune::model::{HeadKind, HeadSpec, TaskKind};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+pub const BUNDLES: [&str; 7] = [
+    "bert-classification",
+    "bert-classification-d64",
+    "bert-multiple-choice",
+    "bert-qa",
+    "bert-tagging",
+    "roberta-classification",
+    "roberta-classification-peft",
+];
+
+pub struct Bundle {
+    pub directory: PathBuf,
+    pub case: serde_json::Value,
+    pub model: FrozenModel,
+    pub adapter: Adapter,
+    expected: HashMap<String, Vec<f64>>,
+    pub task: TaskKind,
+}
+
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+impl Bundle {
+    pub fn open(name: &str) -> Bundle {
+        let directory = golden(name);
+        let case: serde_json::Value = serde_json::from_slice(&std::fs::read(directory.join("case.json")).unwrap()).unwrap();
+        let bytes = std::fs::read(directory.join("expected.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let expected = tensors
+            .iter()
+            .map(|(name, view)| {
+                let values = view.data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+                let values = match view.dtype() {
+                    safetensors::Dtype::F32 => values.map(|b| f64::from(f32::from_le_bytes(b))).collect(),
+                    safetensors::Dtype::I32 => values.map(|b| f64::from(i32::from_le_bytes(b))).collect(),
+                    other => panic!("{name}: {other:?}"),
+                };
+                (name.to_string(), values)
+            })
+            .collect();
+        let task = match case["task"].as_str().unwrap() {
+            "classification" => TaskKind::Classification,
+            "multiple-choice" => TaskKind::MultipleChoice,
+            "tagging" => TaskKind::Tagging,
+            "question-answering" => TaskKind::Qa,
+            other => panic!("task {other}"),
+        };
+        let model = FrozenModel::open(&directory.join("model")).unwrap();
+        let adapter = Adapter::read(&directory.join("adapter")).unwrap();
+        Bundle { directory, case, model, adapter, expected, task }
+    }
+
+    pub fn expected(&self, name: &str) -> &[f64] {
+        self.expected.get(name).unwrap_or_else(|| panic!("{} has no {name}", self.directory.display()))
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.expected.contains_key(name)
+    }
+
+    pub fn tolerance(&self, name: &str) -> f64 {
+        self.case["tolerance_fp32_engine"][name].as_f64().unwrap()
+    }
+
+    /// Names of tensors whose exact gradient is zero.
+    pub fn unstable(&self) -> Vec<String> {
+        self.case["unstable"].as_array().map_or(Vec::new(), |list| list.iter().map(|v| v.as_str().unwrap().to_string()).collect())
+    }
+
+    fn integers(&self, name: &str) -> Vec<i64> {
+        self.expected(name).iter().map(|&value| value as i64).collect()
+    }
+
+    /// Features made of the bundle's own token ids: the engine is tested apart from tokenization.
+    pub fn features(&self) -> FeatureSet {
+        let (ids, lengths) = (self.integers("input_ids"), self.integers("input_lengths"));
+        let types = if self.has("token_type_ids") { self.integers("token_type_ids") } else { vec![0; ids.len()] };
+        let mut words = if self.has("word_first_token") { self.integers("word_first_token") } else { Vec::new() }.into_iter();
+        let lines = std::fs::read_to_string(self.directory.join("data.jsonl")).unwrap();
+        let examples: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let labels = self.model.spec.labels.clone().unwrap_or_default();
+        let index = |name: &serde_json::Value| labels.iter().position(|label| Some(label.as_str()) == name.as_str()).unwrap() as i32;
+        let mut set = FeatureSet { examples: examples.len(), ..FeatureSet::default() };
+        let mut at = 0;
+        for (number, &length) in lengths.iter().enumerate() {
+            let range = at..at + length as usize;
+            let readout = match self.task {
+                TaskKind::Classification | TaskKind::MultipleChoice => vec![0],
+                TaskKind::Qa => (0..length as u32).collect(),
+                TaskKind::Tagging => {
+                    let count = examples[number]["tokens"].as_array().unwrap().len();
+                    words.by_ref().take(count).map(|index| index as u32).collect()
+                }
+            };
+            set.sequences.push(Sequence {
+                ids: ids[range.clone()].iter().map(|&id| id as u32).collect(),
+                types: types[range].iter().map(|&kind| kind as u32).collect(),
+                readout,
+            });
+            at += length as usize;
+        }
+        match self.task {
+            TaskKind::Qa => {
+                let (start, end) = (self.integers("feature_start"), self.integers("feature_end"));
+                let example = self.integers("feature_example");
+                for window in 0..start.len() {
+                    let targets = vec![start[window] as i32, end[window] as i32];
+                    set.features.push(Feature { example: example[window] as usize, first_sequence: window, sequences: 1, targets });
+                }
+            }
+            _ => {
+                let mut first_sequence = 0;
+                for (number, example) in examples.iter().enumerate() {
+                    let (sequences, targets) = match self.task {
+                        TaskKind::MultipleChoice => (example["choices"].as_array().unwrap().len(), vec![example["label"].as_i64().unwrap() as i32]),
+                        TaskKind::Tagging => (1, example["tags"].as_array().unwrap().iter().map(index).collect()),
+                        _ => (1, vec![index(&example["label"])]),
+                    };
+                    set.features.push(Feature { example: number, first_sequence, sequences, targets });
+                    first_sequence += sequences;
+                }
+            }
+        }
+        set
+    }
+
+    pub fn head(&self) -> HeadSpec {
+        let dense = self.adapter.tensors.keys().any(|name| name.contains("classifier.dense"));
+        let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
+        HeadSpec::new(self.task, if dense { HeadKind::Dense } else { HeadKind::Linear }, classes)
+    }
+
+    /// The bundle's settings: no dropout anywhere.
+    pub fn options(&self) -> EngineOptions {
+        EngineOptions {
+            prefix: PrefixOptions {
+                length: self.adapter.metadata.prefix_length,
+                layers: (0..self.model.spec.layers).collect(),
+                projection: None,
+                shifted: true,
+                dropout: 0.0,
+            },
+            head: self.head(),
+            hidden_dropout: 0.0,
+            attention_dropout: 0.0,
+            seed: 42,
+        }
+    }
+
+    /// An engine with the bundle's adapter.
+    pub fn engine(&self, backend: Box<dyn Backend>, set: &FeatureSet, batch: usize) -> Engine {
+        let options = self.options();
+        let capacity = Capacity::for_items(set, &options.head, batch, true);
+        let mut engine = Engine::new(backend, &self.model, options, capacity).unwrap();
+        engine.load_adapter(&self.adapter).unwrap();
+        engine
+    }
+}

@@ -1,0 +1,213 @@
+//! Gradients in f64 against finite differences, with every dropout on: prefix, projection and heads, for the
+//! specifications of today and for one that uses everything a specification can say.
+
+use crate::bundle::Bundle;
+use ptune::backend::cpu::Cpu;
+use ptune::backend::{Activation, NormKind, Stream};
+use ptune::checkpoint::{Checkpoint, FrozenModel};
+use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
+use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
+use ptune::model::{Family, HeadKind, HeadSpec, NormPlace, Pooling, Positions, Slot, Specification, TaskKind};
+use safetensors::{Dtype, tensor::TensorView};
+
+const STEP: u64 = 3;
+
+fn loss(engine: &mut Engine, set: &FeatureSet) -> f64 {
+    let features: Vec<usize> = (0..set.features.len()).collect();
+    engine.begin_step(STEP, features.iter().map(|&feature| set.targets(feature)).sum());
+    engine.accumulate(set, &features, 0).unwrap();
+    engine.finish_step(&Update { learning_rate: 0.0, weight_decay: 0.0, max_grad_norm: None });
+    engine.flush_report().unwrap().loss
+}
+
+/// Central differences of the loss along single elements and one random direction of each trained tensor. Truncation
+/// is h² f''' / 6, rounding 1e-16 / h: both below 1e-9 of a gradient of order one, so 1e-6 of the tensor's largest
+/// element leaves room for curvature.
+fn check_gradients(model: &FrozenModel, options: EngineOptions, set: &FeatureSet, name: &str) {
+    let capacity = Capacity::for_items(set, &options.head, set.features.len(), true);
+    let per_column = options.head.grouping == Grouping::PerColumn && options.head.pooling != Pooling::Dense;
+    let mut engine = Engine::new(Box::new(Cpu::<f64>::new()), model, options, capacity).unwrap();
+    let mut random = Stream::new([5, 6]);
+    for tensor in engine.trainables() {
+        // Larger values than the initial ones, so that every nonlinearity takes part.
+        let count = tensor.shape[0] * tensor.shape[1];
+        let values: Vec<f64> = (0..count).map(|_| 0.3 * random.normal_pair()[0]).collect();
+        engine.set_values(&tensor.name, &values).unwrap();
+    }
+    loss(&mut engine, set);
+    let names: Vec<String> = engine.trainables().into_iter().map(|tensor| tensor.name).collect();
+    let gradients: Vec<Vec<f64>> = names.iter().map(|name| engine.gradient(name).unwrap()).collect();
+    for (tensor, gradient) in names.iter().zip(&gradients) {
+        let start = engine.values(tensor).unwrap();
+        let largest = gradient.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+        if per_column && tensor.ends_with(".bias") {
+            // A constant added to every row of a softmax: the exact gradient is zero.
+            assert!(largest < 1e-12, "{name}: {tensor} should have no gradient");
+            continue;
+        }
+        assert!(largest > 1e-6, "{name}: {tensor} has no gradient");
+        let mut slope = |direction: &[f64]| {
+            let h = 1e-4;
+            let mut at = |sign: f64| {
+                let moved: Vec<f64> = start.iter().zip(direction).map(|(x, d)| x + sign * h * d).collect();
+                engine.set_values(tensor, &moved).unwrap();
+                loss(&mut engine, set)
+            };
+            // Fourth order: (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h.
+            (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h)
+        };
+        for _ in 0..8 {
+            let element = random.below(start.len());
+            let mut direction = vec![0.0; start.len()];
+            direction[element] = 1.0;
+            let difference = (slope(&direction) - gradient[element]).abs();
+            assert!(difference <= 1e-6 * largest, "{name}: {tensor}[{element}] off by {difference:e} of {largest:e}");
+        }
+        let direction: Vec<f64> = (0..start.len()).map(|_| random.normal_pair()[0] / (start.len() as f64).sqrt()).collect();
+        let expected: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+        let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let difference = (slope(&direction) - expected).abs();
+        assert!(difference <= 1e-6 * norm, "{name}: {tensor} along a direction off by {difference:e} of {norm:e}");
+        engine.set_values(tensor, &start).unwrap();
+    }
+}
+
+/// A bundle's first items.
+fn first_items(bundle: &Bundle, count: usize) -> FeatureSet {
+    let mut set = bundle.features();
+    set.features.truncate(count);
+    set
+}
+
+fn with_dropout(mut options: EngineOptions) -> EngineOptions {
+    options.prefix.dropout = 0.2;
+    options.hidden_dropout = 0.1;
+    options.attention_dropout = 0.15;
+    options
+}
+
+#[test]
+fn every_task_and_head() {
+    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging", "roberta-classification-peft"] {
+        let bundle = Bundle::open(name);
+        check_gradients(&bundle.model, with_dropout(bundle.options()), &first_items(&bundle, 3), name);
+    }
+}
+
+#[test]
+fn projection_layer_subset_and_head_alone() {
+    let bundle = Bundle::open("bert-classification");
+    let set = first_items(&bundle, 3);
+    let mut options = with_dropout(bundle.options());
+    options.prefix.projection = Some(7);
+    check_gradients(&bundle.model, options.clone(), &set, "projection");
+    options.prefix.layers = vec![1];
+    check_gradients(&bundle.model, options.clone(), &set, "projection of one layer");
+    options.prefix.projection = None;
+    options.prefix.layers = vec![2];
+    options.prefix.shifted = false;
+    check_gradients(&bundle.model, options.clone(), &set, "last layer only");
+    options.prefix.length = 0;
+    check_gradients(&bundle.model, options, &set, "head alone");
+}
+
+/// Everything that a specification can say, at once: pre-norm RMS norms without betas, grouped heads, layers that share
+/// weights, an embedding narrower than the hidden size with its own norm, no token types, no linear biases.
+fn synthetic(place: NormPlace) -> Specification {
+    Specification {
+        family: "synthetic".into(),
+        layers: 4,
+        layer_weights: vec![0, 1, 1, 0],
+        hidden_size: 24,
+        embedding_size: 10,
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 5,
+        ffn_size: 37,
+        vocabulary: 50,
+        token_types: 0,
+        positions: Positions::Learned { table: 100, first: 2, padding_id: Some(1) },
+        norm: NormKind::RmsNorm,
+        norm_place: place,
+        norm_epsilon: 1e-5,
+        embedding_norm: place == NormPlace::Post,
+        final_norm: place == NormPlace::Pre,
+        activation: Activation::GeluTanh,
+        linear_bias: false,
+        hidden_dropout: 0.1,
+        attention_dropout: 0.1,
+        initializer_range: 0.02,
+        labels: None,
+    }
+}
+
+static SYNTHETIC: Family = Family {
+    model_types: &["synthetic"],
+    architectures: &[],
+    prefixes: &[""],
+    transformers_head: HeadKind::Linear,
+    specification: |_| unreachable!("the specification is given"),
+    tensor_name: |slot| Some(format!("{slot:?}")),
+};
+
+/// Writes random weights of a specification and opens them.
+fn random_model(spec: Specification, dtype: Dtype, directory: &std::path::Path) -> FrozenModel {
+    let mut random = Stream::new([1, 2]);
+    let mut tensors = Vec::new();
+    let mut add = |name: String, shape: Vec<usize>, mean: f64| {
+        let values = (0..shape.iter().product()).map(|_| mean + 0.3 * random.normal_pair()[0]);
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F32 => values.flat_map(|value| (value as f32).to_le_bytes()).collect(),
+            Dtype::BF16 => values.flat_map(|value| half::bf16::from_f64(value).to_le_bytes()).collect(),
+            _ => values.flat_map(|value| half::f16::from_f64(value).to_le_bytes()).collect(),
+        };
+        tensors.push((name, shape, bytes));
+    };
+    for slot in spec.slots().into_iter().chain([Slot::Pooler]) {
+        let [rows, cols] = spec.shape(slot).unwrap();
+        let norm = matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm);
+        add(format!("{slot:?}.weight"), if norm { vec![cols] } else { vec![rows, cols] }, f64::from(u8::from(norm)));
+        if spec.has_bias(slot) {
+            add(format!("{slot:?}.bias"), vec![if norm { cols } else { rows }], 0.0);
+        }
+    }
+    let views: Vec<_> =
+        tensors.iter().map(|(name, shape, bytes)| (name.clone(), TensorView::new(dtype, shape.clone(), bytes).unwrap())).collect();
+    safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).unwrap();
+    let checkpoint = Checkpoint::open(directory).unwrap();
+    FrozenModel::assemble(&SYNTHETIC, "", spec, checkpoint, directory.to_owned()).unwrap()
+}
+
+/// Sequences on both sides of a block of queries, one of a single token.
+fn synthetic_set(task: TaskKind) -> FeatureSet {
+    let mut set = FeatureSet { examples: 4, ..FeatureSet::default() };
+    for (example, length) in [70, 1, 9, 64].into_iter().enumerate() {
+        let ids: Vec<u32> = (0..length).map(|i| ((i * 7 + example * 3) % 50) as u32).collect();
+        let (readout, targets) = match task {
+            TaskKind::Tagging => ((0..length as u32).step_by(2).collect::<Vec<_>>(), (0..length as i32).step_by(2).map(|i| i % 3).collect()),
+            TaskKind::Qa => ((0..length as u32).collect(), vec![0, length as i32 - 1]),
+            _ => (vec![0], vec![(example % 3) as i32]),
+        };
+        set.sequences.push(Sequence { ids, types: Vec::new(), readout });
+        set.features.push(Feature { example, first_sequence: example, sequences: 1, targets });
+    }
+    set
+}
+
+#[test]
+fn one_forward_and_backward_serve_every_specification() {
+    for (place, dtype) in [(NormPlace::Pre, Dtype::F16), (NormPlace::Post, Dtype::F32), (NormPlace::Pre, Dtype::BF16)] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = random_model(synthetic(place), dtype, folder.path());
+        for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
+            let options = EngineOptions {
+                prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
+                head: HeadSpec::new(task, HeadKind::Linear, 3),
+                hidden_dropout: 0.1,
+                attention_dropout: 0.1,
+                seed: 7,
+            };
+            check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {task:?}"));
+        }
+    }
+}
