@@ -78,11 +78,7 @@ fn model(directory: &Path) -> Result<String> {
     types.sort_unstable();
     types.dedup();
     let tensors = model.checkpoint.tensors().count();
-    line(
-        &mut text,
-        "files",
-        format!("{}, {tensors} tensors in {}", readable(model.checkpoint.total_bytes() as u64), types.join(" and ")),
-    );
+    line(&mut text, "files", format!("{}, {tensors} tensors in {}", readable(model.checkpoint.total_bytes() as u64), types.join(" and ")));
     for (index, file) in model.checkpoint.files().iter().enumerate() {
         let bytes = (**file).as_ref().len() as u64;
         line(&mut text, "", format!("{} ({})", model.checkpoint.file_name(index).display(), readable(bytes)));
@@ -97,8 +93,7 @@ fn model(directory: &Path) -> Result<String> {
     let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: true, dropout: 0.1 };
     let trained = prefix_parameters(PREFIX, spec.layers, spec.kv_size()) + head_parameters(&head, spec.hidden_size);
     let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
-    let capacity =
-        Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows: BATCH, groups: BATCH, training: true };
+    let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows: BATCH, groups: BATCH, training: true };
     let plan = Plan::new(&model, &options, capacity, &*device::open(Device::Auto)?)?;
     let share = 100.0 * trained as f64 / spec.parameters() as f64;
     let _ = write!(

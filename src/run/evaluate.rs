@@ -18,12 +18,13 @@ pub fn forward(
 ) -> Result<Option<Vec<Vec<f32>>>> {
     let features: Vec<usize> = (0..set.features.len()).collect();
     let mut logits = Vec::with_capacity(features.len());
-    let mut progress = terminal.progress("evaluated", 0, features.len() as u64);
+    let mut progress = terminal.progress("evaluated", 0, features.len() as u64, false);
     for batch in features.chunks(batch_size) {
         if interrupt.pending().is_some() {
             return Ok(None);
         }
-        logits.extend(engine.forward(set, batch)?);
+        // Exact: the backends for use compute logits in f32.
+        logits.extend(engine.forward(set, batch)?.into_iter().map(|values| values.into_iter().map(|value| value as f32).collect()));
         progress.update(logits.len() as u64, String::new);
     }
     Ok(Some(logits))

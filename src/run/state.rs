@@ -186,6 +186,6 @@ mod tests {
         let text: Value = serde_json::from_str(&state.to_trainer_state(&EXTENT).unwrap()).unwrap();
         assert_eq!((&text["global_step"], &text["num_train_epochs"], &text["eval_steps"]), (&json!(6), &json!(3), &json!(3)));
         assert_eq!((&text["best_metric"], &text["best_global_step"], &text["epoch"]), (&json!(0.5), &json!(6), &json!(2.0)));
-        assert_eq!(text.as_object().unwrap().len(), 21);
+        assert_eq!(text.as_object().unwrap().len(), 20);
     }
 }

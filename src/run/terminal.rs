@@ -27,8 +27,9 @@ impl Terminal {
         }
     }
 
-    /// Progress towards `total`, of which `done` are done already.
-    pub fn progress(&self, what: &'static str, done: u64, total: u64) -> Progress<'_> {
+    /// Progress towards `total`, of which `done` are done already. Where there is no bar, `talkative` work prints a line
+    /// about every twentieth of the way; other work only if it takes long.
+    pub fn progress(&self, what: &'static str, done: u64, total: u64, talkative: bool) -> Progress<'_> {
         let bar = (self.bars && !self.quiet).then(|| {
             let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {msg} {elapsed}<{eta}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -37,15 +38,26 @@ impl Terminal {
             bar.reset_eta();
             bar
         });
-        Progress { terminal: self, what, bar, first: done, total, started: Instant::now(), spoken: Instant::now(), spoken_at: done }
+        Progress {
+            terminal: self,
+            what,
+            bar,
+            talkative,
+            first: done,
+            total,
+            started: Instant::now(),
+            spoken: Instant::now(),
+            spoken_at: done,
+        }
     }
 }
 
-/// A bar, or now and then a line: about every twentieth of the way, and after ten seconds of silence.
+/// A bar, or now and then a line.
 pub struct Progress<'a> {
     terminal: &'a Terminal,
     what: &'static str,
     bar: Option<ProgressBar>,
+    talkative: bool,
     first: u64,
     total: u64,
     started: Instant,
@@ -61,15 +73,15 @@ impl Progress<'_> {
             bar.set_position(done);
             return;
         }
-        let far = (done - self.spoken_at.min(done)) * 20 >= self.total;
-        if self.terminal.quiet || !(done == self.total || far || self.spoken.elapsed() >= SILENCE) {
+        let far = self.talkative && (done == self.total || (done - self.spoken_at.min(done)) * 20 >= self.total);
+        if self.terminal.quiet || !(far || self.spoken.elapsed() >= SILENCE) {
             return;
         }
         (self.spoken, self.spoken_at) = (Instant::now(), done);
         let message = message();
         let space = if message.is_empty() { "" } else { "  " };
         let left = match done - self.first.min(done) {
-            0 => String::new(),
+            fresh if fresh == 0 || done == self.total => String::new(),
             fresh => format!("  {} left", clock(self.started.elapsed().mul_f64((self.total - done.min(self.total)) as f64 / fresh as f64))),
         };
         self.terminal.line(format!("{} {done}/{}{space}{message}{left}", self.what, self.total));

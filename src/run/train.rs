@@ -163,8 +163,7 @@ impl Prepared {
             eval_every: settings.eval_every,
             save_every: settings.save_every,
         };
-        let rate =
-            LearningRate { peak: settings.learning_rate, schedule: settings.schedule, warmup_steps, total_steps, steps_per_epoch };
+        let rate = LearningRate { peak: settings.learning_rate, schedule: settings.schedule, warmup_steps, total_steps, steps_per_epoch };
         Ok((extent, rate))
     }
 

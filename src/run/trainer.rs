@@ -50,7 +50,7 @@ pub struct Session {
     tokens: u64,
     /// Time in steps: evaluations and checkpoints are not in it.
     training: Duration,
-    last_loss: f64,
+    last_loss: Option<f64>,
     /// How the adapter at the root was written.
     pub export: Option<Export>,
 }
@@ -66,13 +66,15 @@ impl Session {
 impl Trainer<'_> {
     /// Trains to the end; the signal's number where one asked to stop before it.
     pub fn run(&mut self) -> Result<Option<i32>> {
-        let mut progress = self.terminal.progress("step", self.state.step, self.extent.total_steps);
+        let mut progress = self.terminal.progress("step", self.state.step, self.extent.total_steps, true);
         if self.state.evaluation_pending {
             self.evaluate(&progress)?;
             self.save()?;
         }
+        // Whether the latest step is saved: a signal ends the run only then.
+        let mut saved = true;
         while !self.is_over() {
-            if let Some(signal) = self.interrupt.pending() {
+            if let Some(signal) = self.interrupt.pending().filter(|_| saved) {
                 return Ok(Some(signal));
             }
             self.step()?;
@@ -90,9 +92,10 @@ impl Trainer<'_> {
                 self.evaluate(&progress)?;
                 save |= self.state.evaluation_pending || self.is_over();
             }
-            if save || self.interrupt.pending().is_some() {
+            if save {
                 self.save()?;
             }
+            saved = save;
         }
         Ok(None)
     }
@@ -185,7 +188,7 @@ impl Trainer<'_> {
         }
         let rate = self.rate.at(step);
         self.state.add_step(&self.extent, step, loss, grad_norm, rate);
-        self.session.last_loss = loss;
+        self.session.last_loss = Some(loss);
         let row = [
             ("step", Value::from(done)),
             ("epoch", self.extent.epoch(done).into()),
@@ -199,7 +202,8 @@ impl Trainer<'_> {
     fn describe(&self) -> String {
         let rate = self.rate.at(self.state.step.saturating_sub(1));
         let speed = self.session.tokens_per_second().unwrap_or_default();
-        format!("epoch {:.2}  loss {:.4}  lr {rate:.2e}  {speed:.0} tokens/s", self.extent.epoch(self.state.step), self.session.last_loss)
+        let loss = self.session.last_loss.map_or("-".to_string(), |loss| format!("{loss:.4}"));
+        format!("epoch {:.2}  loss {loss}  lr {rate:.2e}  {speed:.0} tokens/s", self.extent.epoch(self.state.step))
     }
 
     /// Evaluates after the current step, and keeps the adapter at the root if it is the best. Where a signal comes in
