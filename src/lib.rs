@@ -2,9 +2,11 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod cli;
 pub mod data;
 pub mod engine;
 pub mod error;
 pub mod metric;
 pub mod model;
+pub mod run;
 pub mod task;

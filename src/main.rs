@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `ptune`.
+
+fn main() -> std::process::ExitCode {
+    ptune::cli::main()
+}

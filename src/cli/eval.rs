@@ -1,0 +1,51 @@
+//! `ptune eval`: scores on labelled data.
+
+use super::{ScoringArguments, print, set_threads};
+use crate::run::interrupt::Interrupt;
+use crate::run::scoring::Scoring;
+use crate::run::terminal::Terminal;
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Labelled data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    #[command(flatten)]
+    scoring: ScoringArguments,
+    /// Print one JSON object with the metrics and nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    set_threads(arguments.scoring.threads)?;
+    let terminal = Terminal::new(arguments.json);
+    let scoring = Scoring::run(&arguments.scoring.options(&arguments.data, true), &terminal, &Interrupt::default())?;
+    let evaluation = scoring.evaluate()?;
+    let examples = &scoring.split.examples;
+    if arguments.json {
+        let mut object = evaluation.to_map();
+        object.insert("examples".to_string(), Value::from(examples.len()));
+        print(&json!(object).to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut lines: Vec<String> =
+        evaluation.to_map().iter().map(|(name, value)| format!("{name:<16} {:>8.4}", value.as_f64().unwrap_or(f64::NAN))).collect();
+    if let Some((label, share)) = scoring.task.majority(examples) {
+        lines.push(format!("{:<16} {share:>8.4}  (always {label:?})", "majority class"));
+    }
+    let types = scoring.task.entity_types(examples, &scoring.predict())?;
+    if !types.is_empty() {
+        lines.push(format!("\n{:<16} {:>9} {:>9} {:>9} {:>9}", "entity type", "precision", "recall", "f1", "in data"));
+    }
+    for (name, counts) in types {
+        let (precision, recall, f1) = (counts.precision(), counts.recall(), counts.f1());
+        lines.push(format!("{name:<16} {precision:>9.4} {recall:>9.4} {f1:>9.4} {:>9}", counts.gold));
+    }
+    print(&lines.join("\n"))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,155 @@
+//! `ptune inspect`: what a model or an adapter is.
+
+use super::print;
+use crate::checkpoint::{Adapter, FrozenModel};
+use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
+use crate::model::{HeadKind, HeadSpec, Positions, TaskKind};
+use crate::run::memory::{grouped, readable};
+use crate::run::{Device, device};
+use anyhow::{Result, bail};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A model directory, or the folder of an adapter
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let directory = &arguments.directory;
+    if !directory.is_dir() {
+        bail!("{}: no such directory; give the folder of a model or of an adapter", directory.display());
+    }
+    let text = if directory.join("adapter_config.json").exists() {
+        adapter(directory)?
+    } else if directory.join("config.json").exists() {
+        model(directory)?
+    } else {
+        bail!("{}: there is neither config.json of a model nor adapter_config.json of an adapter", directory.display());
+    };
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The run that the memory plan of a model is shown for: the defaults of `ptune train`, at full length.
+const PREFIX: usize = 20;
+const BATCH: usize = 32;
+const LENGTH: usize = 128;
+
+/// One line of a table.
+fn line(text: &mut String, name: &str, value: impl std::fmt::Display) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{name:<14} {value}");
+}
+
+fn model(directory: &Path) -> Result<String> {
+    let model = FrozenModel::open(directory)?;
+    let spec = &model.spec;
+    let mut text = String::new();
+    line(&mut text, "model", directory.display());
+    line(&mut text, "family", &spec.family);
+    let groups = if spec.kv_heads == spec.heads { String::new() } else { format!(" ({} key/value heads)", spec.kv_heads) };
+    line(
+        &mut text,
+        "size",
+        format!(
+            "{} layers, hidden {}, {} heads of {}{groups}, feed-forward {}, vocabulary {}",
+            spec.layers,
+            spec.hidden_size,
+            spec.heads,
+            spec.head_dim,
+            spec.ffn_size,
+            grouped(spec.vocabulary as u64)
+        ),
+    );
+    line(&mut text, "parameters", grouped(spec.parameters() as u64));
+    let Positions::Learned { table, .. } = spec.positions;
+    let (whole, left) = (spec.longest_sequence(0), spec.longest_sequence(PREFIX));
+    line(&mut text, "positions", format!("table of {table}: up to {whole} tokens, {left} behind a prefix of {PREFIX}"));
+    line(&mut text, "pooler", if model.has_pooler() { "yes" } else { "no (a frozen random one is stored with the adapter)" });
+    line(&mut text, "dropout", format!("hidden {}, attention {}", spec.hidden_dropout, spec.attention_dropout));
+    if let Some(labels) = &spec.labels {
+        line(&mut text, "labels", labels.join(", "));
+    }
+    let mut types: Vec<&str> = model.checkpoint.tensors().map(|tensor| tensor.dtype.name()).collect();
+    types.sort_unstable();
+    types.dedup();
+    let tensors = model.checkpoint.tensors().count();
+    line(&mut text, "files", format!("{}, {tensors} tensors in {}", readable(model.checkpoint.total_bytes() as u64), types.join(" and ")));
+    for (index, file) in model.checkpoint.files().iter().enumerate() {
+        let bytes = (**file).as_ref().len() as u64;
+        line(&mut text, "", format!("{} ({})", model.checkpoint.file_name(index).display(), readable(bytes)));
+    }
+    line(&mut text, "fingerprint", model.checkpoint.fingerprint());
+
+    let length = LENGTH.min(left);
+    if length == 0 {
+        return Ok(text);
+    }
+    let head = HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2);
+    let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: true, dropout: 0.1 };
+    let trained = prefix_parameters(PREFIX, spec.layers, spec.kv_size()) + head_parameters(&head, spec.hidden_size);
+    let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
+    let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows: BATCH, groups: BATCH, training: true };
+    let plan = Plan::new(&model, &options, capacity, &*device::open(Device::Auto)?)?;
+    let share = 100.0 * trained as f64 / spec.parameters() as f64;
+    let _ = write!(
+        text,
+        "\ntraining a classification of 2 labels, prefix {PREFIX}, batch {BATCH} x {length} tokens:\n\
+         trained        {} parameters, {share:.2} % of the model\nmemory plan\n{plan}\n",
+        grouped(trained as u64)
+    );
+    Ok(text)
+}
+
+fn prefix_parameters(length: usize, layers: usize, kv_size: usize) -> usize {
+    length * layers * 2 * kv_size
+}
+
+fn head_parameters(head: &HeadSpec, hidden_size: usize) -> usize {
+    head.layers(hidden_size).iter().map(|(_, [outputs, inputs])| outputs * inputs + outputs).sum()
+}
+
+fn adapter(directory: &Path) -> Result<String> {
+    let adapter = Adapter::read(directory)?;
+    let metadata = &adapter.metadata;
+    let mut text = String::new();
+    line(&mut text, "adapter", directory.display());
+    line(&mut text, "made by", if adapter.foreign { "another program (PEFT's files alone)" } else { "ptune" });
+    line(&mut text, "base model", &metadata.base_model);
+    line(&mut text, "task", metadata.task.map_or("not told by the files", TaskKind::name));
+    match &metadata.labels {
+        Some(labels) => line(&mut text, "labels", format!("{}: {}", labels.len(), labels.join(", "))),
+        None => line(&mut text, "labels", "none stored"),
+    }
+    let head = match metadata.head {
+        HeadKind::Linear => "linear",
+        HeadKind::Dense => "dense",
+    };
+    line(&mut text, "head", head);
+    let layers = crate::run::LayerSet::from_indices(&metadata.prefix_layers);
+    let positions = if metadata.shifted_positions { "shifted" } else { "unshifted" };
+    line(
+        &mut text,
+        "prefix",
+        match metadata.prefix_length {
+            0 => "none, a head alone".to_string(),
+            length => format!("{length} positions in layers {layers} of {}, positions {positions}", metadata.model_layers),
+        },
+    );
+    if let Some(hidden) = metadata.prefix_projection {
+        line(&mut text, "projection", format!("trained through {hidden} tanh units, stored flat"));
+    }
+    if let Some(length) = metadata.max_length {
+        line(&mut text, "lengths", format!("max-length {length}, doc-stride {}", metadata.doc_stride.unwrap_or(0)));
+    }
+    let total: usize = adapter.tensors.values().map(|tensor| tensor.values.len()).sum();
+    line(&mut text, "parameters", grouped(total as u64));
+    for (name, tensor) in &adapter.tensors {
+        line(&mut text, "", format!("{name} {:?}", tensor.shape));
+    }
+    Ok(text)
+}

@@ -1,0 +1,190 @@
+//! The command line: one file a command. Commands print; what they do is in `run`.
+
+mod eval;
+mod inspect;
+mod predict;
+mod train;
+
+use crate::data::Columns;
+use crate::error::UsageError;
+use crate::model::TaskKind;
+use crate::run::{Device, device};
+use crate::usage;
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+/// P-Tuning v2: trains per-layer prefixes and a head on a frozen language model.
+#[derive(Parser)]
+#[command(name = "ptune", version = VERSION.as_str(), arg_required_else_help = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train an adapter: prefixes and a head for a frozen model
+    Train(Box<train::Arguments>),
+    /// Score a model with an adapter on labelled data
+    Eval(eval::Arguments),
+    /// Write a prediction for every example of a file
+    Predict(predict::Arguments),
+    /// Tell what a model or an adapter is: sizes, trainable share, memory plan
+    Inspect(inspect::Arguments),
+}
+
+/// Options of `eval` and `predict`.
+#[derive(clap::Args)]
+struct ScoringArguments {
+    /// Hugging Face model directory that the adapter was trained on
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Folder of the adapter (of ptune or of PEFT)
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// Task; needed only where a foreign adapter's files do not tell
+    #[arg(long, value_name = "TASK")]
+    task: Option<TaskKind>,
+    /// Column of the text
+    #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Data")]
+    text_column: String,
+    /// Column of the second text
+    #[arg(long, value_name = "NAME", default_value = "text_pair", help_heading = "Data")]
+    text_pair_column: String,
+    /// Column of the label
+    #[arg(long, value_name = "NAME", default_value = "label", help_heading = "Data")]
+    label_column: String,
+    /// Column of the choices
+    #[arg(long, value_name = "NAME", default_value = "choices", help_heading = "Data")]
+    choices_column: String,
+    /// CoNLL column of the tag, counted from 0 [default: the last]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    tag_column: Option<usize>,
+    /// Longest sequence in tokens [default: as trained; else 128, qa: 384]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    max_length: Option<usize>,
+    /// Tokens that neighbouring windows of a context share [default: as trained; else 128]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    doc_stride: Option<usize>,
+    /// Examples (qa: windows) of a batch
+    #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Machine")]
+    batch_size: usize,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
+    device: Device,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    threads: Option<usize>,
+}
+
+impl ScoringArguments {
+    fn options(&self, data: &std::path::Path, labelled: bool) -> crate::run::scoring::ScoringOptions {
+        crate::run::scoring::ScoringOptions {
+            model: self.model.clone(),
+            adapter: self.adapter.clone(),
+            data: data.to_path_buf(),
+            task: self.task,
+            columns: Columns {
+                text: self.text_column.clone(),
+                text_pair: self.text_pair_column.clone(),
+                label: self.label_column.clone(),
+                choices: self.choices_column.clone(),
+                tag: self.tag_column,
+            },
+            max_length: self.max_length,
+            doc_stride: self.doc_stride,
+            batch_size: self.batch_size,
+            device: self.device,
+            labelled,
+        }
+    }
+}
+
+/// Version, commit (where the build knows it) and backends.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let commit = option_env!("PTUNE_COMMIT").map_or(String::new(), |commit| format!(", commit {commit}"));
+    format!("{}{commit}, backends: {}", env!("CARGO_PKG_VERSION"), device::BACKENDS.join(", "))
+});
+
+/// Runs the program: parses, dispatches, prints at most one error line. Exit code 0; 1: a failure; 2: a wrong command
+/// line or configuration; 128 + signal: interrupted.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && error.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprintln!("{}", one_line(&error.render().to_string()));
+            return ExitCode::from(2);
+        }
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let result = match cli.command {
+        Command::Train(arguments) => train::run(*arguments),
+        Command::Eval(arguments) => eval::run(arguments),
+        Command::Predict(arguments) => predict::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{}", one_line(&format!("error: {error:#}")));
+        ExitCode::from(if error.chain().any(|cause| cause.is::<UsageError>()) { 2 } else { 1 })
+    })
+}
+
+/// A message without line breaks, and of clap's messages the part before the usage.
+fn one_line(text: &str) -> String {
+    let text = text.split("\n\nUsage:").next().unwrap_or(text);
+    let text = text.split("\n\nFor more information").next().unwrap_or(text);
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Prints a command's result. A reader that went away (`| head`) is no failure.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to the standard output"),
+        _ => Ok(()),
+    }
+}
+
+/// Sizes the thread pool, before anything uses it.
+fn set_threads(threads: Option<usize>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    if !(1..=1024).contains(&threads) {
+        usage!("--threads {threads}: must be from 1 to 1024");
+    }
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+        Ok(()) => Ok(()),
+        Err(error) => bail!("cannot start {threads} threads: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn messages_fit_on_one_line() {
+        let error = |line: &str| match Cli::try_parse_from(line.split(' ')) {
+            Ok(_) => panic!("accepted: {line}"),
+            Err(error) => one_line(&error.render().to_string()),
+        };
+        assert_eq!(
+            error("ptune train --batch x"),
+            "error: unexpected argument '--batch' found tip: a similar argument exists: '--batch-size'"
+        );
+        assert!(error("ptune eval --model m").starts_with("error: the following required arguments were not provided: --"));
+        assert!(error("ptune train --prefix-layers 0").contains("layers are counted from 1"));
+    }
+}

@@ -1,0 +1,72 @@
+//! `ptune predict`: one JSON line an example, in the order of the input.
+
+use super::{ScoringArguments, set_threads};
+use crate::checkpoint::write_atomically;
+use crate::run::interrupt::Interrupt;
+use crate::run::scoring::Scoring;
+use crate::run::terminal::Terminal;
+use crate::task::With;
+use crate::usage;
+use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Data, with or without labels
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Where the predictions go
+    #[arg(long, value_name = "FILE.jsonl")]
+    output: PathBuf,
+    #[command(flatten)]
+    scoring: ScoringArguments,
+    /// What else a line holds: logits, input_ids or both
+    #[arg(long, value_name = "logits,input_ids", value_delimiter = ',')]
+    with: Vec<Extra>,
+    /// Print nothing but errors
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Extra {
+    Logits,
+    #[value(name = "input_ids")]
+    InputIds,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    set_threads(arguments.scoring.threads)?;
+    check_output(&arguments.input, &arguments.output)?;
+    let terminal = Terminal::new(arguments.quiet);
+    let scoring = Scoring::run(&arguments.scoring.options(&arguments.input, false), &terminal, &Interrupt::default())?;
+    let with = With { logits: arguments.with.contains(&Extra::Logits), input_ids: arguments.with.contains(&Extra::InputIds) };
+    let predictions = scoring.predict();
+    write_atomically(&arguments.output, |writer| {
+        for (index, prediction) in predictions.iter().enumerate() {
+            serde_json::to_writer(&mut *writer, &prediction.to_json(index, &with)).map_err(std::io::Error::from)?;
+            writer.write_all(b"\n")?;
+        }
+        Ok(())
+    })?;
+    terminal.line(format!("{} predictions: {}", predictions.len(), arguments.output.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What would only fail after all the work, or destroy the input.
+fn check_output(input: &Path, output: &Path) -> Result<()> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        bail!("{}: there is no such folder for --output", folder.display());
+    }
+    if output.is_dir() {
+        usage!("--output {}: is a folder; give the name of a file", output.display());
+    }
+    if let (Ok(input), Ok(output)) = (input.canonicalize(), output.canonicalize())
+        && input == output
+    {
+        usage!("--output {}: is the input itself", output.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Forward over a whole set, and what is measured of it: shared by validation, `eval` and `predict`.
+
+use super::interrupt::Interrupt;
+use super::terminal::Terminal;
+use crate::data::{Example, FeatureSet, Grouping};
+use crate::engine::Engine;
+use crate::task::{Encoding, Prediction, Scores, Task};
+use anyhow::{Result, bail};
+use serde_json::{Map, Value};
+
+/// Logits of every feature, in order, rows * columns row-major; None where a signal asked to stop before the end.
+pub fn forward(
+    engine: &mut Engine,
+    set: &FeatureSet,
+    batch_size: usize,
+    terminal: &Terminal,
+    interrupt: &Interrupt,
+) -> Result<Option<Vec<Vec<f32>>>> {
+    let features: Vec<usize> = (0..set.features.len()).collect();
+    let mut logits = Vec::with_capacity(features.len());
+    let mut progress = terminal.progress("evaluated", 0, features.len() as u64, false);
+    for batch in features.chunks(batch_size) {
+        if interrupt.pending().is_some() {
+            return Ok(None);
+        }
+        // Exact: the backends for use compute logits in f32.
+        logits.extend(engine.forward(set, batch)?.into_iter().map(|values| values.into_iter().map(|value| value as f32).collect()));
+        progress.update(logits.len() as u64, String::new);
+    }
+    Ok(Some(logits))
+}
+
+/// What a labelled set scores.
+pub struct Evaluation {
+    pub scores: Scores,
+    /// Mean cross-entropy over all targets.
+    pub loss: f64,
+}
+
+impl Evaluation {
+    /// Scores of logits. Logits that are not finite are an error: no score of them would mean anything.
+    pub fn new(task: &Task, examples: &[Example], encoding: &Encoding, logits: &[Vec<f32>]) -> Result<Evaluation> {
+        check_finite(&encoding.set, examples, logits)?;
+        let predictions: Vec<Prediction> = task.predict(examples, encoding, logits);
+        let scores = task.score(examples, &predictions)?;
+        let loss = mean_loss(&encoding.set, grouping(task), logits);
+        Ok(Evaluation { scores, loss })
+    }
+
+    /// Names and values, `loss` last.
+    pub fn to_map(&self) -> Map<String, Value> {
+        let scores = self.scores.0.iter().map(|(name, value)| (name.clone(), Value::from(*value)));
+        scores.chain([("loss".to_string(), Value::from(self.loss))]).collect()
+    }
+
+    /// Names and values for a line of the terminal.
+    pub fn to_line(&self) -> String {
+        let parts: Vec<String> = self.scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        format!("{}, loss {:.4}", parts.join(", "), self.loss)
+    }
+
+    /// A score by its name, `loss` included.
+    pub fn value(&self, metric: &str) -> Option<f64> {
+        if metric == "loss" { Some(self.loss) } else { self.scores.get(metric) }
+    }
+}
+
+/// How the logits of a task fall into groups.
+pub fn grouping(task: &Task) -> Grouping {
+    task.head(crate::model::HeadKind::Linear).grouping
+}
+
+/// An error for the first example whose logits are not all finite.
+pub fn check_finite(set: &FeatureSet, examples: &[Example], logits: &[Vec<f32>]) -> Result<()> {
+    if let Some(feature) = logits.iter().position(|values| values.iter().any(|value| !value.is_finite())) {
+        let place = &examples[set.features[feature].example].place;
+        bail!("{place}: the model computes logits that are not finite; the adapter or the model's 16-bit weights overflow");
+    }
+    Ok(())
+}
+
+/// Mean cross-entropy over all targets of a set, in f64; 0 where there is no target.
+pub fn mean_loss(set: &FeatureSet, grouping: Grouping, logits: &[Vec<f32>]) -> f64 {
+    let mut total = 0.0;
+    let mut count = 0usize;
+    for (feature, logits) in logits.iter().enumerate() {
+        let rows = set.rows(feature);
+        let columns = if rows == 0 { 0 } else { logits.len() / rows };
+        for (group, &target) in set.features[feature].targets.iter().enumerate() {
+            if target < 0 {
+                continue;
+            }
+            let (start, length, stride) = match grouping {
+                Grouping::PerRow => (group * columns, columns, 1),
+                Grouping::PerColumn => (group, rows, columns),
+            };
+            let value = |index: usize| f64::from(logits[start + index * stride]);
+            let largest = (0..length).map(value).fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = (0..length).map(|index| (value(index) - largest).exp()).sum();
+            total += largest + sum.ln() - value(target as usize);
+            count += 1;
+        }
+    }
+    if count == 0 { 0.0 } else { total / count as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Feature, Sequence};
+
+    fn set(rows: usize, targets: &[i32]) -> FeatureSet {
+        let sequence = Sequence { ids: vec![0; rows], types: vec![], readout: (0..rows as u32).collect() };
+        let feature = Feature { example: 0, first_sequence: 0, sequences: 1, targets: targets.to_vec() };
+        FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 1 }
+    }
+
+    #[test]
+    fn loss_of_rows_leaves_out_rows_without_target() {
+        let logits = vec![vec![0.0, 0.0, 5.0, 7.0, 1.0, 1.0]];
+        let loss = mean_loss(&set(3, &[1, -100, 0]), Grouping::PerRow, &logits);
+        assert!((loss - std::f64::consts::LN_2).abs() < 1e-12);
+    }
+
+    #[test]
+    fn loss_of_columns_chooses_among_rows() {
+        // Columns (0, ln 3) and (ln 4, 0): probabilities (1/4, 3/4) and (4/5, 1/5).
+        let logits = vec![vec![0.0, 4f32.ln(), 3f32.ln(), 0.0]];
+        let loss = mean_loss(&set(2, &[1, 0]), Grouping::PerColumn, &logits);
+        let expected = -(0.75f64.ln() + 0.8f64.ln()) / 2.0;
+        assert!((loss - expected).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,24 @@
+//! A run: configuration, the training loop, evaluation, schedule, and what is recorded of it.
+
+pub mod device;
+pub mod evaluate;
+mod folder;
+pub mod interrupt;
+pub mod memory;
+mod options;
+pub mod prepare;
+mod record;
+mod schedule;
+pub mod scoring;
+mod settings;
+mod state;
+pub mod terminal;
+mod train;
+mod trainer;
+mod values;
+
+pub use options::TrainOptions;
+pub use schedule::{LearningRate, Schedule};
+pub use settings::{DEFAULT_DOC_STRIDE, Settings, check_size, default_max_length};
+pub use train::{Outcome, train};
+pub use values::{DataOrder, Device, Every, LayerSet, Offset, Warmup};

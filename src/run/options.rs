@@ -1,0 +1,269 @@
+//! What can be said about a training run: one struct whose fields are the flags of `ptune train` and, under the same
+//! names, the keys of its configuration file. All are optional here; `settings` decides what holds.
+
+use super::schedule::Schedule;
+use super::values::{DataOrder, Device, Every, LayerSet, Offset, Warmup};
+use crate::engine::PrefixInit;
+use crate::error::UsageError;
+use crate::model::{HeadKind, TaskKind};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Options of `ptune train` as given: by flags, or by a TOML file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TrainOptions {
+    /// Hugging Face model directory (config.json, safetensors, tokenizer)
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub model: Option<PathBuf>,
+    /// What to train; needed unless --init-adapter tells
+    #[arg(long, value_name = "TASK", help_heading = "Files")]
+    pub task: Option<TaskKind>,
+    /// Training data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub data: Option<PathBuf>,
+    /// Validation data; the best adapter by --metric is then the one kept
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub validation: Option<PathBuf>,
+    /// Folder for the adapter, checkpoints and records
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub output: Option<PathBuf>,
+    /// Adapter to start from; supplies prefix length, layers, head and labels
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub init_adapter: Option<PathBuf>,
+    /// Go on from the latest checkpoint in --output
+    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Files")]
+    #[serde(skip_serializing)]
+    pub resume: Option<bool>,
+
+    /// Column of the text [default: text]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub text_column: Option<String>,
+    /// Column of the second text [default: text_pair]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub text_pair_column: Option<String>,
+    /// Column of the label [default: label]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub label_column: Option<String>,
+    /// Column of the choices [default: choices]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub choices_column: Option<String>,
+    /// CoNLL column of the tag, counted from 0 [default: the last]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub tag_column: Option<usize>,
+    /// Longest sequence in tokens [default: 128; qa: 384]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_length: Option<usize>,
+    /// Tokens that neighbouring windows of a context share (qa) [default: 128]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub doc_stride: Option<usize>,
+    /// Use only the first N training examples
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_train_samples: Option<usize>,
+    /// Order of the training data [default: shuffled]
+    #[arg(long, value_name = "ORDER", help_heading = "Data")]
+    pub data_order: Option<DataOrder>,
+
+    /// Prefix positions per layer; 0 trains the head alone [default: 20]
+    #[arg(long, value_name = "N", help_heading = "Prefix and head")]
+    pub prefix_length: Option<usize>,
+    /// Train the prefix through a two-layer tanh MLP of this hidden size [without a value: 512]
+    #[arg(long, value_name = "HIDDEN", num_args = 0..=1, default_missing_value = "512", help_heading = "Prefix and head")]
+    pub prefix_projection: Option<usize>,
+    /// Layers that get a prefix, counted from 1: 17-24 or 1,3,5-8 [default: all]
+    #[arg(long, value_name = "RANGE", help_heading = "Prefix and head")]
+    pub prefix_layers: Option<LayerSet>,
+    /// How the prefix starts: N(0, 0.02) or zero [default: normal]
+    #[arg(long, value_name = "INIT", help_heading = "Prefix and head")]
+    pub prefix_init: Option<PrefixInit>,
+    /// Whether token positions count from behind the prefix [default: shifted]
+    #[arg(long, value_name = "HOW", help_heading = "Prefix and head")]
+    pub positions: Option<Offset>,
+    /// Head for whole sequences: frozen pooler and a linear layer, or a trained dense layer before it [default: linear]
+    #[arg(long, value_name = "HEAD", help_heading = "Prefix and head")]
+    pub head: Option<HeadKind>,
+    /// Dropout on prefix keys and values [default: 0.1]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Prefix and head")]
+    pub prefix_dropout: Option<f64>,
+    /// Dropout of the frozen model's hidden states and of the head [default: 0.1]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Prefix and head")]
+    pub hidden_dropout: Option<f64>,
+    /// Dropout on attention probabilities [default: the model's config.json]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Prefix and head")]
+    pub attention_dropout: Option<f64>,
+
+    /// Peak learning rate of AdamW [default: 5e-3]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimization")]
+    pub learning_rate: Option<f64>,
+    /// linear: down to 0; exponential: times 0.95 an epoch [default: linear]
+    #[arg(long, value_name = "SCHEDULE", help_heading = "Optimization")]
+    pub schedule: Option<Schedule>,
+    /// Warm-up: whole number of steps, or a ratio below 1 [default: 0]
+    #[arg(long, value_name = "N|RATIO", allow_negative_numbers = true, help_heading = "Optimization")]
+    pub warmup: Option<Warmup>,
+    /// Decoupled weight decay [default: 0]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimization")]
+    pub weight_decay: Option<f64>,
+    /// Clip the gradient's global norm; 0 is off [default: 1.0]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Optimization")]
+    pub max_grad_norm: Option<f64>,
+    /// Examples (qa: windows) of a micro-batch [default: 32]
+    #[arg(long, value_name = "N", help_heading = "Optimization")]
+    pub batch_size: Option<usize>,
+    /// Micro-batches of an optimizer step [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Optimization")]
+    pub gradient_accumulation: Option<usize>,
+    /// Passes over the training data [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Optimization")]
+    pub epochs: Option<u64>,
+    /// Optimizer steps, in place of --epochs
+    #[arg(long, value_name = "N", help_heading = "Optimization")]
+    pub max_steps: Option<u64>,
+    /// Seed of initial values, dropout and data order [default: 42]
+    #[arg(long, value_name = "N", help_heading = "Optimization")]
+    pub seed: Option<u64>,
+
+    /// Evaluate on --validation every epoch or every N steps [default: epoch]
+    #[arg(long, value_name = "epoch|N", help_heading = "Evaluation and checkpoints")]
+    pub eval_every: Option<Every>,
+    /// Score that chooses the best adapter, or loss [default: the task's own]
+    #[arg(long, value_name = "NAME", help_heading = "Evaluation and checkpoints")]
+    pub metric: Option<String>,
+    /// Stop after N evaluations without a better score
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
+    pub patience: Option<u64>,
+    /// Save a checkpoint every N steps [default: every epoch]
+    #[arg(long, value_name = "epoch|N", help_heading = "Evaluation and checkpoints")]
+    pub save_every: Option<Every>,
+    /// Checkpoints kept [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
+    pub save_limit: Option<usize>,
+
+    /// auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE", help_heading = "Machine and terminal")]
+    pub device: Option<Device>,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", help_heading = "Machine and terminal")]
+    pub threads: Option<usize>,
+    /// Print nothing but errors
+    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Machine and terminal")]
+    pub quiet: Option<bool>,
+}
+
+impl TrainOptions {
+    /// Reads a configuration file. What is wrong in it is a usage error that names the file and the key; a file that
+    /// cannot be read is not.
+    pub fn read(path: &Path) -> Result<TrainOptions> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        toml::from_str(&text).map_err(|error| UsageError(format!("{}: {}", path.display(), describe(&error, &text))).into())
+    }
+
+    /// These options, and `beneath` for what they leave open. `epochs` and `max-steps` are two ways to say one thing:
+    /// saying either hides both of those beneath.
+    pub fn over(self, beneath: &TrainOptions) -> Result<TrainOptions> {
+        let upper = self.to_table()?;
+        let mut table = beneath.to_table()?;
+        if upper.contains_key("epochs") || upper.contains_key("max-steps") {
+            table.remove("epochs");
+            table.remove("max-steps");
+        }
+        table.extend(upper);
+        let resume = self.resume.or(beneath.resume);
+        Ok(TrainOptions { resume, ..TrainOptions::from_table(table)? })
+    }
+
+    /// As a table of TOML values under the names of the flags.
+    pub fn to_table(&self) -> Result<toml::Table> {
+        toml::Table::try_from(self).map_err(|error| UsageError(format!("an option is out of range: {error}")).into())
+    }
+
+    fn from_table(table: toml::Table) -> Result<TrainOptions> {
+        table.try_into().context("the options cannot be read back from TOML")
+    }
+
+    /// The text of a configuration file.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).context("the configuration cannot be written as TOML")
+    }
+}
+
+/// A parse error with its line, on one line.
+fn describe(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().trim().replace('\n', " ");
+    match error.span() {
+        Some(span) => {
+            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+            format!("line {line}: {message}")
+        }
+        None => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        options: TrainOptions,
+    }
+
+    fn flags(text: &str) -> TrainOptions {
+        Command::try_parse_from(std::iter::once("train").chain(text.split_whitespace())).unwrap().options
+    }
+
+    fn file(text: &str) -> Result<TrainOptions> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, text)?;
+        TrainOptions::read(&path)
+    }
+
+    #[test]
+    fn flags_and_file_share_names_and_flags_win() {
+        let flags = flags("--prefix-length 8 --prefix-projection --quiet --warmup 0.1 --prefix-layers 2-3");
+        let file = file("prefix-length = 4\nseed = 7\nlearning-rate = 1\nprefix-projection = 64\neval-every = 'epoch'").unwrap();
+        let options = flags.over(&file).unwrap();
+        assert_eq!((options.prefix_length, options.prefix_projection, options.seed), (Some(8), Some(512), Some(7)));
+        assert_eq!((options.learning_rate, options.quiet, options.resume), (Some(1.0), Some(true), None));
+        assert_eq!((options.warmup, options.eval_every), (Some(Warmup::Ratio(0.1)), Some(Every::Epoch)));
+    }
+
+    #[test]
+    fn options_survive_their_file() {
+        let options = flags(
+            "--model m --task multiple-choice --data d --learning-rate 0.005 --weight-decay 1e-05 --seed 9 --device cuda:1 \
+             --prefix-layers 1,3-4 --positions unshifted --head dense --schedule exponential --save-every 10 --save-limit 3",
+        );
+        assert_eq!(file(&options.to_toml().unwrap()).unwrap(), options);
+    }
+
+    #[test]
+    fn a_flag_for_epochs_hides_the_steps_of_the_file() {
+        let file = file("max-steps = 5\nepochs = 2").unwrap();
+        let options = flags("--epochs 3").over(&file).unwrap();
+        assert_eq!((options.epochs, options.max_steps), (Some(3), None));
+        assert_eq!(flags("--seed 1").over(&file).unwrap().max_steps, Some(5));
+    }
+
+    #[test]
+    fn errors_of_a_file_name_the_line_and_the_key() {
+        let message = |text: &str| {
+            let error = file(text).unwrap_err();
+            assert!(error.is::<UsageError>());
+            error.to_string()
+        };
+        assert!(message("seed = 1\nlearning_rate = 1").contains("line 2: unknown field `learning_rate`"));
+        assert!(message("prefix-layers = '0'").contains("layers are counted from 1"));
+        assert!(message("seed = -1").contains("line 1"));
+    }
+
+    #[test]
+    fn resume_is_not_part_of_a_saved_configuration() {
+        assert_eq!(flags("--resume").to_toml().unwrap(), "");
+        assert_eq!(flags("--resume").over(&TrainOptions::default()).unwrap().resume, Some(true));
+    }
+}

@@ -1,0 +1,72 @@
+//! The learning rate as a pure function of the step.
+
+use serde::{Deserialize, Serialize};
+
+/// How the learning rate runs after warm-up (ptuning-v2.md §2.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Down to 0 over all steps.
+    Linear,
+    Constant,
+    /// Times 0.95 after every epoch.
+    Exponential,
+}
+
+/// A schedule and the run that it is for.
+#[derive(Clone, Copy, Debug)]
+pub struct LearningRate {
+    pub peak: f64,
+    pub schedule: Schedule,
+    pub warmup_steps: u64,
+    pub total_steps: u64,
+    pub steps_per_epoch: u64,
+}
+
+/// Factor of an epoch in the exponential schedule.
+const DECAY: f64 = 0.95;
+
+impl LearningRate {
+    /// The rate of step `step`, counted from 0. During warm-up it is peak * step / warm-up steps, so the very first
+    /// step of a run with warm-up has rate 0, as in transformers.
+    pub fn at(&self, step: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak * (step as f64 / self.warmup_steps as f64);
+        }
+        match self.schedule {
+            Schedule::Constant => self.peak,
+            Schedule::Linear => {
+                let rest = self.total_steps.saturating_sub(self.warmup_steps).max(1);
+                self.peak * (self.total_steps.saturating_sub(step) as f64 / rest as f64)
+            }
+            // Multiplied epoch by epoch, as a scheduler that keeps the rate would: the same bits on every platform.
+            Schedule::Exponential => (0..step / self.steps_per_epoch).fold(self.peak, |rate, _| rate * DECAY),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(schedule: Schedule, warmup_steps: u64) -> Vec<f64> {
+        let rate = LearningRate { peak: 1.0, schedule, warmup_steps, total_steps: 5, steps_per_epoch: 2 };
+        (0..5).map(|step| rate.at(step)).collect()
+    }
+
+    #[test]
+    fn linear_falls_from_the_peak_towards_zero() {
+        assert_eq!(rates(Schedule::Linear, 0), [1.0, 0.8, 0.6, 0.4, 0.2]);
+    }
+
+    #[test]
+    fn warmup_rises_linearly_and_the_rest_decays_over_the_rest() {
+        assert_eq!(rates(Schedule::Linear, 2), [0.0, 0.5, 1.0, 2.0 / 3.0, 1.0 / 3.0]);
+        assert_eq!(rates(Schedule::Constant, 2), [0.0, 0.5, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn exponential_steps_once_an_epoch() {
+        assert_eq!(rates(Schedule::Exponential, 0), [1.0, 1.0, 0.95, 0.95, 0.95 * 0.95]);
+    }
+}

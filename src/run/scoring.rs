@@ -1,0 +1,113 @@
+//! A model with an adapter over a data file: what `eval` and `predict` share.
+
+use super::device;
+use super::evaluate::{self, Evaluation};
+use super::interrupt::Interrupt;
+use super::prepare::{self, Reader, Split};
+use super::settings::{DEFAULT_DOC_STRIDE, check_size, check_stride, default_max_length};
+use super::terminal::Terminal;
+use super::values::Device;
+use crate::checkpoint::{Adapter, FrozenModel};
+use crate::data::{Columns, TextTokenizer};
+use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
+use crate::model::TaskKind;
+use crate::task::{Limits, Prediction, Task, require_labels};
+use crate::usage;
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+/// What to run on what.
+#[derive(Clone, Debug)]
+pub struct ScoringOptions {
+    pub model: PathBuf,
+    pub adapter: PathBuf,
+    pub data: PathBuf,
+    /// Needed only where the adapter does not tell.
+    pub task: Option<TaskKind>,
+    pub columns: Columns,
+    /// None: as the adapter was trained.
+    pub max_length: Option<usize>,
+    pub doc_stride: Option<usize>,
+    pub batch_size: usize,
+    pub device: Device,
+    /// Whether every example must be labelled.
+    pub labelled: bool,
+}
+
+/// An engine with an adapter, and the data for it.
+pub struct Scoring {
+    pub task: Task,
+    pub split: Split,
+    /// Logits of every feature, in order.
+    pub logits: Vec<Vec<f32>>,
+}
+
+impl Scoring {
+    /// Opens everything and runs the model over the data.
+    pub fn run(options: &ScoringOptions, terminal: &Terminal, interrupt: &Interrupt) -> Result<Scoring> {
+        check_size("batch-size", Some(options.batch_size), 1)?;
+        check_size("max-length", options.max_length, 1)?;
+        check_size("doc-stride", options.doc_stride, 0)?;
+        device::resolve(options.device)?;
+        let model = FrozenModel::open(&options.model)?;
+        let mut adapter = Adapter::read(&options.adapter)?;
+        let known = adapter.metadata.task;
+        let kind = match (options.task, known) {
+            (Some(given), Some(known)) if given != known && !adapter.foreign => {
+                usage!("--task {}: the adapter was trained for {}", given.name(), known.name())
+            }
+            (Some(given), _) => given,
+            (None, Some(known)) => known,
+            (None, None) => usage!("--task is missing: the files of the adapter do not tell its task"),
+        };
+        adapter.metadata.task = Some(kind);
+        for warning in adapter.check(&model)? {
+            terminal.line(format!("warning: {warning}"));
+        }
+        let metadata = &adapter.metadata;
+        let max_length = options.max_length.or(metadata.max_length).unwrap_or_else(|| default_max_length(kind));
+        let doc_stride = options.doc_stride.or(metadata.doc_stride).unwrap_or(DEFAULT_DOC_STRIDE);
+        check_stride(kind, max_length, Some(doc_stride))?;
+
+        let tokenizer = TextTokenizer::open(&options.model, &model.spec)?;
+        let limits = Limits { max_length, doc_stride };
+        let reader = Reader { kind, columns: options.columns.clone(), limits, tokenizer: &tokenizer, terminal };
+        let examples = reader.read(&options.data)?;
+        if options.labelled {
+            require_labels(&examples, "scoring")?;
+        }
+        let labels = prepare::labels(kind, &examples, &model.spec, Some(&adapter))?;
+        let task = Task::new(kind, labels);
+        let split = reader.encode("data", &task, examples)?;
+        let set = &split.encoding.set;
+
+        let prefix = PrefixOptions {
+            length: metadata.prefix_length,
+            layers: if metadata.prefix_length == 0 { Vec::new() } else { metadata.prefix_layers.clone() },
+            projection: None,
+            shifted: metadata.shifted_positions,
+            dropout: 0.0,
+        };
+        prepare::check_positions(&model.spec, &prefix, set.longest_sequence())?;
+        let head = task.head(metadata.head);
+        let capacity = Capacity::for_items(set, &head, options.batch_size, false);
+        let engine_options = EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0 };
+        let mut engine = Engine::new(device::open(options.device)?, &model, engine_options, capacity)?;
+        engine.load_adapter(&adapter)?;
+        let Some(logits) = evaluate::forward(&mut engine, set, options.batch_size, terminal, interrupt)? else {
+            bail!("stopped by a signal; nothing was written");
+        };
+        evaluate::check_finite(set, &split.examples, &logits)?;
+        Ok(Scoring { task, split, logits })
+    }
+
+    /// Scores of labelled data.
+    pub fn evaluate(&self) -> Result<Evaluation> {
+        Evaluation::new(&self.task, &self.split.examples, &self.split.encoding, &self.logits)
+    }
+
+    /// A prediction for every example.
+    pub fn predict(&self) -> Vec<Prediction<'_>> {
+        self.task.predict(&self.split.examples, &self.split.encoding, &self.logits)
+    }
+}

@@ -1,0 +1,266 @@
+//! What holds for a run: options with every default filled in and checked. Defaults that depend on the task, the model
+//! or the adapter that is started from are filled in when those are known.
+
+use super::options::TrainOptions;
+use super::schedule::Schedule;
+use super::values::{DataOrder, Device, Every, LayerSet, Offset, Warmup};
+use crate::checkpoint::Adapter;
+use crate::data::Columns;
+use crate::engine::PrefixInit;
+use crate::model::{HeadKind, Specification, TaskKind};
+use crate::usage;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// A complete configuration; the fields are those of [`TrainOptions`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Settings {
+    pub model: PathBuf,
+    pub task: TaskKind,
+    pub data: PathBuf,
+    pub validation: Option<PathBuf>,
+    pub output: PathBuf,
+    pub max_length: usize,
+    pub doc_stride: usize,
+    pub max_train_samples: Option<usize>,
+    pub data_order: DataOrder,
+    pub prefix_length: usize,
+    pub prefix_projection: Option<usize>,
+    /// None with a prefix length of 0.
+    pub prefix_layers: Option<LayerSet>,
+    pub prefix_init: PrefixInit,
+    pub positions: Offset,
+    pub head: HeadKind,
+    pub prefix_dropout: f64,
+    pub hidden_dropout: f64,
+    pub attention_dropout: f64,
+    pub learning_rate: f64,
+    pub schedule: Schedule,
+    pub warmup: Warmup,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    pub batch_size: usize,
+    pub gradient_accumulation: usize,
+    pub epochs: Option<u64>,
+    pub max_steps: Option<u64>,
+    pub seed: u64,
+    pub eval_every: Option<Every>,
+    pub metric: Option<String>,
+    pub patience: Option<u64>,
+    pub save_every: Every,
+    pub save_limit: usize,
+    pub device: Device,
+}
+
+impl Settings {
+    /// From options that [`TrainOptions::complete`] has filled in.
+    pub fn new(options: &TrainOptions) -> Result<Settings> {
+        options.to_table()?.try_into().context("the configuration is not complete")
+    }
+
+    /// Layers with a prefix, counted from 0.
+    pub fn layer_indices(&self, layers: usize) -> Result<Vec<usize>> {
+        self.prefix_layers.as_ref().map_or(Ok(Vec::new()), |set| set.indices(layers))
+    }
+
+    /// Whether token positions count from behind the prefix.
+    pub fn shifted(&self) -> bool {
+        self.positions == Offset::Shifted
+    }
+}
+
+/// Longest sequence where nothing else is said.
+pub fn default_max_length(task: TaskKind) -> usize {
+    if task == TaskKind::Qa { 384 } else { 128 }
+}
+
+/// Tokens shared by windows where nothing else is said.
+pub const DEFAULT_DOC_STRIDE: usize = 128;
+
+/// Tensors are indexed with 32 bits; no length or size of a real run comes near this.
+const LARGEST: usize = 1 << 20;
+
+impl TrainOptions {
+    /// Fills in the defaults that depend on nothing.
+    pub fn with_defaults(mut self) -> TrainOptions {
+        let columns = Columns::default();
+        self.text_column.get_or_insert(columns.text);
+        self.text_pair_column.get_or_insert(columns.text_pair);
+        self.label_column.get_or_insert(columns.label);
+        self.choices_column.get_or_insert(columns.choices);
+        self.doc_stride.get_or_insert(DEFAULT_DOC_STRIDE);
+        self.data_order.get_or_insert(DataOrder::Shuffled);
+        self.prefix_init.get_or_insert(PrefixInit::Normal);
+        self.prefix_dropout.get_or_insert(0.1);
+        self.hidden_dropout.get_or_insert(0.1);
+        self.learning_rate.get_or_insert(5e-3);
+        self.schedule.get_or_insert(Schedule::Linear);
+        self.warmup.get_or_insert(Warmup::Steps(0));
+        self.weight_decay.get_or_insert(0.0);
+        self.max_grad_norm.get_or_insert(1.0);
+        self.batch_size.get_or_insert(32);
+        self.gradient_accumulation.get_or_insert(1);
+        if self.max_steps.is_some() {
+            self.epochs = None;
+        } else {
+            self.epochs.get_or_insert(10);
+        }
+        self.seed.get_or_insert(42);
+        if self.validation.is_some() {
+            self.eval_every.get_or_insert(Every::Epoch);
+        }
+        self.save_every.get_or_insert(Every::Epoch);
+        self.save_limit.get_or_insert(2);
+        self.device.get_or_insert(Device::Auto);
+        self.quiet.get_or_insert(false);
+        self
+    }
+
+    /// Checks every value that can be wrong by itself; usage errors name the flag.
+    pub fn validate(&self) -> Result<()> {
+        for (flag, missing) in [("model", self.model.is_none()), ("data", self.data.is_none()), ("output", self.output.is_none())] {
+            if missing {
+                usage!("--{flag} is missing");
+            }
+        }
+        if self.task.is_none() && self.init_adapter.is_none() {
+            usage!("--task is missing: choose classification, multiple-choice, tagging or qa");
+        }
+        for (flag, rate) in [
+            ("prefix-dropout", self.prefix_dropout),
+            ("hidden-dropout", self.hidden_dropout),
+            ("attention-dropout", self.attention_dropout),
+        ] {
+            if let Some(rate) = rate.filter(|rate| !(0.0..1.0).contains(rate)) {
+                usage!("--{flag} {rate}: a dropout rate is at least 0 and below 1");
+            }
+        }
+        if let Some(rate) = self.learning_rate.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
+            usage!("--learning-rate {rate}: must be above 0 and finite");
+        }
+        for (flag, value) in [("weight-decay", self.weight_decay), ("max-grad-norm", self.max_grad_norm)] {
+            if let Some(value) = value.filter(|value| !(*value >= 0.0 && value.is_finite())) {
+                usage!("--{flag} {value}: must be at least 0 and finite");
+            }
+        }
+        for (flag, value, least) in [
+            ("max-length", self.max_length, 1),
+            ("doc-stride", self.doc_stride, 0),
+            ("prefix-length", self.prefix_length, 0),
+            ("prefix-projection", self.prefix_projection, 1),
+            ("batch-size", self.batch_size, 1),
+            ("gradient-accumulation", self.gradient_accumulation, 1),
+            ("threads", self.threads, 1),
+        ] {
+            check_size(flag, value, least)?;
+        }
+        for (flag, value) in [
+            ("epochs", self.epochs),
+            ("max-steps", self.max_steps),
+            ("patience", self.patience),
+            ("max-train-samples", self.max_train_samples.map(|value| value as u64)),
+            ("save-limit", self.save_limit.map(|value| value as u64)),
+        ] {
+            if let Some(value) = value.filter(|value| !(1..=u64::from(u32::MAX)).contains(value)) {
+                usage!("--{flag} {value}: must be from 1 to {}", u32::MAX);
+            }
+        }
+        if self.prefix_length == Some(0) && (self.prefix_projection.is_some() || self.prefix_layers.is_some()) {
+            usage!("--prefix-length 0 trains the head alone: leave out --prefix-projection and --prefix-layers");
+        }
+        if self.init_adapter.is_some() && self.prefix_projection.is_some() {
+            usage!("--prefix-projection and --init-adapter exclude each other: an adapter holds a prefix without its projection");
+        }
+        if self.validation.is_none() {
+            for (flag, given) in
+                [("eval-every", self.eval_every.is_some()), ("metric", self.metric.is_some()), ("patience", self.patience.is_some())]
+            {
+                if given {
+                    usage!("--{flag} needs --validation");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills in what depends on the model and on the adapter that the run starts from. A value that contradicts the
+    /// adapter is a usage error.
+    pub fn complete(mut self, spec: &Specification, adapter: Option<&Adapter>) -> Result<TrainOptions> {
+        let every_layer: Vec<usize> = (0..spec.layers).collect();
+        if let Some(adapter) = adapter {
+            let metadata = &adapter.metadata;
+            if !adapter.foreign {
+                agree("task", &mut self.task, metadata.task)?;
+            }
+            self.task = self.task.or(metadata.task);
+            agree("prefix-length", &mut self.prefix_length, Some(metadata.prefix_length))?;
+            if metadata.prefix_length > 0 {
+                let layers = LayerSet::from_indices(&metadata.prefix_layers);
+                if let Some(given) = self.prefix_layers.as_ref().filter(|given| **given != layers) {
+                    usage!("--prefix-layers {given}: the adapter of --init-adapter has a prefix in the layers {layers}");
+                }
+                self.prefix_layers = Some(layers);
+            }
+            agree("head", &mut self.head, Some(metadata.head))?;
+            self.positions.get_or_insert(if metadata.shifted_positions { Offset::Shifted } else { Offset::Unshifted });
+            if self.task.is_none() {
+                usage!("--task is missing: the files of the adapter do not tell its task");
+            }
+        }
+        self.prefix_length.get_or_insert(20);
+        self.prefix_layers.get_or_insert(LayerSet::from_indices(&every_layer)).indices(spec.layers)?;
+        self.positions.get_or_insert(Offset::Shifted);
+        self.head.get_or_insert(HeadKind::Linear);
+        self.attention_dropout.get_or_insert(spec.attention_dropout);
+        let task = self.task.context("the task is not known")?;
+        let max_length = *self.max_length.get_or_insert(default_max_length(task));
+        check_stride(task, max_length, self.doc_stride)?;
+        if self.prefix_length == Some(0) {
+            self.prefix_layers = None;
+        }
+        Ok(self)
+    }
+
+    /// Names of the data's columns.
+    pub fn columns(&self) -> Columns {
+        let default = Columns::default();
+        Columns {
+            text: self.text_column.clone().unwrap_or(default.text),
+            text_pair: self.text_pair_column.clone().unwrap_or(default.text_pair),
+            label: self.label_column.clone().unwrap_or(default.label),
+            choices: self.choices_column.clone().unwrap_or(default.choices),
+            tag: self.tag_column,
+        }
+    }
+}
+
+/// A size within its range, or a usage error that names the flag.
+pub fn check_size(flag: &str, value: Option<usize>, least: usize) -> Result<()> {
+    if let Some(value) = value.filter(|value| !(least..=LARGEST).contains(value)) {
+        usage!("--{flag} {value}: must be from {least} to {LARGEST}");
+    }
+    Ok(())
+}
+
+/// Windows of a context must advance.
+pub fn check_stride(task: TaskKind, max_length: usize, doc_stride: Option<usize>) -> Result<()> {
+    if let Some(stride) = doc_stride.filter(|&stride| task == TaskKind::Qa && stride >= max_length) {
+        usage!("--doc-stride {stride} must be below --max-length {max_length}");
+    }
+    Ok(())
+}
+
+/// What the adapter says holds; what is said besides must be the same.
+fn agree<T: PartialEq + Copy + serde::Serialize>(flag: &str, given: &mut Option<T>, adapter: Option<T>) -> Result<()> {
+    let (Some(value), Some(known)) = (*given, adapter) else {
+        *given = given.or(adapter);
+        return Ok(());
+    };
+    if value != known {
+        let text = |value: T| serde_json::to_string(&value).unwrap_or_default().replace('"', "");
+        usage!("--{flag} {}: the adapter of --init-adapter has {}", text(value), text(known));
+    }
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! The training loop: steps, evaluations and checkpoints in the order of a [`RunState`], so that a run may stop after
+//! any step and go on as if it had not.
+
+use super::evaluate::{self, Evaluation};
+use super::folder::{Folder, TRAINER_STATE};
+use super::interrupt::Interrupt;
+use super::prepare::Split;
+use super::record::Record;
+use super::schedule::LearningRate;
+use super::settings::Settings;
+use super::state::{Extent, RunState};
+use super::terminal::{Progress, Terminal};
+use super::values::{DataOrder, Every};
+use crate::checkpoint::{Adapter, Export, Metadata, TrainingState, write_atomically, write_checkpoint};
+use crate::data::epoch_order;
+use crate::engine::{Engine, EngineState, StepReport, Update};
+use crate::model::Specification;
+use crate::task::Task;
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+use std::time::{Duration, Instant};
+
+/// Everything that a run is made of.
+pub struct Trainer<'a> {
+    pub settings: &'a Settings,
+    pub spec: &'a Specification,
+    pub task: &'a Task,
+    pub train: &'a Split,
+    pub validation: Option<&'a Split>,
+    /// Name of the score that chooses the best adapter.
+    pub metric: &'a str,
+    pub metadata: Metadata,
+    pub extent: Extent,
+    pub rate: LearningRate,
+    pub folder: &'a Folder,
+    pub terminal: &'a Terminal,
+    pub interrupt: &'a Interrupt,
+    pub engine: Engine,
+    pub record: Record,
+    pub state: RunState,
+    pub session: Session,
+}
+
+/// What only this process knows of the run.
+#[derive(Default)]
+pub struct Session {
+    /// The order of the current epoch.
+    order: Option<(u64, Vec<usize>)>,
+    steps: u64,
+    tokens: u64,
+    /// Time in steps: evaluations and checkpoints are not in it.
+    training: Duration,
+    last_loss: Option<f64>,
+    /// How the adapter at the root was written.
+    pub export: Option<Export>,
+}
+
+impl Session {
+    /// Tokens a second over the steps of this process; None before the first.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        let seconds = self.training.as_secs_f64();
+        (self.tokens > 0 && seconds > 0.0).then(|| self.tokens as f64 / seconds)
+    }
+}
+
+impl Trainer<'_> {
+    /// Trains to the end; the signal's number where one asked to stop before it.
+    pub fn run(&mut self) -> Result<Option<i32>> {
+        let mut progress = self.terminal.progress("step", self.state.step, self.extent.total_steps, true);
+        if self.state.evaluation_pending {
+            self.evaluate(&progress)?;
+            self.save()?;
+        }
+        // Whether the latest step is saved: a signal ends the run only then.
+        let mut saved = true;
+        while !self.is_over() {
+            if let Some(signal) = self.interrupt.pending().filter(|_| saved) {
+                return Ok(Some(signal));
+            }
+            self.step()?;
+            let (done, extent) = (self.state.step, self.extent);
+            progress.update(done, || self.describe());
+            let due = |every: Every| every.is_due(done, extent.steps_per_epoch, extent.total_steps);
+            let evaluation = self.validation.is_some() && extent.eval_every.is_some_and(due);
+            let mut save = due(extent.save_every) || self.interrupt.pending().is_some();
+            if save || evaluation {
+                let report = self.engine.flush_report();
+                self.take(report)?;
+            }
+            if evaluation {
+                self.state.evaluation_pending = true;
+                self.evaluate(&progress)?;
+                save |= self.state.evaluation_pending || self.is_over();
+            }
+            if save {
+                self.save()?;
+            }
+            saved = save;
+        }
+        Ok(None)
+    }
+
+    /// Whether nothing is left to do: all steps are done, or the scores stopped getting better.
+    fn is_over(&self) -> bool {
+        let patience = self.settings.patience.is_some_and(|patience| self.state.without_improvement >= patience);
+        !self.state.evaluation_pending && (patience || self.state.step >= self.extent.total_steps)
+    }
+
+    /// Whether the run ended before its last step.
+    pub fn stopped_early(&self) -> bool {
+        self.state.step < self.extent.total_steps
+    }
+
+    /// One optimizer step.
+    fn step(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let step = self.state.step;
+        let features = self.features(step);
+        let set = &self.train.encoding.set;
+        let targets: usize = features.iter().map(|&feature| set.targets(feature)).sum();
+        self.engine.begin_step(step, targets);
+        let mut ordinal = 0;
+        for batch in features.chunks(self.settings.batch_size) {
+            self.engine.accumulate(set, batch, ordinal)?;
+            ordinal += batch.iter().map(|&feature| set.features[feature].sequences).sum::<usize>();
+        }
+        if self.session.steps == 0 && targets > 0 {
+            self.check_prefix()?;
+        }
+        let max_grad_norm = Some(self.settings.max_grad_norm).filter(|&norm| norm > 0.0);
+        let learning_rate = self.rate.at(step);
+        self.engine.finish_step(&Update { learning_rate, weight_decay: self.settings.weight_decay, max_grad_norm });
+        let tokens: usize = features.iter().map(|&feature| set.tokens(feature)).sum();
+        self.state.step += 1;
+        self.state.tokens += tokens as u64;
+        let report = self.engine.take_report();
+        self.session.steps += 1;
+        self.session.tokens += tokens as u64;
+        self.session.training += started.elapsed();
+        self.take(report)
+    }
+
+    /// The features of a step: a stretch of its epoch's order.
+    fn features(&mut self, step: u64) -> Vec<usize> {
+        let (epoch, within) = (step / self.extent.steps_per_epoch, (step % self.extent.steps_per_epoch) as usize);
+        let count = self.train.encoding.set.features.len();
+        if self.session.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
+            let shuffled = self.settings.data_order == DataOrder::Shuffled;
+            self.session.order = Some((epoch, epoch_order(count, self.settings.seed, epoch, shuffled)));
+        }
+        let size = self.settings.batch_size * self.settings.gradient_accumulation;
+        let order = self.session.order.as_ref().map_or(&[][..], |(_, order)| order);
+        order[within * size..count.min((within + 1) * size)].to_vec()
+    }
+
+    /// A prefix without gradient would stay as it was initialised, and nobody would notice.
+    fn check_prefix(&mut self) -> Result<()> {
+        if self.settings.prefix_length == 0 {
+            return Ok(());
+        }
+        let layers = self.settings.layer_indices(self.spec.layers)?;
+        for (norm, layer) in self.engine.prefix_gradient_norms().iter().zip(layers) {
+            if *norm == 0.0 {
+                bail!("the prefix of layer {} gets no gradient in the first step, so it would never learn; nothing was saved", layer + 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what an earlier step reports. A step that cannot be used ends the run before anything of it is saved.
+    fn take(&mut self, report: Option<StepReport>) -> Result<()> {
+        let Some(StepReport { step, loss, grad_norm }) = report else { return Ok(()) };
+        let done = step + 1;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let what = if loss.is_finite() { "gradient norm" } else { "loss" };
+            let value = if loss.is_finite() { grad_norm } else { loss };
+            let rate = self.rate.at(step);
+            let cause = if step == 0 {
+                "the frozen model itself overflows: check its weights and the adapter that the run starts from".to_string()
+            } else {
+                format!("most likely the learning rate ({rate:.2e} in this step) is too high: try a lower --learning-rate or --warmup")
+            };
+            let kept = match self.folder.checkpoints()?.last() {
+                Some(step) => format!("; what was saved up to step {step} is untouched"),
+                None => String::new(),
+            };
+            bail!("step {done}: the {what} is {value}; {cause}{kept}");
+        }
+        let rate = self.rate.at(step);
+        self.state.add_step(&self.extent, step, loss, grad_norm, rate);
+        self.session.last_loss = Some(loss);
+        let row = [
+            ("step", Value::from(done)),
+            ("epoch", self.extent.epoch(done).into()),
+            ("loss", loss.into()),
+            ("grad_norm", grad_norm.into()),
+            ("learning_rate", rate.into()),
+        ];
+        self.record.write(row.map(|(name, value)| (name.to_string(), value)).into_iter().collect(), self.session.tokens_per_second())
+    }
+
+    fn describe(&self) -> String {
+        let rate = self.rate.at(self.state.step.saturating_sub(1));
+        let speed = self.session.tokens_per_second().unwrap_or_default();
+        let loss = self.session.last_loss.map_or("-".to_string(), |loss| format!("{loss:.4}"));
+        format!("epoch {:.2}  loss {loss}  lr {rate:.2e}  {speed:.0} tokens/s", self.extent.epoch(self.state.step))
+    }
+
+    /// Evaluates after the current step, and keeps the adapter at the root if it is the best. Where a signal comes in
+    /// between, the evaluation stays pending.
+    fn evaluate(&mut self, progress: &Progress) -> Result<()> {
+        let Some(split) = self.validation else { return Ok(()) };
+        let started = Instant::now();
+        let set = &split.encoding.set;
+        let forward = || evaluate::forward(&mut self.engine, set, self.settings.batch_size, self.terminal, self.interrupt);
+        let Some(logits) = progress.pause(forward)? else { return Ok(()) };
+        let evaluation = Evaluation::new(self.task, &split.examples, &split.encoding, &logits)?;
+        let value = evaluation.value(self.metric).filter(|value| value.is_finite());
+        let value = value.with_context(|| format!("the score {} cannot be computed on the validation data", self.metric))?;
+        let scores = evaluation.to_map();
+        let better = self.state.add_evaluation(&self.extent, value, self.metric == "loss", scores.clone());
+        if better {
+            self.export()?;
+        }
+        self.state.evaluation_pending = false;
+
+        let mut row = Map::from_iter([("step".to_string(), Value::from(self.state.step))]);
+        row.insert("epoch".to_string(), self.extent.epoch(self.state.step).into());
+        row.extend(scores.iter().map(|(name, score)| (format!("eval_{name}"), score.clone())));
+        row.insert("best".to_string(), better.into());
+        self.record.write(row, None)?;
+        self.record.flush()?;
+        progress.line(format!(
+            "validation after step {} (epoch {:.2}): {}{} ({:.1} s)",
+            self.state.step,
+            self.extent.epoch(self.state.step),
+            evaluation.to_line(),
+            if better { ", the best so far" } else { "" },
+            started.elapsed().as_secs_f64()
+        ));
+        Ok(())
+    }
+
+    /// Writes the current adapter to the root.
+    fn export(&mut self) -> Result<()> {
+        let adapter = self.adapter();
+        self.session.export = Some(adapter.write(self.folder.root(), self.spec)?);
+        Ok(())
+    }
+
+    fn adapter(&mut self) -> Adapter {
+        Adapter { metadata: self.metadata.clone(), tensors: self.engine.adapter_tensors(), foreign: false }
+    }
+
+    /// Saves a checkpoint of the current step. Everything that it counts on is on the disk before it: the record's
+    /// lines, and the adapter at the root.
+    fn save(&mut self) -> Result<()> {
+        self.record.sync()?;
+        if self.validation.is_none() {
+            self.export()?;
+        }
+        let step = self.state.step;
+        let adapter = self.adapter();
+        let EngineState { tensors, steps } = self.engine.state();
+        let state = TrainingState { step, tensors, tensor_steps: steps, trainer: serde_json::to_value(&self.state)? };
+        write_checkpoint(self.folder.root(), &adapter, self.spec, &state)?;
+        write_text(&self.folder.file(TRAINER_STATE), &self.state.to_trainer_state(&self.extent)?)?;
+        let extent = self.extent;
+        let is_regular = |step| extent.save_every.is_due(step, extent.steps_per_epoch, extent.total_steps);
+        self.folder.prune(step, self.settings.save_limit, is_regular)
+    }
+}
+
+/// Writes a small file, all or nothing.
+pub fn write_text(path: &std::path::Path, text: &str) -> Result<()> {
+    write_atomically(path, |writer| Ok(writer.write_all(text.as_bytes())?))
+}

@@ -1,0 +1,320 @@
+//! Values of options that have a syntax of their own. Each is read from a flag's text and from a TOML value alike, and
+//! written back in one canonical form.
+
+use crate::usage;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// A TOML value that may be a number or text.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Scalar {
+    Integer(i64),
+    Number(f64),
+    Text(String),
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scalar::Integer(value) => write!(formatter, "{value}"),
+            Scalar::Number(value) => write!(formatter, "{value}"),
+            Scalar::Text(value) => formatter.write_str(value),
+        }
+    }
+}
+
+/// Reads and writes a type as a [`Scalar`] through its text.
+macro_rules! scalar {
+    ($name:ident) => {
+        impl TryFrom<Scalar> for $name {
+            type Error = String;
+
+            fn try_from(value: Scalar) -> Result<Self, String> {
+                value.to_string().parse()
+            }
+        }
+
+        impl From<$name> for Scalar {
+            fn from(value: $name) -> Scalar {
+                let text = value.to_string();
+                match text.parse() {
+                    Ok(integer) => Scalar::Integer(integer),
+                    Err(_) => text.parse().map(Scalar::Number).unwrap_or(Scalar::Text(text)),
+                }
+            }
+        }
+    };
+}
+
+/// No model has more layers; keeps a mistyped range from asking for gigabytes.
+const MOST_LAYERS: usize = 10_000;
+
+/// Layers counted from 1: `17-24` or `1,3,5-8`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Scalar", into = "Scalar")]
+pub struct LayerSet(Vec<usize>);
+
+scalar!(LayerSet);
+
+impl LayerSet {
+    /// From indices counted from 0, in ascending order.
+    pub fn from_indices(indices: &[usize]) -> LayerSet {
+        LayerSet(indices.iter().map(|index| index + 1).collect())
+    }
+
+    /// Indices counted from 0, ascending; a usage error where the model has fewer layers.
+    pub fn indices(&self, layers: usize) -> Result<Vec<usize>> {
+        if let Some(beyond) = self.0.iter().find(|&&layer| layer > layers) {
+            usage!("--prefix-layers {self}: layer {beyond} does not exist, the model has layers 1-{layers}");
+        }
+        Ok(self.0.iter().map(|layer| layer - 1).collect())
+    }
+}
+
+impl FromStr for LayerSet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LayerSet, String> {
+        let number = |part: &str| match part.trim().parse::<usize>() {
+            Ok(0) => Err("layers are counted from 1".to_string()),
+            Ok(layer) if layer > MOST_LAYERS => Err(format!("layer {layer} is beyond any model")),
+            Ok(layer) => Ok(layer),
+            Err(_) => Err(format!("`{}` is not a layer; write for example 17-24 or 1,3,5-8", part.trim())),
+        };
+        let mut layers = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = match part.split_once('-') {
+                Some((first, last)) => (number(first)?, number(last)?),
+                None => (number(part)?, number(part)?),
+            };
+            if last < first {
+                return Err(format!("the range {first}-{last} runs backwards"));
+            }
+            layers.extend(first..=last);
+        }
+        layers.sort_unstable();
+        layers.dedup();
+        Ok(LayerSet(layers))
+    }
+}
+
+impl fmt::Display for LayerSet {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, run) in self.0.chunk_by(|a, b| a + 1 == *b).enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            match run {
+                [single] => write!(formatter, "{comma}{single}")?,
+                [first, .., last] => write!(formatter, "{comma}{first}-{last}")?,
+                [] => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Warm-up: a number of steps, or a share of all steps (a value below 1).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Scalar", into = "Scalar")]
+pub enum Warmup {
+    Steps(u64),
+    Ratio(f64),
+}
+
+scalar!(Warmup);
+
+impl Warmup {
+    /// Steps of warm-up in a run of `total` steps; a ratio rounds up, as transformers does.
+    pub fn steps(self, total: u64) -> u64 {
+        match self {
+            Warmup::Steps(steps) => steps,
+            Warmup::Ratio(ratio) => (total as f64 * ratio).ceil() as u64,
+        }
+    }
+}
+
+impl FromStr for Warmup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Warmup, String> {
+        if let Ok(steps) = text.parse() {
+            return Ok(Warmup::Steps(steps));
+        }
+        match text.parse::<f64>() {
+            Ok(ratio) if ratio > 0.0 && ratio < 1.0 => Ok(Warmup::Ratio(ratio)),
+            _ => Err(format!("`{text}` is neither a whole number of steps nor a ratio between 0 and 1")),
+        }
+    }
+}
+
+impl fmt::Display for Warmup {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warmup::Steps(steps) => write!(formatter, "{steps}"),
+            Warmup::Ratio(ratio) => write!(formatter, "{ratio}"),
+        }
+    }
+}
+
+/// How often something happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Scalar", into = "Scalar")]
+pub enum Every {
+    Epoch,
+    Steps(u64),
+}
+
+scalar!(Every);
+
+impl Every {
+    /// Whether it happens after `done` of `total` steps. The end of the last epoch is the run's last step, also where
+    /// a number of steps cuts that epoch short.
+    pub fn is_due(self, done: u64, steps_per_epoch: u64, total: u64) -> bool {
+        done == total
+            || match self {
+                Every::Epoch => done.is_multiple_of(steps_per_epoch),
+                Every::Steps(steps) => done.is_multiple_of(steps),
+            }
+    }
+}
+
+impl FromStr for Every {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Every, String> {
+        match (text, text.parse()) {
+            ("epoch", _) => Ok(Every::Epoch),
+            (_, Ok(steps)) if steps > 0 => Ok(Every::Steps(steps)),
+            _ => Err(format!("`{text}` is neither `epoch` nor a number of steps of at least 1")),
+        }
+    }
+}
+
+impl fmt::Display for Every {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Every::Epoch => formatter.write_str("epoch"),
+            Every::Steps(steps) => write!(formatter, "{steps}"),
+        }
+    }
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Scalar", into = "Scalar")]
+pub enum Device {
+    /// The best that this build and this machine have.
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+scalar!(Device);
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        let index = |text: &str| text.parse().map(Device::Cuda).map_err(|_| format!("`{text}` is not a device number"));
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            _ => match text.strip_prefix("cuda:") {
+                Some(number) => index(number),
+                None => Err(format!("`{text}` is not a device; choose auto, cpu, cuda or cuda:N")),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Auto => formatter.write_str("auto"),
+            Device::Cpu => formatter.write_str("cpu"),
+            Device::Cuda(index) => write!(formatter, "cuda:{index}"),
+        }
+    }
+}
+
+/// Where the first token's position is counted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Offset {
+    /// Behind the prefix, as the paper's code and PEFT do.
+    Shifted,
+    /// As without a prefix.
+    Unshifted,
+}
+
+/// Order of the training data in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataOrder {
+    Shuffled,
+    Sequential,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layer_sets() {
+        let set: LayerSet = "5-8, 3,1,7".parse().unwrap();
+        assert_eq!(set.to_string(), "1,3,5-8");
+        assert_eq!(set.indices(8).unwrap(), [0, 2, 4, 5, 6, 7]);
+        assert!(set.indices(7).unwrap_err().to_string().contains("layer 8 does not exist"));
+        assert_eq!(LayerSet::from_indices(&[16, 17, 18]).to_string(), "17-19");
+        for wrong in ["", "0", "8-5", "a", "1-", "1,,2", "1-99999999"] {
+            assert!(wrong.parse::<LayerSet>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn warmup_is_steps_or_a_ratio() {
+        assert_eq!("10".parse(), Ok(Warmup::Steps(10)));
+        assert_eq!("1".parse(), Ok(Warmup::Steps(1)));
+        assert_eq!("0.1".parse(), Ok(Warmup::Ratio(0.1)));
+        assert_eq!(Warmup::Ratio(0.06).steps(101), 7);
+        for wrong in ["1.5", "-1", "nan", "0.0", "x"] {
+            assert!(wrong.parse::<Warmup>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_also_means_the_last_step() {
+        let due = |every: Every| (1..=7).filter(|&done| every.is_due(done, 3, 7)).collect::<Vec<_>>();
+        assert_eq!(due(Every::Epoch), [3, 6, 7]);
+        assert_eq!(due(Every::Steps(2)), [2, 4, 6, 7]);
+        assert!("0".parse::<Every>().is_err());
+    }
+
+    #[test]
+    fn devices() {
+        assert_eq!("cuda:1".parse(), Ok(Device::Cuda(1)));
+        assert_eq!(Device::Cuda(0).to_string(), "cuda:0");
+        assert!("gpu".parse::<Device>().is_err() && "cuda:x".parse::<Device>().is_err());
+    }
+
+    #[test]
+    fn values_survive_toml() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct All {
+            layers: LayerSet,
+            single: LayerSet,
+            steps: Warmup,
+            ratio: Warmup,
+            epoch: Every,
+            every: Every,
+            device: Device,
+        }
+        let text = "layers = '17-24'\nsingle = 3\nsteps = 10\nratio = 0.1\nepoch = 'epoch'\nevery = '50'\ndevice = 'cuda:1'";
+        let all: All = toml::from_str(text).unwrap();
+        assert_eq!((all.every, all.ratio), (Every::Steps(50), Warmup::Ratio(0.1)));
+        assert_eq!(toml::from_str::<All>(&toml::to_string(&all).unwrap()).unwrap(), all);
+    }
+}
