@@ -218,6 +218,7 @@ impl Frozen {
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
+            model.checkpoint.release(tensor);
         }
         Ok(())
     }
