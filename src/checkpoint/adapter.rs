@@ -234,6 +234,7 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
         attention_dropout: 0.0,
         max_length: None,
         doc_stride: None,
+        no_answer: false,
         base_model: peft.base_model.clone(),
         fingerprint: None,
     })

@@ -34,6 +34,9 @@ pub struct Metadata {
     /// Limits of the training, in tokens.
     pub max_length: Option<usize>,
     pub doc_stride: Option<usize>,
+    /// Question answering: whether it was trained to leave questions unanswered.
+    #[serde(default)]
+    pub no_answer: bool,
     /// Path or name of the base model, for people.
     pub base_model: String,
     /// [`super::Checkpoint::fingerprint`] of the base model.
@@ -119,6 +122,7 @@ pub(super) mod tests {
             attention_dropout: 0.0,
             max_length: Some(128),
             doc_stride: None,
+            no_answer: false,
             base_model: "model".into(),
             fingerprint: None,
         }

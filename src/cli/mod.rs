@@ -46,8 +46,8 @@ struct ScoringArguments {
     /// Folder of the adapter (of ptune or of PEFT)
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
-    /// Task; needed only where a foreign adapter's files do not tell
-    #[arg(long, value_name = "TASK")]
+    /// Task (as for train); needed only where a foreign adapter's files do not tell
+    #[arg(long, value_name = "TASK", hide_possible_values = true)]
     task: Option<TaskKind>,
     /// Column of the text
     #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Data")]

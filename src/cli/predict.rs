@@ -22,7 +22,7 @@ pub struct Arguments {
     #[command(flatten)]
     scoring: ScoringArguments,
     /// What else a line holds: logits, input_ids or both
-    #[arg(long, value_name = "logits,input_ids", value_delimiter = ',')]
+    #[arg(long, value_name = "logits,input_ids", value_delimiter = ',', hide_possible_values = true)]
     with: Vec<Extra>,
     /// Print nothing but errors
     #[arg(long)]
@@ -60,8 +60,9 @@ fn check_output(input: &Path, output: &Path) -> Result<()> {
     if !folder.is_dir() {
         bail!("{}: there is no such folder for --output", folder.display());
     }
-    if output.is_dir() {
-        usage!("--output {}: is a folder; give the name of a file", output.display());
+    // Also no device or pipe: the finished file is renamed to this name, which would replace it.
+    if output.exists() && !output.is_file() {
+        usage!("--output {}: is not a regular file", output.display());
     }
     if let (Ok(input), Ok(output)) = (input.canonicalize(), output.canonicalize())
         && input == output

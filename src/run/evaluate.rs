@@ -85,7 +85,7 @@ pub fn mean_loss(set: &FeatureSet, grouping: Grouping, logits: &[Vec<f32>]) -> f
     let mut count = 0usize;
     for (feature, logits) in logits.iter().enumerate() {
         let rows = set.rows(feature);
-        let columns = if rows == 0 { 0 } else { logits.len() / rows };
+        let columns = logits.len().checked_div(rows).unwrap_or(0);
         for (group, &target) in set.features[feature].targets.iter().enumerate() {
             if target < 0 {
                 continue;

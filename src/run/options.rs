@@ -17,8 +17,8 @@ pub struct TrainOptions {
     /// Hugging Face model directory (config.json, safetensors, tokenizer)
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub model: Option<PathBuf>,
-    /// What to train; needed unless --init-adapter tells
-    #[arg(long, value_name = "TASK", help_heading = "Files")]
+    /// classification, multiple-choice, tagging or qa; needed unless --init-adapter tells
+    #[arg(long, value_name = "TASK", hide_possible_values = true, help_heading = "Files")]
     pub task: Option<TaskKind>,
     /// Training data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON
     #[arg(long, value_name = "FILE", help_heading = "Files")]
@@ -61,8 +61,8 @@ pub struct TrainOptions {
     /// Use only the first N training examples
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_train_samples: Option<usize>,
-    /// Order of the training data [default: shuffled]
-    #[arg(long, value_name = "ORDER", help_heading = "Data")]
+    /// Order of the training data: shuffled or sequential [default: shuffled]
+    #[arg(long, value_name = "ORDER", hide_possible_values = true, help_heading = "Data")]
     pub data_order: Option<DataOrder>,
 
     /// Prefix positions per layer; 0 trains the head alone [default: 20]
@@ -74,14 +74,14 @@ pub struct TrainOptions {
     /// Layers that get a prefix, counted from 1: 17-24 or 1,3,5-8 [default: all]
     #[arg(long, value_name = "RANGE", help_heading = "Prefix and head")]
     pub prefix_layers: Option<LayerSet>,
-    /// How the prefix starts: N(0, 0.02) or zero [default: normal]
-    #[arg(long, value_name = "INIT", help_heading = "Prefix and head")]
+    /// How the prefix starts: normal (N(0, 0.02)) or zero [default: normal]
+    #[arg(long, value_name = "INIT", hide_possible_values = true, help_heading = "Prefix and head")]
     pub prefix_init: Option<PrefixInit>,
-    /// Whether token positions count from behind the prefix [default: shifted]
-    #[arg(long, value_name = "HOW", help_heading = "Prefix and head")]
+    /// Token positions: shifted by the prefix length, or unshifted [default: shifted]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = "Prefix and head")]
     pub positions: Option<Offset>,
-    /// Head for whole sequences: frozen pooler and a linear layer, or a trained dense layer before it [default: linear]
-    #[arg(long, value_name = "HEAD", help_heading = "Prefix and head")]
+    /// Head for whole sequences: linear (on the frozen pooler) or dense (a trained dense layer first) [default: linear]
+    #[arg(long, value_name = "HEAD", hide_possible_values = true, help_heading = "Prefix and head")]
     pub head: Option<HeadKind>,
     /// Dropout on prefix keys and values [default: 0.1]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Prefix and head")]
@@ -96,8 +96,8 @@ pub struct TrainOptions {
     /// Peak learning rate of AdamW [default: 5e-3]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimization")]
     pub learning_rate: Option<f64>,
-    /// linear: down to 0; exponential: times 0.95 an epoch [default: linear]
-    #[arg(long, value_name = "SCHEDULE", help_heading = "Optimization")]
+    /// linear (down to 0), constant or exponential (times 0.95 an epoch) [default: linear]
+    #[arg(long, value_name = "SCHEDULE", hide_possible_values = true, help_heading = "Optimization")]
     pub schedule: Option<Schedule>,
     /// Warm-up: whole number of steps, or a ratio below 1 [default: 0]
     #[arg(long, value_name = "N|RATIO", allow_negative_numbers = true, help_heading = "Optimization")]

@@ -71,6 +71,11 @@ pub fn is_labelled(example: &Example) -> bool {
     }
 }
 
+/// Whether an example is a question that its context does not answer.
+pub fn is_unanswerable(example: &Example) -> bool {
+    matches!(&example.content, Content::Question { answers: Some(answers), .. } if answers.is_empty())
+}
+
 /// Names of the classes: the adapter's own, or those of the model's config.json or of the data.
 /// An adapter's head must have one output for each.
 pub fn labels(kind: TaskKind, examples: &[Example], spec: &Specification, adapter: Option<&Adapter>) -> Result<Vec<String>> {

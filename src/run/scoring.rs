@@ -77,7 +77,7 @@ impl Scoring {
             require_labels(&examples, "scoring")?;
         }
         let labels = prepare::labels(kind, &examples, &model.spec, Some(&adapter))?;
-        let task = Task::new(kind, labels);
+        let task = Task::new(kind, labels).with_no_answer(metadata.no_answer);
         let split = reader.encode("data", &task, examples)?;
         let set = &split.encoding.set;
 

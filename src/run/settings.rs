@@ -264,3 +264,87 @@ fn agree<T: PartialEq + Copy + serde::Serialize>(flag: &str, given: &mut Option<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::UsageError;
+
+    fn options() -> TrainOptions {
+        TrainOptions {
+            model: Some("m".into()),
+            data: Some("d".into()),
+            output: Some("o".into()),
+            task: Some(TaskKind::Classification),
+            ..TrainOptions::default()
+        }
+    }
+
+    fn adapter() -> Adapter {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert-classification/adapter");
+        Adapter::read(&folder).unwrap()
+    }
+
+    fn spec() -> Specification {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert-classification/model");
+        crate::checkpoint::FrozenModel::open(&folder).unwrap().spec
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_flag() {
+        assert!(options().validate().is_ok());
+        let cases: [(&str, TrainOptions); 14] = [
+            ("--model", TrainOptions { model: None, ..options() }),
+            ("--task", TrainOptions { task: None, ..options() }),
+            ("--hidden-dropout", TrainOptions { hidden_dropout: Some(1.0), ..options() }),
+            ("--prefix-dropout", TrainOptions { prefix_dropout: Some(f64::NAN), ..options() }),
+            ("--attention-dropout", TrainOptions { attention_dropout: Some(-0.1), ..options() }),
+            ("--learning-rate", TrainOptions { learning_rate: Some(0.0), ..options() }),
+            ("--learning-rate", TrainOptions { learning_rate: Some(f64::INFINITY), ..options() }),
+            ("--weight-decay", TrainOptions { weight_decay: Some(-1.0), ..options() }),
+            ("--batch-size", TrainOptions { batch_size: Some(0), ..options() }),
+            ("--prefix-length", TrainOptions { prefix_length: Some(usize::MAX), ..options() }),
+            ("--epochs", TrainOptions { epochs: Some(0), ..options() }),
+            ("--patience", TrainOptions { patience: Some(2), ..options() }),
+            ("--prefix-length 0", TrainOptions { prefix_length: Some(0), prefix_projection: Some(8), ..options() }),
+            ("--prefix-projection", TrainOptions { init_adapter: Some("a".into()), prefix_projection: Some(8), ..options() }),
+        ];
+        for (flag, options) in cases {
+            let error = options.validate().expect_err(flag);
+            assert!(error.is::<UsageError>() && error.to_string().contains(flag), "{flag}: {error}");
+        }
+    }
+
+    #[test]
+    fn defaults_complete_a_configuration_that_can_be_fed_back() {
+        let complete = options().with_defaults().complete(&spec(), None).unwrap();
+        let settings = Settings::new(&complete).unwrap();
+        assert_eq!((settings.prefix_length, settings.max_length, settings.batch_size), (20, 128, 32));
+        assert_eq!((settings.epochs, settings.max_steps, settings.learning_rate), (Some(10), None, 5e-3));
+        assert_eq!(settings.layer_indices(3).unwrap(), [0, 1, 2]);
+        let again: TrainOptions = toml::from_str(&complete.to_toml().unwrap()).unwrap();
+        assert_eq!(again.clone().with_defaults().complete(&spec(), None).unwrap(), complete);
+        assert!(again.validate().is_ok());
+
+        let qa = TrainOptions { task: Some(TaskKind::Qa), ..options() }.with_defaults().complete(&spec(), None).unwrap();
+        assert_eq!(qa.max_length, Some(384));
+        let steps = TrainOptions { max_steps: Some(5), epochs: Some(3), ..options() }.with_defaults();
+        assert_eq!((steps.max_steps, steps.epochs), (Some(5), None));
+        let head = TrainOptions { prefix_length: Some(0), ..options() }.with_defaults().complete(&spec(), None).unwrap();
+        assert!(head.prefix_layers.is_none() && head.validate().is_ok());
+    }
+
+    #[test]
+    fn an_adapter_supplies_what_it_knows_and_contradictions_are_refused() {
+        let complete = |options: TrainOptions| options.with_defaults().complete(&spec(), Some(&adapter()));
+        let start = TrainOptions { task: None, init_adapter: Some("a".into()), ..options() };
+        let settings = Settings::new(&complete(start.clone()).unwrap()).unwrap();
+        assert_eq!((settings.task, settings.prefix_length, settings.head), (TaskKind::Classification, 6, HeadKind::Linear));
+        let refused = |options| complete(options).unwrap_err().to_string();
+        assert!(refused(TrainOptions { prefix_length: Some(7), ..start.clone() }).contains("--prefix-length 7: the adapter"));
+        assert!(refused(TrainOptions { head: Some(HeadKind::Dense), ..start.clone() }).contains("--head dense"));
+        assert!(refused(TrainOptions { prefix_layers: Some("1-2".parse().unwrap()), ..start }).contains("--prefix-layers 1-2"));
+        let stride = TrainOptions { task: Some(TaskKind::Qa), max_length: Some(100), ..options() };
+        assert!(stride.with_defaults().complete(&spec(), None).unwrap_err().to_string().contains("--doc-stride 128"));
+    }
+}

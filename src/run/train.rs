@@ -104,7 +104,7 @@ impl Prepared {
         let mut examples = reader.read(&settings.data)?;
         require_labels(&examples, "training")?;
         let labels = prepare::labels(kind, &examples, spec, adapter.as_ref())?;
-        let task = Task::new(kind, labels);
+        let task = Task::new(kind, labels).with_no_answer(examples.iter().any(prepare::is_unanswerable));
         let metric = settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string());
         if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
             usage!("--metric {metric}: {} has {} and loss", kind.name(), task.metrics().join(", "));
@@ -184,6 +184,7 @@ impl Prepared {
             attention_dropout: settings.attention_dropout,
             max_length: Some(settings.max_length),
             doc_stride: Some(settings.doc_stride),
+            no_answer: self.train.examples.iter().any(prepare::is_unanswerable),
             base_model: settings.model.display().to_string(),
             fingerprint: Some(self.model.checkpoint.fingerprint()),
         }

@@ -243,13 +243,22 @@ impl Trainer<'_> {
 
     /// Writes the current adapter to the root.
     fn export(&mut self) -> Result<()> {
-        let adapter = self.adapter();
+        let adapter = self.adapter()?;
         self.session.export = Some(adapter.write(self.folder.root(), self.spec)?);
         Ok(())
     }
 
-    fn adapter(&mut self) -> Adapter {
-        Adapter { metadata: self.metadata.clone(), tensors: self.engine.adapter_tensors(), foreign: false }
+    /// The current adapter; an error where an update made it useless, which only the next step's loss would show.
+    fn adapter(&mut self) -> Result<Adapter> {
+        let tensors = self.engine.adapter_tensors();
+        if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.values.iter().any(|value| !value.is_finite())) {
+            bail!(
+                "step {}: {name} is not finite any more; the learning rate ({:.2e} in this step) is too high; this step was not saved",
+                self.state.step,
+                self.rate.at(self.state.step.saturating_sub(1))
+            );
+        }
+        Ok(Adapter { metadata: self.metadata.clone(), tensors, foreign: false })
     }
 
     /// Saves a checkpoint of the current step. Everything that it counts on is on the disk before it: the record's
@@ -260,7 +269,7 @@ impl Trainer<'_> {
             self.export()?;
         }
         let step = self.state.step;
-        let adapter = self.adapter();
+        let adapter = self.adapter()?;
         let EngineState { tensors, steps } = self.engine.state();
         let state = TrainingState { step, tensors, tensor_steps: steps, trainer: serde_json::to_value(&self.state)? };
         write_checkpoint(self.folder.root(), &adapter, self.spec, &state)?;
