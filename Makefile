@@ -15,11 +15,11 @@ build:
 fetch:
 	@scripts/fetch-minilm.sh
 
-# Tunes the small model on the example messages, scores it, and classifies messages it has never seen.
+# Tunes the small model on the example messages, scores it on messages that were kept apart, and classifies new ones.
 demo: build fetch
 	@rm -rf $(DEMO)
-	$(PTUNE) train --model $(MINILM) --task classification --data $(EXAMPLE)/train.jsonl --validation $(EXAMPLE)/test.jsonl \
-	    --output $(DEMO) --prefix-length 20 --learning-rate 1e-2 --batch-size 32 --epochs 10
+	$(PTUNE) train --model $(MINILM) --task classification --data $(EXAMPLE)/train.jsonl --output $(DEMO) \
+	    --prefix-length 20 --learning-rate 1e-2 --batch-size 16 --epochs 20
 	$(PTUNE) eval --model $(MINILM) --adapter $(DEMO) --data $(EXAMPLE)/test.jsonl
 	$(PTUNE) predict --model $(MINILM) --adapter $(DEMO) --input $(EXAMPLE)/new.jsonl --output $(DEMO)/predictions.jsonl
 	@awk -f scripts/show-predictions.awk $(DEMO)/predictions.jsonl $(EXAMPLE)/new.jsonl

@@ -18,4 +18,4 @@ pub use host::HostTensor;
 pub use mapped::Tensor;
 pub use metadata::Metadata;
 pub use shards::Checkpoint;
-pub use training::{TrainingState, latest_checkpoint, prune_checkpoints, read_checkpoint, write_checkpoint};
+pub use training::{TrainingState, latest_checkpoint, read_checkpoint, remove_checkpoint, write_checkpoint};

@@ -82,18 +82,12 @@ pub fn read_checkpoint(directory: &Path) -> Result<TrainingState> {
     Ok(TrainingState { step, tensors: read_tensors(&directory.join(TENSORS))?, tensor_steps, trainer })
 }
 
-/// Removes all complete checkpoints but the `keep` newest, and what killed runs left.
-pub fn prune_checkpoints(output: &Path, keep: usize) -> Result<()> {
-    clean(output)?;
-    let mut found = list(output)?;
-    found.retain(|(step, path)| is_complete(path, *step));
-    for (step, path) in found.iter().rev().skip(keep) {
-        // Renamed first: a kill in the middle of the removal leaves a leftover, not half a checkpoint.
-        let doomed = output.join(format!(".checkpoint-{step}.tmp"));
-        let removal = fs::rename(path, &doomed).and_then(|()| fs::remove_dir_all(&doomed));
-        removal.with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    Ok(())
+/// Removes one checkpoint. It is renamed first: a kill in the middle of the removal leaves a leftover that the next
+/// checkpoint cleans up, not half a checkpoint.
+pub fn remove_checkpoint(output: &Path, step: u64) -> Result<()> {
+    let (path, doomed) = (output.join(format!("checkpoint-{step}")), output.join(format!(".checkpoint-{step}.tmp")));
+    let removal = fs::rename(&path, &doomed).and_then(|()| fs::remove_dir_all(&doomed));
+    removal.with_context(|| format!("cannot remove the checkpoint {}", path.display()))
 }
 
 /// What a checkpoint is called for the moment in which its successor of the same step takes its place.
@@ -195,7 +189,7 @@ mod tests {
             assert_eq!(read, adapter);
         }
         assert_eq!(latest_checkpoint(&output).unwrap(), Some(output.join("checkpoint-100")));
-        prune_checkpoints(&output, 2).unwrap();
+        remove_checkpoint(&output, 5).unwrap();
         assert_eq!(names(&output), ["checkpoint-100", "checkpoint-20"]);
 
         // The same step again: replaced.
@@ -203,9 +197,8 @@ mod tests {
         other.trainer = json!("other");
         write_checkpoint(&output, &adapter, &spec, &other).unwrap();
         assert_eq!(read_checkpoint(&output.join("checkpoint-100")).unwrap(), other);
-        prune_checkpoints(&output, 0).unwrap();
-        assert_eq!(names(&output), Vec::<String>::new());
-        prune_checkpoints(&folder.path().join("absent"), 1).unwrap();
+        let message = format!("{:#}", remove_checkpoint(&output, 5).unwrap_err());
+        assert!(message.contains("cannot remove the checkpoint") && message.contains("checkpoint-5"), "{message}");
     }
 
     #[test]

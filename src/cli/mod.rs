@@ -94,6 +94,7 @@ impl ScoringArguments {
                 label: self.label_column.clone(),
                 choices: self.choices_column.clone(),
                 tag: self.tag_column,
+                ignore_labels: false,
             },
             max_length: self.max_length,
             doc_stride: self.doc_stride,

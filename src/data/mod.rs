@@ -54,6 +54,28 @@ pub enum Content {
     },
 }
 
+impl Content {
+    /// Whether it carries what it is scored by.
+    pub fn is_labelled(&self) -> bool {
+        match self {
+            Content::Text { label, .. } => label.is_some(),
+            Content::Choices { label, .. } => label.is_some(),
+            Content::Words { tags, .. } => tags.is_some(),
+            Content::Question { answers, .. } => answers.is_some(),
+        }
+    }
+
+    /// Leaves out what it is scored by.
+    pub fn remove_label(&mut self) {
+        match self {
+            Content::Text { label, .. } => *label = None,
+            Content::Choices { label, .. } => *label = None,
+            Content::Words { tags, .. } => *tags = None,
+            Content::Question { answers, .. } => *answers = None,
+        }
+    }
+}
+
 /// An example and where it was read from, for error messages ("data.jsonl, line 7").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {

@@ -1,6 +1,7 @@
 //! The output folder: which files say what of a run, who may use it, and which checkpoints are kept.
 
 use super::options::TrainOptions;
+use crate::checkpoint::remove_checkpoint;
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -81,20 +82,12 @@ impl Folder {
         Ok(steps)
     }
 
-    pub fn checkpoint(&self, step: u64) -> PathBuf {
-        self.root.join(format!("{CHECKPOINT}{step}"))
-    }
-
     /// Removes the checkpoints that are no longer wanted once `current` is saved: those that an interruption left
     /// between the regular ones, and all but the newest `limit` regular ones. So a run that was interrupted ends with
     /// the same checkpoints as one that was not.
     pub fn prune(&self, current: u64, limit: usize, is_regular: impl Fn(u64) -> bool) -> Result<()> {
         for step in superfluous(&self.checkpoints()?, current, limit, is_regular) {
-            let path = self.checkpoint(step);
-            // Renamed first, to a name that the next checkpoint cleans up: a kill leaves no half checkpoint behind.
-            let doomed = self.root.join(format!(".{CHECKPOINT}{step}.tmp"));
-            let removal = std::fs::rename(&path, &doomed).and_then(|()| std::fs::remove_dir_all(&doomed));
-            removal.with_context(|| format!("cannot remove the checkpoint {}", path.display()))?;
+            remove_checkpoint(&self.root, step)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ pub mod memory;
 mod options;
 pub mod prepare;
 mod record;
+mod report;
 mod schedule;
 pub mod scoring;
 mod settings;

@@ -61,16 +61,6 @@ impl Reader<'_> {
     }
 }
 
-/// Whether an example carries what it is scored by.
-pub fn is_labelled(example: &Example) -> bool {
-    match &example.content {
-        Content::Text { label, .. } => label.is_some(),
-        Content::Choices { label, .. } => label.is_some(),
-        Content::Words { tags, .. } => tags.is_some(),
-        Content::Question { answers, .. } => answers.is_some(),
-    }
-}
-
 /// Whether an example is a question that its context does not answer.
 pub fn is_unanswerable(example: &Example) -> bool {
     matches!(&example.content, Content::Question { answers: Some(answers), .. } if answers.is_empty())
@@ -89,7 +79,7 @@ pub fn labels(kind: TaskKind, examples: &[Example], spec: &Specification, adapte
     let outputs = head_outputs(kind, adapter.metadata.head, spec, adapter);
     let labels = match outputs {
         // Nothing names the classes: they are called as transformers calls them.
-        Some(outputs) if spec.labels.is_none() && !examples.iter().any(is_labelled) => {
+        Some(outputs) if spec.labels.is_none() && !examples.iter().any(|example| example.content.is_labelled()) => {
             (0..outputs).map(|index| format!("LABEL_{index}")).collect()
         }
         _ => labels_for(kind, examples, spec)?,

@@ -71,7 +71,11 @@ impl Scoring {
 
         let tokenizer = TextTokenizer::open(&options.model, &model.spec)?;
         let limits = Limits { max_length, doc_stride };
-        let reader = Reader { kind, columns: options.columns.clone(), limits, tokenizer: &tokenizer, terminal };
+        // A prediction needs no labels, and those of a file may be of another kind than the adapter's; they are read only
+        // where nothing else names the classes, or tells that questions may have no answer.
+        let named = metadata.labels.is_some() || model.spec.labels.is_some() || kind == TaskKind::MultipleChoice;
+        let columns = Columns { ignore_labels: !options.labelled && named, ..options.columns.clone() };
+        let reader = Reader { kind, columns, limits, tokenizer: &tokenizer, terminal };
         let examples = reader.read(&options.data)?;
         if options.labelled {
             require_labels(&examples, "scoring")?;

@@ -232,6 +232,7 @@ impl TrainOptions {
             label: self.label_column.clone().unwrap_or(default.label),
             choices: self.choices_column.clone().unwrap_or(default.choices),
             tag: self.tag_column,
+            ignore_labels: false,
         }
     }
 }

@@ -1,31 +1,28 @@
 //! A training run from options to results: everything is opened and checked before the output folder is touched.
 
 use super::device;
-use super::folder::{CONFIG, Folder, METRICS, RESULTS, TRAINER_STATE, refuse_changes};
+use super::folder::{CONFIG, Folder, METRICS, refuse_changes};
 use super::interrupt::Interrupt;
-use super::memory::{grouped, peak_resident_bytes, readable};
 use super::options::TrainOptions;
 use super::prepare::{self, Reader, Split};
 use super::record::Record;
 use super::schedule::LearningRate;
 use super::settings::Settings;
 use super::state::{Extent, RunState};
-use super::terminal::{Terminal, clock};
+use super::terminal::Terminal;
 use super::trainer::{Session, Trainer, write_text};
 use super::values::Device;
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint};
 use crate::data::TextTokenizer;
-use crate::engine::{Capacity, Engine, EngineOptions, EngineState, PrefixInit, PrefixOptions};
+use crate::engine::{Capacity, Engine, EngineOptions, EngineState, PrefixOptions};
 use crate::model::HeadSpec;
 use crate::task::{Limits, Task, require_labels};
 use crate::usage;
 use anyhow::{Context, Result, bail};
-use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
 
 /// How a call of [`train`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,20 +62,20 @@ pub fn train(mut given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> 
 }
 
 /// Everything that is read, checked and complete before a run begins.
-struct Prepared {
-    options: TrainOptions,
-    settings: Settings,
-    model: FrozenModel,
+pub(super) struct Prepared {
+    pub(super) options: TrainOptions,
+    pub(super) settings: Settings,
+    pub(super) model: FrozenModel,
     /// The adapter to start from.
-    adapter: Option<Adapter>,
-    task: Task,
-    head: HeadSpec,
-    prefix: PrefixOptions,
-    metric: String,
-    train: Split,
-    validation: Option<Split>,
+    pub(super) adapter: Option<Adapter>,
+    pub(super) task: Task,
+    pub(super) head: HeadSpec,
+    pub(super) prefix: PrefixOptions,
+    pub(super) metric: String,
+    pub(super) train: Split,
+    pub(super) validation: Option<Split>,
     /// What is read, by its contents: a resumed run must read the same.
-    inputs: BTreeMap<String, String>,
+    pub(super) inputs: BTreeMap<String, String>,
 }
 
 impl Prepared {
@@ -274,133 +271,6 @@ impl Prepared {
         engine.restore(&EngineState { tensors, steps: tensor_steps })?;
         Ok(state)
     }
-
-    /// Says what is trained, on what, and what it takes.
-    fn describe(&self, engine: &Engine, extent: &Extent, terminal: &Terminal) {
-        let (settings, spec) = (&self.settings, &self.model.spec);
-        terminal.line(format!(
-            "model: {} ({}), {} layers, hidden size {}, {} parameters, all frozen",
-            settings.model.display(),
-            spec.family,
-            spec.layers,
-            spec.hidden_size,
-            grouped(spec.parameters() as u64)
-        ));
-        if let Some(note) = prepare::pooler_note(&self.model, self.head.pooling, self.adapter.as_ref()) {
-            terminal.line(format!("note: {note}"));
-        }
-        let trainables = engine.trainables();
-        let sizes: Vec<u64> = trainables.iter().map(|tensor| (tensor.shape[0] * tensor.shape[1]) as u64).collect();
-        let total: u64 = sizes.iter().sum();
-        for (tensor, size) in trainables.iter().zip(&sizes) {
-            terminal.line(format!("  trained: {:<44} {:>6} x {:<6} {:>12}", tensor.name, tensor.shape[0], tensor.shape[1], grouped(*size)));
-        }
-        terminal.line(format!(
-            "trained: {} tensors, {} parameters, {:.2} % of the model",
-            trainables.len(),
-            grouped(total),
-            100.0 * total as f64 / spec.parameters() as f64
-        ));
-        match &settings.prefix_layers {
-            None => terminal.line("prefix: none, the head alone is trained"),
-            Some(layers) => terminal.line(format!(
-                "prefix: {} positions in layers {layers} of {}, {}, {} positions",
-                settings.prefix_length,
-                spec.layers,
-                match (settings.prefix_projection, settings.prefix_init, &self.adapter) {
-                    (_, _, Some(_)) => "from the adapter".to_string(),
-                    (Some(hidden), ..) => format!("projected through {hidden} tanh units"),
-                    (None, PrefixInit::Normal, None) => "from N(0, 0.02)".to_string(),
-                    (None, PrefixInit::Zero, None) => "from zero".to_string(),
-                },
-                if settings.shifted() { "shifted" } else { "unshifted" },
-            )),
-        }
-        terminal.line("memory plan:");
-        terminal.line(engine.plan().to_string().trim_end());
-        terminal.line(format!(
-            "run: {} steps, {} an epoch, of {} x {} items; {}, peak learning rate {:e}",
-            grouped(extent.total_steps),
-            grouped(extent.steps_per_epoch),
-            settings.gradient_accumulation,
-            settings.batch_size,
-            match settings.schedule {
-                super::schedule::Schedule::Linear => "linear schedule",
-                super::schedule::Schedule::Constant => "constant schedule",
-                super::schedule::Schedule::Exponential => "exponential schedule",
-            },
-            settings.learning_rate
-        ));
-    }
-
-    /// Writes the results, and tells them.
-    fn finish(&self, mut trainer: Trainer) -> Result<()> {
-        let (folder, terminal, state) = (trainer.folder, trainer.terminal, &mut trainer.state);
-        let epoch = trainer.extent.epoch(state.step);
-        state.history.push(json!({ "epoch": epoch, "step": state.step, "train_loss": state.mean_loss() }));
-        trainer.record.sync()?;
-        write_text(&folder.file(TRAINER_STATE), &state.to_trainer_state(&trainer.extent)?)?;
-        // A run that was resumed at its very end wrote no adapter; written again, it has the same bytes.
-        let export = match trainer.session.export.take() {
-            Some(export) => export,
-            None => Adapter::read(folder.root())?.write(folder.root(), &self.model.spec)?,
-        };
-        let scored = self.validation.as_ref().unwrap_or(&self.train);
-        let majority = self.task.majority(&scored.examples);
-        let (seconds, planned) = (trainer.record.seconds(), trainer.engine.plan().total);
-        let results = json!({
-            "task": self.settings.task,
-            "steps": trainer.state.step,
-            "epochs": epoch,
-            "stopped_early": trainer.stopped_early(),
-            "train_loss": trainer.state.mean_loss(),
-            "tokens": trainer.state.tokens,
-            "metric": self.validation.is_some().then_some(&self.metric),
-            "best_step": trainer.state.best.as_ref().map(|best| best.step),
-            "scores": trainer.state.best.as_ref().map_or(Map::new(), |best| best.scores.clone()),
-            "majority": majority.as_ref().map(|(label, share)| json!({ "prediction": label, "accuracy": share })),
-            "peft_type": export.peft_type,
-            "adapter_bytes": export.bytes,
-            "planned_bytes": planned,
-            "mapped_bytes": self.model.checkpoint.total_bytes(),
-            "timing": {
-                "seconds": seconds,
-                "tokens_per_second": trainer.session.tokens_per_second(),
-                "peak_resident_bytes": peak_resident_bytes(),
-            },
-        });
-        write_text(&folder.file(RESULTS), &(serde_json::to_string_pretty(&results)? + "\n"))?;
-
-        let state = &trainer.state;
-        let early = if trainer.stopped_early() { ", stopped early: the score no longer got better" } else { "" };
-        terminal.line(format!(
-            "finished: {} steps in {}{early}; mean training loss {:.4}",
-            grouped(state.step),
-            clock(Duration::from_secs_f64(seconds)),
-            state.mean_loss()
-        ));
-        match &state.best {
-            Some(best) => terminal.line(format!("best by {} after step {}: {}", self.metric, best.step, scores_line(&best.scores))),
-            None => terminal.line("there was no --validation: the adapter is that of the last step"),
-        }
-        if let Some((label, share)) = majority {
-            let of = if self.validation.is_some() { "validation" } else { "training" };
-            terminal.line(format!("always answering {label:?} would be right on {share:.4} of the {of} data"));
-        }
-        let peak = peak_resident_bytes().map_or(String::new(), |bytes| format!("; peak resident memory {}", readable(bytes)));
-        terminal.line(format!("memory: {} planned{peak}", readable(planned as u64)));
-        terminal.line(format!("adapter: {} ({}), peft_type {}", folder.root().display(), readable(export.bytes), export.peft_type));
-        for reason in &export.reasons {
-            terminal.line(format!("  not PREFIX_TUNING: {reason}"));
-        }
-        terminal.line(format!("records: {METRICS}, {TRAINER_STATE}, {RESULTS} and checkpoints in the same folder"));
-        Ok(())
-    }
-}
-
-fn scores_line(scores: &Map<String, Value>) -> String {
-    let parts: Vec<String> = scores.iter().map(|(name, value)| format!("{name} {:.4}", value.as_f64().unwrap_or(f64::NAN))).collect();
-    parts.join(", ")
 }
 
 /// SHA-256 of a file.

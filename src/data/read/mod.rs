@@ -24,6 +24,8 @@ pub struct Columns {
     pub choices: String,
     /// CoNLL column of the tags, from 0; None: the last.
     pub tag: Option<usize>,
+    /// Labels, tags and answers in the file are passed over (prediction).
+    pub ignore_labels: bool,
 }
 
 const TEXT: &str = "text";
@@ -33,7 +35,14 @@ const CHOICES: &str = "choices";
 
 impl Default for Columns {
     fn default() -> Columns {
-        Columns { text: TEXT.into(), text_pair: TEXT_PAIR.into(), label: LABEL.into(), choices: CHOICES.into(), tag: None }
+        Columns {
+            text: TEXT.into(),
+            text_pair: TEXT_PAIR.into(),
+            label: LABEL.into(),
+            choices: CHOICES.into(),
+            tag: None,
+            ignore_labels: false,
+        }
     }
 }
 

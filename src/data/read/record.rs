@@ -39,14 +39,11 @@ impl<'a> Examples<'a> {
         }
     }
 
-    pub fn add(&mut self, place: String, content: Content) -> Result<()> {
-        let labelled = match &content {
-            Content::Text { label, .. } => label.is_some(),
-            Content::Choices { label, .. } => label.is_some(),
-            Content::Words { tags, .. } => tags.is_some(),
-            Content::Question { answers, .. } => answers.is_some(),
-        };
-        let first = if labelled { &mut self.labelled } else { &mut self.unlabelled };
+    pub fn add(&mut self, place: String, mut content: Content) -> Result<()> {
+        if self.columns.ignore_labels {
+            content.remove_label();
+        }
+        let first = if content.is_labelled() { &mut self.labelled } else { &mut self.unlabelled };
         first.get_or_insert(self.examples.len());
         self.examples.push(Example { content, place });
         if let (Some(labelled), Some(unlabelled)) = (self.labelled, self.unlabelled) {

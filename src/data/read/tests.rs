@@ -222,3 +222,15 @@ fn bundles() {
         assert_eq!(examples.len(), count, "{bundle}");
     }
 }
+
+#[test]
+fn labels_are_passed_over_where_they_are_not_wanted() {
+    let text = "{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"b\"}\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    std::fs::write(&path, text).unwrap();
+    assert!(read_examples(&path, TaskKind::Classification, &Columns::default()).is_err());
+    let columns = Columns { ignore_labels: true, ..Columns::default() };
+    let examples = read_examples(&path, TaskKind::Classification, &columns).unwrap();
+    assert!(examples.len() == 2 && examples.iter().all(|example| !example.content.is_labelled()));
+}

@@ -1,0 +1,144 @@
+//! What a run says of itself: at its beginning what is trained and what it takes, at its end what came out.
+
+use super::folder::{METRICS, RESULTS, TRAINER_STATE};
+use super::memory::{grouped, peak_resident_bytes, readable};
+use super::prepare;
+use super::schedule::Schedule;
+use super::state::Extent;
+use super::terminal::{Terminal, clock};
+use super::train::Prepared;
+use super::trainer::{Trainer, write_text};
+use crate::checkpoint::Adapter;
+use crate::engine::{Engine, PrefixInit};
+use anyhow::Result;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+impl Prepared {
+    /// Says what is trained, on what, and what it takes.
+    pub(super) fn describe(&self, engine: &Engine, extent: &Extent, terminal: &Terminal) {
+        let (settings, spec) = (&self.settings, &self.model.spec);
+        terminal.line(format!(
+            "model: {} ({}), {} layers, hidden size {}, {} parameters, all frozen",
+            settings.model.display(),
+            spec.family,
+            spec.layers,
+            spec.hidden_size,
+            grouped(spec.parameters() as u64)
+        ));
+        if let Some(note) = prepare::pooler_note(&self.model, self.head.pooling, self.adapter.as_ref()) {
+            terminal.line(format!("note: {note}"));
+        }
+        let trainables = engine.trainables();
+        let sizes: Vec<u64> = trainables.iter().map(|tensor| (tensor.shape[0] * tensor.shape[1]) as u64).collect();
+        let total: u64 = sizes.iter().sum();
+        for (tensor, size) in trainables.iter().zip(&sizes) {
+            terminal.line(format!("  trained: {:<44} {:>6} x {:<6} {:>12}", tensor.name, tensor.shape[0], tensor.shape[1], grouped(*size)));
+        }
+        terminal.line(format!(
+            "trained: {} tensors, {} parameters, {:.2} % of the model",
+            trainables.len(),
+            grouped(total),
+            100.0 * total as f64 / spec.parameters() as f64
+        ));
+        match &settings.prefix_layers {
+            None => terminal.line("prefix: none, the head alone is trained"),
+            Some(layers) => terminal.line(format!(
+                "prefix: {} positions in layers {layers} of {}, {}, {} positions",
+                settings.prefix_length,
+                spec.layers,
+                match (settings.prefix_projection, settings.prefix_init, &self.adapter) {
+                    (_, _, Some(_)) => "from the adapter".to_string(),
+                    (Some(hidden), ..) => format!("projected through {hidden} tanh units"),
+                    (None, PrefixInit::Normal, None) => "from N(0, 0.02)".to_string(),
+                    (None, PrefixInit::Zero, None) => "from zero".to_string(),
+                },
+                if settings.shifted() { "shifted" } else { "unshifted" },
+            )),
+        }
+        terminal.line("memory plan:");
+        terminal.line(engine.plan().to_string().trim_end());
+        terminal.line(format!(
+            "run: {} steps, {} an epoch, of {} x {} items; {}, peak learning rate {:e}",
+            grouped(extent.total_steps),
+            grouped(extent.steps_per_epoch),
+            settings.gradient_accumulation,
+            settings.batch_size,
+            match settings.schedule {
+                Schedule::Linear => "linear schedule",
+                Schedule::Constant => "constant schedule",
+                Schedule::Exponential => "exponential schedule",
+            },
+            settings.learning_rate
+        ));
+    }
+
+    /// Writes the results, and tells them.
+    pub(super) fn finish(&self, mut trainer: Trainer) -> Result<()> {
+        let (folder, terminal, state) = (trainer.folder, trainer.terminal, &mut trainer.state);
+        let epoch = trainer.extent.epoch(state.step);
+        state.history.push(json!({ "epoch": epoch, "step": state.step, "train_loss": state.mean_loss() }));
+        trainer.record.sync()?;
+        write_text(&folder.file(TRAINER_STATE), &state.to_trainer_state(&trainer.extent)?)?;
+        // A run that was resumed at its very end wrote no adapter; written again, it has the same bytes.
+        let export = match trainer.session.export.take() {
+            Some(export) => export,
+            None => Adapter::read(folder.root())?.write(folder.root(), &self.model.spec)?,
+        };
+        let scored = self.validation.as_ref().unwrap_or(&self.train);
+        let majority = self.task.majority(&scored.examples);
+        let (seconds, planned) = (trainer.record.seconds(), trainer.engine.plan().total);
+        let results = json!({
+            "task": self.settings.task,
+            "steps": trainer.state.step,
+            "epochs": epoch,
+            "stopped_early": trainer.stopped_early(),
+            "train_loss": trainer.state.mean_loss(),
+            "tokens": trainer.state.tokens,
+            "metric": self.validation.is_some().then_some(&self.metric),
+            "best_step": trainer.state.best.as_ref().map(|best| best.step),
+            "scores": trainer.state.best.as_ref().map_or(Map::new(), |best| best.scores.clone()),
+            "majority": majority.as_ref().map(|(label, share)| json!({ "prediction": label, "accuracy": share })),
+            "peft_type": export.peft_type,
+            "adapter_bytes": export.bytes,
+            "planned_bytes": planned,
+            "mapped_bytes": self.model.checkpoint.total_bytes(),
+            "timing": {
+                "seconds": seconds,
+                "tokens_per_second": trainer.session.tokens_per_second(),
+                "peak_resident_bytes": peak_resident_bytes(),
+            },
+        });
+        write_text(&folder.file(RESULTS), &(serde_json::to_string_pretty(&results)? + "\n"))?;
+
+        let state = &trainer.state;
+        let early = if trainer.stopped_early() { ", stopped early: the score no longer got better" } else { "" };
+        terminal.line(format!(
+            "finished: {} steps in {}{early}; mean training loss {:.4}",
+            grouped(state.step),
+            clock(Duration::from_secs_f64(seconds)),
+            state.mean_loss()
+        ));
+        match &state.best {
+            Some(best) => terminal.line(format!("best by {} after step {}: {}", self.metric, best.step, scores_line(&best.scores))),
+            None => terminal.line("there was no --validation: the adapter is that of the last step"),
+        }
+        if let Some((label, share)) = majority {
+            let of = if self.validation.is_some() { "validation" } else { "training" };
+            terminal.line(format!("always answering {label:?} would be right on {share:.4} of the {of} data"));
+        }
+        let peak = peak_resident_bytes().map_or(String::new(), |bytes| format!("; peak resident memory {}", readable(bytes)));
+        terminal.line(format!("memory: {} planned{peak}", readable(planned as u64)));
+        terminal.line(format!("adapter: {} ({}), peft_type {}", folder.root().display(), readable(export.bytes), export.peft_type));
+        for reason in &export.reasons {
+            terminal.line(format!("  not PREFIX_TUNING: {reason}"));
+        }
+        terminal.line(format!("records: {METRICS}, {TRAINER_STATE}, {RESULTS} and checkpoints in the same folder"));
+        Ok(())
+    }
+}
+
+fn scores_line(scores: &Map<String, Value>) -> String {
+    let parts: Vec<String> = scores.iter().map(|(name, value)| format!("{name} {:.4}", value.as_f64().unwrap_or(f64::NAN))).collect();
+    parts.join(", ")
+}
