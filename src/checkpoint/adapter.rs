@@ -127,6 +127,9 @@ impl Adapter {
                 self.metadata.base_model
             ));
         }
+        if self.foreign && self.metadata.task == Some(TaskKind::Qa) && model.spec.token_types > 1 {
+            warnings.push("PEFT trains question answering without token types, this program uses them: scores may be lower".to_string());
+        }
         Ok(warnings)
     }
 

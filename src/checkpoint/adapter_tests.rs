@@ -49,7 +49,8 @@ fn written_files_are_pefts_to_the_letter() {
         let mut adapter = Adapter::read(&source).unwrap();
         assert!(adapter.foreign);
         adapter.metadata.task = Some(task);
-        assert_eq!(adapter.check(&model).unwrap(), Vec::<String>::new(), "{bundle}");
+        // PEFT would have trained the question answering one without token types.
+        assert_eq!(adapter.check(&model).unwrap().len(), usize::from(task == TaskKind::Qa), "{bundle}");
         assert_eq!(adapter.metadata.head == HeadKind::Dense, bundle.ends_with("-peft"));
 
         let folder = tempfile::tempdir().unwrap();

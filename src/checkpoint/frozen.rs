@@ -96,13 +96,6 @@ impl FrozenModel {
         if tensor.shape != shape {
             bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
         }
-        if !tensor.offset.is_multiple_of(tensor.dtype.size()) {
-            bail!(
-                "{file}: tensor {} is not aligned (it starts at byte {}); write the file anew with a current safetensors",
-                tensor.name,
-                tensor.offset
-            );
-        }
         Ok(tensor)
     }
 }
@@ -180,17 +173,6 @@ mod tests {
         });
         let message = format!("{:#}", quantized.1.err().unwrap());
         assert!(message.contains(query) && message.contains("I8"), "{message}");
-
-        let (folder, model) = edited("bert-classification", |name, dtype| Some((name.to_string(), dtype)));
-        model.unwrap();
-        let file = folder.path().join("model.safetensors");
-        let mut bytes = fs::read(&file).unwrap();
-        let length = u64::from_le_bytes(*bytes.first_chunk().unwrap());
-        bytes.splice(..8, (length + 1).to_le_bytes());
-        bytes.insert(8 + length as usize, b' ');
-        fs::write(&file, bytes).unwrap();
-        let message = format!("{:#}", FrozenModel::open(folder.path()).err().unwrap());
-        assert!(message.contains("word_embeddings.weight is not aligned"), "{message}");
 
         let other = edited("bert-classification", |name, dtype| Some((format!("distil{name}"), dtype))).1;
         let message = format!("{:#}", other.err().unwrap());

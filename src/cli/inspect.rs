@@ -3,7 +3,7 @@
 use super::print;
 use crate::checkpoint::{Adapter, FrozenModel};
 use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
-use crate::model::{HeadKind, HeadSpec, Positions, TaskKind};
+use crate::model::{HeadKind, HeadSpec, Pooling, Positions, TaskKind};
 use crate::run::memory::{grouped, readable};
 use crate::run::{Device, device};
 use anyhow::{Result, bail};
@@ -85,32 +85,33 @@ fn model(directory: &Path) -> Result<String> {
     }
     line(&mut text, "fingerprint", model.checkpoint.fingerprint());
 
-    let length = LENGTH.min(left);
-    if length == 0 {
-        return Ok(text);
-    }
     let head = HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2);
     let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: true, dropout: 0.1 };
-    let trained = prefix_parameters(PREFIX, spec.layers, spec.kv_size()) + head_parameters(&head, spec.hidden_size);
-    let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
-    let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows: BATCH, groups: BATCH, training: true };
-    let plan = Plan::new(&model, &options, capacity, &*device::open(Device::Auto)?)?;
+    let trained = PREFIX * spec.layers * 2 * spec.kv_size()
+        + head.layers(spec.hidden_size).iter().map(|(_, [outputs, inputs])| outputs * inputs + outputs).sum::<usize>();
     let share = 100.0 * trained as f64 / spec.parameters() as f64;
-    let _ = write!(
-        text,
-        "\ntraining a classification of 2 labels, prefix {PREFIX}, batch {BATCH} x {length} tokens:\n\
-         trained        {} parameters, {share:.2} % of the model\nmemory plan\n{plan}\n",
-        grouped(trained as u64)
+    line(
+        &mut text,
+        "trained",
+        format!("{} parameters, {share:.2} % of the model, by a prefix of {PREFIX} and 2 labels", grouped(trained as u64)),
     );
+    text.push_str(&default_plan(&model, prefix, head)?);
     Ok(text)
 }
 
-fn prefix_parameters(length: usize, layers: usize, kv_size: usize) -> usize {
-    length * layers * 2 * kv_size
-}
-
-fn head_parameters(head: &HeadSpec, hidden_size: usize) -> usize {
-    head.layers(hidden_size).iter().map(|(_, [outputs, inputs])| outputs * inputs + outputs).sum()
+/// The memory plan of a training run at full length; nothing where the position table has no room behind the prefix.
+fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> Result<String> {
+    let spec = &model.spec;
+    let length = LENGTH.min(spec.longest_sequence(prefix.shift()));
+    if length == 0 {
+        return Ok(String::new());
+    }
+    let title = format!("\nmemory plan of training it: prefix {}, batch {BATCH} x {length} tokens\n", prefix.length);
+    let rows = if head.reads_every_token() || head.pooling == Pooling::None { BATCH * length } else { BATCH };
+    let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true };
+    let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
+    let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto)?)?;
+    Ok(format!("{title}{plan}\n"))
 }
 
 fn adapter(directory: &Path) -> Result<String> {
@@ -150,6 +151,27 @@ fn adapter(directory: &Path) -> Result<String> {
     line(&mut text, "parameters", grouped(total as u64));
     for (name, tensor) in &adapter.tensors {
         line(&mut text, "", format!("{name} {:?}", tensor.shape));
+    }
+    let base = Path::new(&metadata.base_model);
+    if !base.join("config.json").exists() {
+        line(&mut text, "share", format!("the base model is not at {}; ptune inspect tells of a model by itself", base.display()));
+        return Ok(text);
+    }
+    let model = FrozenModel::open(base)?;
+    for warning in adapter.check(&model)? {
+        line(&mut text, "warning", warning);
+    }
+    line(&mut text, "share", format!("{:.2} % of the model", 100.0 * total as f64 / model.spec.parameters() as f64));
+    if let Some(task) = metadata.task {
+        let columns = metadata.labels.as_ref().map_or(2, Vec::len);
+        let prefix = PrefixOptions {
+            length: metadata.prefix_length,
+            layers: metadata.prefix_layers.clone(),
+            projection: None,
+            shifted: metadata.shifted_positions,
+            dropout: metadata.prefix_dropout,
+        };
+        text.push_str(&default_plan(&model, prefix, HeadSpec::new(task, metadata.head, columns))?);
     }
     Ok(text)
 }

@@ -40,7 +40,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
     check_output(&arguments.input, &arguments.output)?;
     let terminal = Terminal::new(arguments.quiet);
-    let scoring = Scoring::run(&arguments.scoring.options(&arguments.input, false), &terminal, &Interrupt::default())?;
+    let scoring = Scoring::run(&arguments.scoring.options(&arguments.input, false), &terminal, &Interrupt::install()?)?;
     let with = With { logits: arguments.with.contains(&Extra::Logits), input_ids: arguments.with.contains(&Extra::InputIds) };
     let predictions = scoring.predict();
     write_atomically(&arguments.output, |writer| {

@@ -1,8 +1,9 @@
 //! A packed batch: sequences one after another with row offsets (cu_seqlens), nothing padded, everything int32 as the
 //! backend reads it. Reused from step to step.
 
-use super::{FeatureSet, Grouping};
+use super::{FeatureSet, Grouping, Sequence};
 use crate::model::Specification;
+use anyhow::{Context, Result, ensure};
 
 /// Rows and what a dropout mask is drawn by: see [`crate::backend::Rows`].
 #[derive(Clone, Debug, Default)]
@@ -60,7 +61,8 @@ pub struct Packing<'a> {
 
 impl Batch {
     /// Packs features; `first_ordinal` counts the sequences of the optimizer step before them.
-    pub fn pack(&mut self, packing: &Packing, set: &FeatureSet, features: &[usize], first_ordinal: usize) {
+    /// Errors: an index that lies outside the table that the model looks it up in; a sequence without tokens.
+    pub fn pack(&mut self, packing: &Packing, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
         for list in [&mut self.ids, &mut self.positions, &mut self.types, &mut self.readout_rows, &mut self.groups] {
             list.clear();
         }
@@ -72,6 +74,7 @@ impl Batch {
         for &feature in features {
             let first_row = self.readout.count();
             for sequence in set.sequences_of(feature) {
+                check(packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
                 let start = self.ids.len();
                 self.ids.extend(sequence.ids.iter().map(|&id| id as i32));
                 self.positions.extend(packing.spec.position_ids(&sequence.ids, packing.shift).map(|position| position as i32));
@@ -86,30 +89,87 @@ impl Batch {
                 self.readout.end_sequence();
                 ordinal += 1;
             }
-            self.push_groups(packing, first_row, &set.features[feature].targets);
+            self.push_groups(packing, first_row, &set.features[feature].targets)?;
         }
+        ensure!(
+            i32::try_from(self.readout.count() * packing.columns).is_ok(),
+            "a batch of more than 2^31 logits; use a smaller --batch-size"
+        );
+        Ok(())
     }
 
-    fn push_groups(&mut self, packing: &Packing, first_row: usize, targets: &[i32]) {
+    fn push_groups(&mut self, packing: &Packing, first_row: usize, targets: &[i32]) -> Result<()> {
         let (rows, columns) = (self.readout.count() - first_row, packing.columns);
         self.feature_rows.push(rows);
-        let (count, length, stride) = match packing.grouping {
-            Grouping::PerRow => (rows, columns, 1),
-            Grouping::PerColumn => (columns, rows, columns),
-        };
         let first = first_row * columns;
-        for i in 0..count {
+        for (i, (start, length, stride)) in packing.grouping.groups(rows, columns).enumerate() {
             let target = targets.get(i).copied().unwrap_or(-1).max(-1);
+            ensure!(target < length as i32, "target {target} of {length} outputs");
             self.targets += usize::from(target >= 0);
-            let start = match packing.grouping {
-                Grouping::PerRow => first + i * columns,
-                Grouping::PerColumn => first + i,
-            };
-            self.groups.extend([start as i32, length as i32, stride as i32, target]);
+            self.groups.extend([(first + start) as i32, length as i32, stride as i32, target]);
         }
+        Ok(())
     }
 
     pub fn sequences(&self) -> usize {
         self.all.offsets.len() - 1
+    }
+}
+
+/// Kernels look rows up without asking; here they are asked once.
+fn check(spec: &Specification, shift: usize, sequence: &Sequence) -> Result<()> {
+    let Sequence { ids, types, readout } = sequence;
+    ensure!(!ids.is_empty(), "a text without a single token; the tokenizer adds no special tokens to it");
+    ensure!(types.is_empty() || types.len() == ids.len(), "{} tokens with {} token types", ids.len(), types.len());
+    for (what, values, limit) in
+        [("token id", ids, spec.vocabulary), ("token type", types, spec.token_types.max(1)), ("row", readout, ids.len())]
+    {
+        if let Some(value) = values.iter().find(|&&value| value as usize >= limit) {
+            anyhow::bail!("{what} {value} is outside the {limit} that there are");
+        }
+    }
+    ensure!(ids.len() <= spec.longest_sequence(shift), "{} tokens need more positions than the model has", ids.len());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Feature;
+    use crate::model::Specification;
+
+    fn pack(sequence: Sequence, targets: Vec<i32>) -> Result<Batch> {
+        let spec = Specification { vocabulary: 10, token_types: 2, ..Specification::tiny() };
+        let packing = Packing { spec: &spec, shift: 3, grouping: Grouping::PerRow, columns: 2 };
+        let feature = Feature { example: 4, first_sequence: 0, sequences: 1, targets };
+        let set = FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 5 };
+        let mut batch = Batch::default();
+        batch.pack(&packing, &set, &[0], 7)?;
+        Ok(batch)
+    }
+
+    #[test]
+    fn a_batch_is_packed() {
+        let batch = pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2] }, vec![1, -100]).unwrap();
+        assert_eq!((batch.ids, batch.types, batch.positions), (vec![5, 6, 7], vec![0, 1, 1], vec![3, 4, 5]));
+        assert_eq!((batch.all.ordinals, batch.all.offsets, batch.readout_rows), (vec![7; 3], vec![0, 3], vec![0, 2]));
+        assert_eq!((batch.groups, batch.targets), (vec![0, 2, 1, 1, 2, 2, 1, -1], 1));
+    }
+
+    #[test]
+    fn what_lies_outside_the_tables_is_refused() {
+        let sequence = |ids: Vec<u32>, types: Vec<u32>, readout: Vec<u32>| Sequence { ids, types, readout };
+        for (bad, expected) in [
+            (sequence(vec![10], vec![], vec![0]), "token id 10"),
+            (sequence(vec![1], vec![2], vec![0]), "token type 2"),
+            (sequence(vec![1], vec![], vec![1]), "row 1"),
+            (sequence(vec![], vec![], vec![0]), "without a single token"),
+            (sequence(vec![1; 62], vec![], vec![0]), "positions"),
+        ] {
+            let message = format!("{:#}", pack(bad, vec![]).unwrap_err());
+            assert!(message.starts_with("example 4: ") && message.contains(expected), "{message}");
+        }
+        let message = pack(sequence(vec![1], vec![], vec![0]), vec![2]).unwrap_err().to_string();
+        assert!(message.contains("target 2 of 2"), "{message}");
     }
 }

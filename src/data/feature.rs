@@ -32,6 +32,20 @@ pub enum Grouping {
     PerColumn,
 }
 
+impl Grouping {
+    /// (start, length, stride) of each group among `rows` x `columns` logits laid end to end, in the order of targets.
+    pub fn groups(self, rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let count = match self {
+            Grouping::PerRow => rows,
+            Grouping::PerColumn => columns,
+        };
+        (0..count).map(move |group| match self {
+            Grouping::PerRow => (group * columns, columns, 1),
+            Grouping::PerColumn => (group, rows, columns),
+        })
+    }
+}
+
 /// Encoded data: features of all examples in order, and their sequences.
 #[derive(Clone, Debug, Default)]
 pub struct FeatureSet {

@@ -72,15 +72,7 @@ impl Engine {
     /// Errors: a tensor that fp16 cannot hold, a capacity beyond the position table, not enough memory.
     pub fn new(mut backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
         let spec = model.spec.clone();
-        let fits = spec.longest_sequence(options.prefix.shift());
-        ensure!(
-            capacity.longest <= fits,
-            "prefix length {} and a text of {} tokens need more positions than the model has ({}): at most {fits} tokens fit; \
-             use a smaller --max-length, a shorter --prefix-length or --positions unshifted",
-            options.prefix.length,
-            capacity.longest,
-            spec.longest_sequence(0)
-        );
+        options.prefix.check_positions(&spec, capacity.longest)?;
         for file in 0..model.checkpoint.files().len() {
             let buffer = backend.attach(model.checkpoint.files()[file].clone());
             assert_eq!(buffer, frozen::file_buffer(file));
@@ -153,7 +145,7 @@ impl Engine {
             grouping: self.options.head.grouping,
             columns: self.options.head.columns,
         };
-        self.batch.pack(&packing, set, features, first_ordinal);
+        self.batch.pack(&packing, set, features, first_ordinal)?;
         let (batch, capacity) = (&self.batch, self.plan.capacity);
         let longest = features.iter().flat_map(|&f| set.sequences_of(f)).map(|sequence| sequence.ids.len()).max().unwrap_or(0);
         let fits = batch.ids.len() <= capacity.tokens

@@ -2,6 +2,7 @@
 
 use crate::data::{FeatureSet, Grouping};
 use crate::model::{HeadSpec, Specification};
+use anyhow::{Result, bail};
 
 /// The per-layer prefixes (ptuning-v2.md §2.1, §2.2).
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +28,37 @@ impl PrefixOptions {
     /// What is added to token positions.
     pub fn shift(&self) -> usize {
         if self.shifted { self.length } else { 0 }
+    }
+
+    /// Refuses a prefix and sequences that the position table does not hold; says what would fit.
+    pub fn check_positions(&self, spec: &Specification, longest: usize) -> Result<()> {
+        let shift = self.shift();
+        let room = spec.longest_sequence(shift);
+        if longest <= room {
+            return Ok(());
+        }
+        let whole = spec.longest_sequence(0);
+        if shift == 0 {
+            bail!("the longest sequence has {longest} tokens, the model's position table holds {whole}: use --max-length {whole}");
+        }
+        let mut remedies = Vec::new();
+        if room > 0 {
+            remedies.push(format!("--max-length {room}"));
+        }
+        if longest < whole {
+            remedies.push(format!("--prefix-length {}", whole - longest));
+        }
+        if longest <= whole {
+            remedies.push("--positions unshifted".to_string());
+        }
+        if remedies.is_empty() {
+            remedies.push(format!("a shorter prefix and --max-length of at most {whole}"));
+        }
+        bail!(
+            "a prefix of {shift} and the longest sequence of {longest} tokens need {} positions, the model's position table holds {whole}: use {}",
+            shift + longest,
+            remedies.join(" or ")
+        );
     }
 
     /// [P, columns] of the flat table: \[layer\]\[key, value\]\[head\]\[dim\].
@@ -102,5 +134,32 @@ impl Capacity {
             groups: self.groups.max(other.groups),
             training: self.training || other.training,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Positions;
+
+    fn spec(table: usize, first: usize) -> Specification {
+        Specification { positions: Positions::Learned { table, first, padding_id: None }, ..Specification::tiny() }
+    }
+
+    fn check(length: usize, shifted: bool, longest: usize) -> Result<()> {
+        let prefix = PrefixOptions { length, layers: vec![0, 1], projection: None, shifted, dropout: 0.0 };
+        prefix.check_positions(&spec(514, 2), longest)
+    }
+
+    #[test]
+    fn prefix_and_text_must_fit_the_position_table() {
+        assert!(check(20, true, 492).is_ok() && check(20, false, 512).is_ok());
+        let message = check(20, true, 493).unwrap_err().to_string();
+        for part in ["need 513 positions", "holds 512", "--max-length 492", "--prefix-length 19", "--positions unshifted"] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(!check(20, true, 512).unwrap_err().to_string().contains("--prefix-length"));
+        assert!(check(0, true, 513).unwrap_err().to_string().contains("--max-length 512"));
+        assert!(check(600, true, 600).unwrap_err().to_string().contains("a shorter prefix"));
     }
 }

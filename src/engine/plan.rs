@@ -190,7 +190,8 @@ impl Plan {
         let (h, f, q, kv) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
-        let formula = format!("{} parameters; matrices in 16 bits, biases and norms in {}", spec.parameters(), master.name());
+        let formula =
+            format!("biases and norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
         let frozen = layout.region("frozen weights", formula, |layout| {
             Frozen::lay_out(model, precision, options.head.pooling == Pooling::Frozen, layout)
         })?;
@@ -215,14 +216,14 @@ impl Plan {
         let formula = format!("{tokens} tokens: forward or backward, whichever is larger (hidden {h}, ffn {f})");
         let ((forward, transient), backward) = layout.region("working memory", formula, |layout| {
             layout.either(
-                |layout| (sizes.forward(layout, tail), sizes.transient(layout, tail)),
-                |layout| sizes.backward(layout, tail, capacity.training),
+                |layout| (sizes.forward(layout, tail), sizes.transient(layout, tail, lowest)),
+                |layout| sizes.backward(layout, tail, kept > 0),
             )
         });
         let layers = (0..spec.layers)
-            .map(|layer| match layer.checked_sub(lowest) {
-                Some(index) => saved[index].complete(transient.key_value),
-                None if tail && layer + 1 == spec.layers => transient.last.unwrap_or(transient.full),
+            .filter_map(|layer| match layer.checked_sub(lowest) {
+                Some(index) => Some(saved[index].complete(transient.key_value)),
+                None if tail && layer + 1 == spec.layers => transient.last,
                 None => transient.full,
             })
             .collect();
@@ -279,7 +280,7 @@ impl SavedLayer {
 }
 
 struct Transient {
-    full: LayerBuffers,
+    full: Option<LayerBuffers>,
     last: Option<LayerBuffers>,
     key_value: View,
 }
@@ -317,12 +318,15 @@ impl Sizes<'_> {
         SavedLayer { buffers: self.layer(layout, rows, projections), borrows_key_value: lowest }
     }
 
-    /// Layers that keep nothing, and the lowest prefix layer's keys and values.
-    fn transient(&self, layout: &mut Layout, tail: bool) -> Transient {
+    /// Buffers that the layers below `lowest` use in turn, and the lowest prefix layer's keys and values.
+    fn transient(&self, layout: &mut Layout, tail: bool, lowest: usize) -> Transient {
         let key_value = self.key_value(layout);
-        let projections = self.joined(layout);
-        let full = self.layer(layout, self.tokens, projections);
-        let last = tail.then(|| {
+        let last = tail && lowest == self.spec.layers;
+        let full = (lowest > usize::from(last)).then(|| {
+            let projections = self.joined(layout);
+            self.layer(layout, self.tokens, projections)
+        });
+        let last = last.then(|| {
             let projections = self.apart(layout, self.rows, key_value);
             self.layer(layout, self.rows, projections)
         });
@@ -348,10 +352,10 @@ impl Sizes<'_> {
         }
     }
 
-    fn backward(&self, layout: &mut Layout, tail: bool, training: bool) -> BackwardScratch {
+    fn backward(&self, layout: &mut Layout, tail: bool, runs: bool) -> BackwardScratch {
         let (spec, activation) = (self.spec, self.precision.activation);
         // Without a backward the buffers are empty.
-        let (tokens, rows) = if training { (self.tokens, self.rows) } else { (0, 0) };
+        let (tokens, rows) = if runs { (self.tokens, self.rows) } else { (0, 0) };
         let (h, q, kv) = (spec.hidden_size, spec.query_size(), spec.kv_size());
         let stream =
             (spec.norm_place == NormPlace::Pre).then(|| [layout.matrix(tokens, h, activation), layout.matrix(rows, h, activation)]);

@@ -181,3 +181,35 @@ impl Specification {
         table.saturating_sub(first + shift)
     }
 }
+
+#[cfg(test)]
+impl Specification {
+    /// A small BERT for unit tests: 2 layers, hidden size 4, positions of 64 tokens.
+    pub fn tiny() -> Specification {
+        Specification {
+            family: "bert".into(),
+            layers: 2,
+            layer_weights: vec![0, 1],
+            hidden_size: 4,
+            embedding_size: 4,
+            heads: 2,
+            kv_heads: 2,
+            head_dim: 2,
+            ffn_size: 8,
+            vocabulary: 10,
+            token_types: 2,
+            positions: Positions::Learned { table: 64, first: 0, padding_id: None },
+            norm: NormKind::LayerNorm,
+            norm_place: NormPlace::Post,
+            norm_epsilon: 1e-12,
+            embedding_norm: true,
+            final_norm: false,
+            activation: Activation::GeluErf,
+            linear_bias: true,
+            hidden_dropout: 0.1,
+            attention_dropout: 0.1,
+            initializer_range: 0.02,
+            labels: None,
+        }
+    }
+}

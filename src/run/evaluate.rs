@@ -86,14 +86,8 @@ pub fn mean_loss(set: &FeatureSet, grouping: Grouping, logits: &[Vec<f32>]) -> f
     for (feature, logits) in logits.iter().enumerate() {
         let rows = set.rows(feature);
         let columns = logits.len().checked_div(rows).unwrap_or(0);
-        for (group, &target) in set.features[feature].targets.iter().enumerate() {
-            if target < 0 {
-                continue;
-            }
-            let (start, length, stride) = match grouping {
-                Grouping::PerRow => (group * columns, columns, 1),
-                Grouping::PerColumn => (group, rows, columns),
-            };
+        let groups = grouping.groups(rows, columns);
+        for ((start, length, stride), &target) in groups.zip(&set.features[feature].targets).filter(|(_, target)| **target >= 0) {
             let value = |index: usize| f64::from(logits[start + index * stride]);
             let largest = (0..length).map(value).fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = (0..length).map(|index| (value(index) - largest).exp()).sum();

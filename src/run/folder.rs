@@ -4,6 +4,7 @@ use super::options::TrainOptions;
 use crate::checkpoint::remove_checkpoint;
 use crate::usage;
 use anyhow::{Context, Result, bail};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// The effective configuration; written before anything else.
@@ -61,9 +62,18 @@ impl Folder {
         self.file(RESULTS).exists()
     }
 
-    /// Makes the folder.
-    pub fn open(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.root).with_context(|| format!("cannot make the output folder {}", self.root.display()))
+    /// Makes the folder and keeps other runs out of it while the returned handle lives.
+    pub fn open(&self) -> Result<File> {
+        let shown = self.root.display();
+        std::fs::create_dir_all(&self.root).with_context(|| format!("cannot make the output folder {shown}"))?;
+        let handle = File::open(&self.root).with_context(|| format!("cannot open the output folder {shown}"))?;
+        match handle.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                bail!("{shown}: another run is writing to this folder; wait for it, or choose another --output")
+            }
+            // A file system without locks: the run goes on without.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(handle),
+        }
     }
 
     fn names(&self) -> Result<Vec<String>> {
@@ -145,6 +155,16 @@ mod tests {
         assert_eq!(folder.checkpoints().unwrap(), [5, 9, 10]);
         folder.prune(10, 1, |step| step != 9).unwrap();
         assert_eq!(folder.checkpoints().unwrap(), [10]);
+    }
+
+    #[test]
+    fn a_folder_serves_one_run_at_a_time() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = Folder::new(&parent.path().join("run"));
+        let lock = folder.open().unwrap();
+        assert!(folder.open().unwrap_err().to_string().contains("another run is writing"));
+        drop(lock);
+        folder.open().unwrap();
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the process really used, to stand beside what the plan said.
 
+use crate::engine::Bytes;
+
 /// Peak resident memory of this process in bytes (VmHWM), where the system tells.
 pub fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -8,19 +10,9 @@ pub fn peak_resident_bytes() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-/// Bytes in the unit that reads best: "512 B", "1.5 KiB", "22.7 MiB".
+/// Bytes in the unit that reads best.
 pub fn readable(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut value = bytes as f64;
-    let mut unit = "B";
-    for next in UNITS {
-        if value < 1024.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = next;
-    }
-    if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
+    Bytes(bytes as usize).to_string()
 }
 
 /// A count with a comma between thousands.
@@ -42,7 +34,7 @@ mod tests {
 
     #[test]
     fn readable_numbers() {
-        assert_eq!([0, 1023, 1536, 23_802_675].map(readable), ["0 B", "1023 B", "1.5 KiB", "22.7 MiB"]);
+        assert_eq!([0, 1023, 1536, 23_802_675].map(readable), ["0 B", "1023 B", "1.50 KiB", "22.7 MiB"]);
         assert_eq!([0, 999, 1000, 12_345_678].map(grouped), ["0", "999", "1,000", "12,345,678"]);
     }
 

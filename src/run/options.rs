@@ -160,13 +160,17 @@ impl TrainOptions {
     }
 
     /// These options, and `beneath` for what they leave open. `epochs` and `max-steps` are two ways to say one thing:
-    /// saying either hides both of those beneath.
+    /// saying either hides both of those beneath; a prefix length of 0 hides what is said of a prefix.
     pub fn over(self, beneath: &TrainOptions) -> Result<TrainOptions> {
         let upper = self.to_table()?;
         let mut table = beneath.to_table()?;
         if upper.contains_key("epochs") || upper.contains_key("max-steps") {
             table.remove("epochs");
             table.remove("max-steps");
+        }
+        if upper.get("prefix-length").and_then(toml::Value::as_integer) == Some(0) {
+            table.remove("prefix-layers");
+            table.remove("prefix-projection");
         }
         table.extend(upper);
         let resume = self.resume.or(beneath.resume);

@@ -29,6 +29,11 @@ impl Prepared {
         if let Some(note) = prepare::pooler_note(&self.model, self.head.pooling, self.adapter.as_ref()) {
             terminal.line(format!("note: {note}"));
         }
+        let labels = self.task.labels();
+        if !labels.is_empty() {
+            let shown = labels.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(", ");
+            terminal.line(format!("labels: {}: {shown}{}", labels.len(), if labels.len() > 20 { ", ..." } else { "" }));
+        }
         let trainables = engine.trainables();
         let sizes: Vec<u64> = trainables.iter().map(|tensor| (tensor.shape[0] * tensor.shape[1]) as u64).collect();
         let total: u64 = sizes.iter().sum();

@@ -62,7 +62,7 @@ impl Scoring {
         };
         adapter.metadata.task = Some(kind);
         for warning in adapter.check(&model)? {
-            terminal.line(format!("warning: {warning}"));
+            terminal.warn(warning);
         }
         let metadata = &adapter.metadata;
         let max_length = options.max_length.or(metadata.max_length).unwrap_or_else(|| default_max_length(kind));
@@ -71,16 +71,15 @@ impl Scoring {
 
         let tokenizer = TextTokenizer::open(&options.model, &model.spec)?;
         let limits = Limits { max_length, doc_stride };
-        // A prediction needs no labels, and those of a file may be of another kind than the adapter's; they are read only
-        // where nothing else names the classes, or tells that questions may have no answer.
-        let named = metadata.labels.is_some() || model.spec.labels.is_some() || kind == TaskKind::MultipleChoice;
-        let columns = Columns { ignore_labels: !options.labelled && named, ..options.columns.clone() };
+        // A prediction needs no labels, and those of a file may be of another kind than the adapter's. Answers are read:
+        // where the adapter's files do not say whether questions may have none, they tell.
+        let columns = Columns { ignore_labels: !options.labelled && kind != TaskKind::Qa, ..options.columns.clone() };
         let reader = Reader { kind, columns, limits, tokenizer: &tokenizer, terminal };
         let examples = reader.read(&options.data)?;
         if options.labelled {
             require_labels(&examples, "scoring")?;
         }
-        let labels = prepare::labels(kind, &examples, &model.spec, Some(&adapter))?;
+        let labels = prepare::labels(kind, &examples, &model.spec, Some(&adapter), terminal)?;
         let task = Task::new(kind, labels).with_no_answer(metadata.no_answer);
         let split = reader.encode("data", &task, examples)?;
         let set = &split.encoding.set;
@@ -92,7 +91,7 @@ impl Scoring {
             shifted: metadata.shifted_positions,
             dropout: 0.0,
         };
-        prepare::check_positions(&model.spec, &prefix, set.longest_sequence())?;
+        prefix.check_positions(&model.spec, set.longest_sequence())?;
         let head = task.head(metadata.head);
         let capacity = Capacity::for_items(set, &head, options.batch_size, false);
         let engine_options = EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0 };

@@ -220,7 +220,20 @@ impl TrainOptions {
         if self.prefix_length == Some(0) {
             self.prefix_layers = None;
         }
+        if self.head == Some(HeadKind::Dense) && matches!(task, TaskKind::Tagging | TaskKind::Qa) {
+            usage!("--head dense is for whole sequences; {} has a linear head on its tokens", task.name());
+        }
         Ok(self)
+    }
+
+    /// What is written beside the adapter, to be fed back or resumed: without what the model decides or what belongs to
+    /// one call.
+    pub fn recorded(mut self, spec: &Specification) -> TrainOptions {
+        if self.prefix_layers.as_ref().is_some_and(|layers| *layers == LayerSet::from_indices(&(0..spec.layers).collect::<Vec<_>>())) {
+            self.prefix_layers = None;
+        }
+        self.quiet = None;
+        self
     }
 
     /// Names of the data's columns.

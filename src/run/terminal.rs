@@ -14,7 +14,7 @@ pub struct Terminal {
 const SILENCE: Duration = Duration::from_secs(10);
 
 impl Terminal {
-    /// `quiet`: nothing is said at all.
+    /// `quiet`: nothing but warnings is said.
     pub fn new(quiet: bool) -> Terminal {
         Terminal { quiet, bars: std::io::stdout().is_terminal() && std::io::stderr().is_terminal() }
     }
@@ -25,6 +25,11 @@ impl Terminal {
             let mut out = std::io::stdout().lock();
             let _ = writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush());
         }
+    }
+
+    /// Prints a warning on the standard error, also where all else is quiet: a silent one would be a wrong result.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        let _ = writeln!(std::io::stderr(), "warning: {}", text.as_ref());
     }
 
     /// Progress towards `total`, of which `done` are done already. Where there is no bar, `talkative` work prints a line

@@ -69,6 +69,8 @@ pub(super) struct Prepared {
     /// The adapter to start from.
     pub(super) adapter: Option<Adapter>,
     pub(super) task: Task,
+    /// Whether questions may have no answer: some of the training data have none.
+    pub(super) no_answer: bool,
     pub(super) head: HeadSpec,
     pub(super) prefix: PrefixOptions,
     pub(super) metric: String,
@@ -88,7 +90,7 @@ impl Prepared {
         if let Some(adapter) = &mut adapter {
             adapter.metadata.task = options.task;
             for warning in adapter.check(&model)? {
-                terminal.line(format!("warning: {warning}"));
+                terminal.warn(warning);
             }
         }
         let mut settings = Settings::new(&options)?;
@@ -100,8 +102,10 @@ impl Prepared {
 
         let mut examples = reader.read(&settings.data)?;
         require_labels(&examples, "training")?;
-        let labels = prepare::labels(kind, &examples, spec, adapter.as_ref())?;
-        let task = Task::new(kind, labels).with_no_answer(examples.iter().any(prepare::is_unanswerable));
+        let labels = prepare::labels(kind, &examples, spec, adapter.as_ref(), terminal)?;
+        examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
+        let no_answer = examples.iter().any(prepare::is_unanswerable);
+        let task = Task::new(kind, labels).with_no_answer(no_answer);
         let metric = settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string());
         if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
             usage!("--metric {metric}: {} has {} and loss", kind.name(), task.metrics().join(", "));
@@ -109,7 +113,6 @@ impl Prepared {
         if settings.validation.is_some() {
             options.metric = Some(metric.clone());
         }
-        examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
         let train = reader.encode("training data", &task, examples)?;
         let validation = match &settings.validation {
             Some(path) => {
@@ -132,7 +135,7 @@ impl Prepared {
             dropout: settings.prefix_dropout,
         };
         for split in [Some(&train), validation.as_ref()].into_iter().flatten() {
-            prepare::check_positions(spec, &prefix, split.encoding.set.longest_sequence())?;
+            prefix.check_positions(spec, split.encoding.set.longest_sequence())?;
         }
         let mut inputs = BTreeMap::from([("model".to_string(), model.checkpoint.fingerprint())]);
         inputs.insert("data".to_string(), digest(&settings.data)?);
@@ -140,7 +143,7 @@ impl Prepared {
             inputs.insert("validation".to_string(), digest(path)?);
         }
         settings.metric = options.metric.clone();
-        Ok(Prepared { options, settings, model, adapter, task, head, prefix, metric, train, validation, inputs })
+        Ok(Prepared { options, settings, model, adapter, task, no_answer, head, prefix, metric, train, validation, inputs })
     }
 
     fn extent(&self) -> Result<(Extent, LearningRate)> {
@@ -181,7 +184,7 @@ impl Prepared {
             attention_dropout: settings.attention_dropout,
             max_length: Some(settings.max_length),
             doc_stride: Some(settings.doc_stride),
-            no_answer: self.train.examples.iter().any(prepare::is_unanswerable),
+            no_answer: self.no_answer,
             base_model: settings.model.display().to_string(),
             fingerprint: Some(self.model.checkpoint.fingerprint()),
         }
@@ -220,9 +223,9 @@ impl Prepared {
         };
         self.describe(&engine, &extent, terminal);
 
-        folder.open()?;
+        let _lock = folder.open()?;
         if checkpoint.is_none() {
-            write_text(&folder.file(CONFIG), &self.options.to_toml()?)?;
+            write_text(&folder.file(CONFIG), &self.options.clone().recorded(&self.model.spec).to_toml()?)?;
         } else {
             terminal.line(format!("resuming after step {} of {}", state.step, extent.total_steps));
         }

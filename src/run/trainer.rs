@@ -124,7 +124,7 @@ impl Trainer<'_> {
             self.engine.accumulate(set, batch, ordinal)?;
             ordinal += batch.iter().map(|&feature| set.features[feature].sequences).sum::<usize>();
         }
-        if self.session.steps == 0 && targets > 0 {
+        if step == 0 && targets > 0 {
             self.check_prefix()?;
         }
         let max_grad_norm = Some(self.settings.max_grad_norm).filter(|&norm| norm > 0.0);

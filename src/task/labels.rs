@@ -122,7 +122,8 @@ pub fn require_labels(examples: &[Example], purpose: &str) -> Result<()> {
 }
 
 /// The labels to train with: the model's `id2label` where all labels of the data are found in it, else those of the
-/// data: numbers by value (indices without gaps), then other names sorted. Empty for tasks without labels.
+/// data: numbers by value, then other names sorted. Bare numbers are taken for indices into `id2label` only where there are
+/// as many of them as it has names. Empty for tasks without labels.
 ///
 /// Errors: an unlabelled example; fewer than two different labels; so many that the column must be wrong.
 pub fn labels_for(kind: TaskKind, examples: &[Example], spec: &Specification) -> Result<Vec<String>> {
@@ -150,7 +151,10 @@ pub fn labels_for(kind: TaskKind, examples: &[Example], spec: &Specification) ->
         }
     }
     let of_model = spec.labels.as_ref().map(|names| Labels::new(names.clone()));
-    let labels = match of_model.filter(|labels| distinct.iter().all(|label| labels.find(label).is_some())) {
+    let named = distinct.iter().any(|label| matches!(label, Label::Name(name) if integer(name).is_none()));
+    let fits =
+        |labels: &Labels| (named || labels.names.len() == distinct.len()) && distinct.iter().all(|label| labels.find(label).is_some());
+    let labels = match of_model.filter(fits) {
         Some(labels) => labels,
         None => Labels::new(names_of(&distinct)),
     };
@@ -166,8 +170,17 @@ pub fn labels_for(kind: TaskKind, examples: &[Example], spec: &Specification) ->
     Ok(labels.names)
 }
 
-/// Names for the labels of the data alone: numbers by value, then other names sorted. Where all are indices (at least
-/// half of 0 to the greatest occur), those that do not occur in these data are labels too.
+/// The labels of a head that came without names: the model's `id2label` where it has as many, else those of the data
+/// where they are as many, else transformers' LABEL_0 and so on, which numbers in the data find by their index.
+pub fn labels_of_head(outputs: usize, examples: &[Example], spec: &Specification) -> Vec<String> {
+    if let Some(labels) = spec.labels.as_ref().filter(|labels| labels.len() == outputs) {
+        return labels.clone();
+    }
+    let of_data = names_of(&examples.iter().flat_map(labels_of).collect());
+    if of_data.len() == outputs { of_data } else { (0..outputs).map(|index| format!("LABEL_{index}")).collect() }
+}
+
+/// Names for the labels of the data alone: numbers by value, then other names sorted.
 fn names_of(labels: &HashSet<&Label>) -> Vec<String> {
     let mut numbers: BTreeSet<i64> = BTreeSet::new();
     let mut names: BTreeSet<&str> = BTreeSet::new();
@@ -185,13 +198,6 @@ fn names_of(labels: &HashSet<&Label>) -> Vec<String> {
                 }
             },
         }
-    }
-    if let (Some(&least), Some(&greatest)) = (numbers.first(), numbers.last())
-        && names.is_empty()
-        && least >= 0
-        && greatest < 2 * numbers.len() as i64
-    {
-        numbers.extend(0..greatest);
     }
     numbers.iter().map(i64::to_string).chain(names.into_iter().map(str::to_string)).collect()
 }
@@ -233,7 +239,7 @@ mod tests {
         check(Some(model), &[name("yes"), name("no")], model);
         check(Some(model), &[Label::Index(2), name("no"), name("1")], model);
         check(Some(model), &[name("yes"), name("never")], &["never", "yes"]);
-        check(Some(model), &[Label::Index(0), Label::Index(3)], &["0", "1", "2", "3"]);
+        check(Some(model), &[Label::Index(0), Label::Index(3)], &["0", "3"]);
     }
 
     #[test]
@@ -245,10 +251,26 @@ mod tests {
     }
 
     #[test]
-    fn indices_that_do_not_occur_are_labels_where_most_do() {
-        check(None, &[Label::Index(1), Label::Index(3)], &["0", "1", "2", "3"]);
-        check(None, &[name("1"), name("2")], &["0", "1", "2"]);
-        check(None, &[Label::Index(1), Label::Index(4)], &["1", "4"]);
+    fn numbers_that_do_not_occur_are_no_labels() {
+        check(None, &[Label::Index(1), Label::Index(3)], &["1", "3"]);
+        check(None, &[name("1"), name("2")], &["1", "2"]);
+    }
+
+    #[test]
+    fn bare_numbers_are_indices_where_there_are_as_many_as_names() {
+        let two: &[&str] = &["no", "yes"];
+        check(Some(two), &[Label::Index(1), Label::Index(0)], two);
+        check(Some(&["no", "yes", "maybe"]), &[Label::Index(1), Label::Index(0)], &["0", "1"]);
+    }
+
+    #[test]
+    fn a_head_without_names_gets_some() {
+        let named = specification(Some(vec!["no".to_string(), "yes".to_string()]));
+        let bare = specification(None);
+        assert_eq!(labels_of_head(2, &[], &named), ["no", "yes"]);
+        assert_eq!(labels_of_head(3, &[], &named), ["LABEL_0", "LABEL_1", "LABEL_2"]);
+        assert_eq!(labels_of_head(2, &texts([name("b"), name("a")]), &bare), ["a", "b"]);
+        assert_eq!(labels_of_head(3, &texts([name("b"), name("a")]), &bare), ["LABEL_0", "LABEL_1", "LABEL_2"]);
     }
 
     #[test]

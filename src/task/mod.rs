@@ -9,7 +9,7 @@ mod qa;
 mod tagging;
 
 pub use encoding::{Encoding, Limits};
-pub use labels::{Labels, labels_for, require_labels};
+pub use labels::{Labels, labels_for, labels_of_head, require_labels};
 pub use prediction::{Outcome, Prediction, Scores, With};
 
 use crate::data::{Content, Example, TextTokenizer};

@@ -1,39 +1,15 @@
 //! Tasks on the golden bundles: features against the reference's, and predictions and scores from its logits.
 
 use super::*;
-use crate::backend::{Activation, NormKind};
 use crate::data::{Answer, Columns, Label, read_examples};
-use crate::model::{NormPlace, Positions, Specification};
+use crate::model::{Positions, Specification};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// A specification of which labels and tokenization need no more than this.
 pub(super) fn specification(labels: Option<Vec<String>>) -> Specification {
-    Specification {
-        family: "bert".to_string(),
-        layers: 1,
-        layer_weights: vec![0],
-        hidden_size: 4,
-        embedding_size: 4,
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 4,
-        ffn_size: 4,
-        vocabulary: 500,
-        token_types: 2,
-        positions: Positions::Learned { table: 192, first: 0, padding_id: None },
-        norm: NormKind::LayerNorm,
-        norm_place: NormPlace::Post,
-        norm_epsilon: 1e-12,
-        embedding_norm: true,
-        final_norm: false,
-        activation: Activation::GeluErf,
-        linear_bias: true,
-        hidden_dropout: 0.1,
-        attention_dropout: 0.1,
-        initializer_range: 0.02,
-        labels,
-    }
+    let positions = Positions::Learned { table: 192, first: 0, padding_id: None };
+    Specification { vocabulary: 500, positions, labels, ..Specification::tiny() }
 }
 
 /// A bundle: its examples, a task with its labels, and its expected values.

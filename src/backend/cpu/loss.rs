@@ -79,8 +79,7 @@ pub fn adamw<T: Real + Element>(master: &mut [T], gradient: &[T], moment1: &mut 
         });
 }
 
-/// The largest of a row and Σ exp(x - largest): one softmax row is `exp(x - largest) / sum`, in place.
-/// Returns the log-sum-exp.
+/// softmax(scale * row), in place; returns its log-sum-exp. `scale` is positive.
 #[inline(always)]
 pub fn softmax<T: Real>(row: &mut [T], scale: T) -> T {
     let largest = maximum(row);

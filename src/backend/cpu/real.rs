@@ -222,7 +222,7 @@ pub fn reduce<T: Real>(count: usize, f: impl Fn(usize) -> T) -> T {
     fold(lanes, tail)
 }
 
-/// The largest element; NaN if there is one, so that it is not lost.
+/// The largest element. A NaN may be passed over: what is computed from the element itself keeps it.
 #[inline(always)]
 pub fn maximum<T: Real>(values: &[T]) -> T {
     let mut lanes = [T::of(f64::NEG_INFINITY); LANES];

@@ -134,6 +134,7 @@ pub fn string(record: &mut Record, name: &str, hint: &str) -> Result<String> {
     match take(record, name) {
         Some(Value::String(text)) => Ok(text),
         Some(other) => bail!("{name:?} must be a string, found {}", describe(&other)),
+        None if record.contains_key(name) => bail!("{name:?} is null; give it a text"),
         None => bail!("no column {name:?} ({}){hint}", found(record)),
     }
 }
@@ -142,6 +143,7 @@ fn list(record: &mut Record, name: &str, hint: &str) -> Result<Vec<Value>> {
     match take(record, name) {
         Some(Value::Array(list)) => Ok(list),
         Some(other) => bail!("{name:?} must be a list, found {}", describe(&other)),
+        None if record.contains_key(name) => bail!("{name:?} is null; give it a list"),
         None => bail!("no column {name:?} ({}){hint}", found(record)),
     }
 }

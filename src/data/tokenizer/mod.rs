@@ -51,7 +51,8 @@ pub struct TextTokenizer {
     before: Vec<u32>,
     after: Vec<u32>,
     vocabulary: usize,
-    typed: bool,
+    /// Rows of the model's token type table; up to one: types play no part.
+    token_types: usize,
 }
 
 impl TextTokenizer {
@@ -71,7 +72,7 @@ impl TextTokenizer {
             before,
             after,
             vocabulary: spec.vocabulary,
-            typed: spec.token_types > 1,
+            token_types: spec.token_types,
         };
         tokenizer.check(&tokenizer.before)?;
         tokenizer.check(&tokenizer.after)?;
@@ -90,7 +91,7 @@ impl TextTokenizer {
         }
         let encoding = self.processor.process(first, second, true).map_err(plain)?;
         self.check(encoding.get_ids())?;
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), types: self.types(&encoding), truncated: tokens > room })
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), types: self.types(&encoding)?, truncated: tokens > room })
     }
 
     /// The tokens of each word of a sentence, without special tokens. A word of which nothing is left (a lone control
@@ -163,7 +164,7 @@ impl TextTokenizer {
             *self.before.first().context("the tokenizer puts no special token before a text, which a question without an answer needs")?;
         Ok(Window {
             ids: encoding.get_ids().to_vec(),
-            types: self.types(encoding),
+            types: self.types(encoding)?,
             context: start..end,
             offsets: encoding.get_offsets()[start..end].to_vec(),
             cls_index: encoding.get_ids().iter().position(|&id| id == cls).context("a window without its first special token")?,
@@ -184,9 +185,20 @@ impl TextTokenizer {
         Ok(max_length - added)
     }
 
-    fn types(&self, encoding: &Encoding) -> Vec<u32> {
+    /// Token types of an encoding; empty where all are 0 or the model has no use for them.
+    fn types(&self, encoding: &Encoding) -> Result<Vec<u32>> {
         let types = encoding.get_type_ids();
-        if self.typed && types.iter().any(|&kind| kind != 0) { types.to_vec() } else { Vec::new() }
+        if self.token_types <= 1 || types.iter().all(|&kind| kind == 0) {
+            return Ok(Vec::new());
+        }
+        if let Some(kind) = types.iter().find(|&&kind| kind as usize >= self.token_types) {
+            bail!(
+                "{}: the tokenizer does not belong to the model: its template gives token type {kind}, the model has {}",
+                self.directory.display(),
+                self.token_types
+            );
+        }
+        Ok(types.to_vec())
     }
 
     fn check(&self, ids: &[u32]) -> Result<()> {

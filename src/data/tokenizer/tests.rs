@@ -1,39 +1,15 @@
 //! The tokenizer against the parity bundles, its files against each other, and its refusals.
 
 use super::*;
-use crate::backend::{Activation, NormKind};
 use crate::data::{Columns, Content, read_examples};
-use crate::model::{NormPlace, Positions, TaskKind};
+use crate::model::{Positions, TaskKind};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 /// A specification with what a tokenizer looks at; the rest is small.
 fn specification(family: &str, vocabulary: usize, token_types: usize) -> Specification {
-    Specification {
-        family: family.to_string(),
-        layers: 1,
-        layer_weights: vec![0],
-        hidden_size: 8,
-        embedding_size: 8,
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 8,
-        ffn_size: 8,
-        vocabulary,
-        token_types,
-        positions: Positions::Learned { table: 512, first: 0, padding_id: None },
-        norm: NormKind::LayerNorm,
-        norm_place: NormPlace::Post,
-        norm_epsilon: 1e-12,
-        embedding_norm: true,
-        final_norm: false,
-        activation: Activation::GeluErf,
-        linear_bias: true,
-        hidden_dropout: 0.0,
-        attention_dropout: 0.0,
-        initializer_range: 0.02,
-        labels: None,
-    }
+    let positions = Positions::Learned { table: 512, first: 0, padding_id: None };
+    Specification { family: family.to_string(), vocabulary, token_types, positions, ..Specification::tiny() }
 }
 
 struct Bundle {
