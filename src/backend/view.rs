@@ -76,6 +76,12 @@ impl View {
         View { rows, cols, stride: cols, ..self }
     }
 
+    /// The same elements in order, cut into vectors of `size` and a shorter last one; only for views without gaps.
+    pub fn chunks(self, size: usize) -> impl Iterator<Item = View> {
+        let flat = self.reshape(1, self.len());
+        (0..flat.cols).step_by(size).map(move |from| flat.col_range(from, size.min(flat.cols - from)))
+    }
+
     pub fn is_contiguous(self) -> bool {
         self.stride == self.cols || self.rows <= 1
     }

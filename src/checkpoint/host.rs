@@ -1,11 +1,11 @@
-//! Small tensors on the host, and the safetensors files that adapters and training states are written to.
+//! Small tensors on the host, and the safetensors files of adapters.
 
 use super::mapped::MappedFile;
+use super::stream::write_chunks;
 use crate::backend::DType;
 use anyhow::{Result, bail, ensure};
 use half::{bf16, f16};
-use safetensors::tensor::{Metadata, TensorInfo};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -16,33 +16,16 @@ pub struct HostTensor {
     pub values: Vec<f32>,
 }
 
-/// Writes a safetensors file of fp32 tensors in the order of their names, with PyTorch's mark in the metadata, byte for
-/// byte as the reference implementation does. Nothing is buffered but the header.
+/// Writes a safetensors file of host tensors.
 pub(super) fn write_tensors(writer: &mut dyn Write, tensors: &BTreeMap<String, HostTensor>) -> Result<()> {
-    let mut infos = Vec::with_capacity(tensors.len());
-    let mut end = 0;
-    for (name, tensor) in tensors {
-        let elements: usize = tensor.shape.iter().product();
-        ensure!(elements == tensor.values.len(), "tensor {name}: shape {:?} but {} values", tensor.shape, tensor.values.len());
-        let start = end;
-        end += elements * 4;
-        infos.push((name.clone(), TensorInfo { dtype: safetensors::Dtype::F32, shape: tensor.shape.clone(), data_offsets: (start, end) }));
+    for (name, HostTensor { shape, values }) in tensors {
+        ensure!(shape.iter().product::<usize>() == values.len(), "tensor {name}: shape {shape:?} but {} values", values.len());
     }
-    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let mut header = serde_json::to_vec(&Metadata::new(Some(format), infos)?)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    writer.write_all(&(header.len() as u64).to_le_bytes())?;
-    writer.write_all(&header)?;
-    for tensor in tensors.values() {
-        if cfg!(target_endian = "little") {
-            writer.write_all(bytemuck::cast_slice(&tensor.values))?;
-        } else {
-            for value in &tensor.values {
-                writer.write_all(&value.to_le_bytes())?;
-            }
-        }
-    }
-    Ok(())
+    let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect();
+    write_chunks(writer, &shapes, |name, start, chunk| {
+        chunk.copy_from_slice(&tensors[name].values[start..start + chunk.len()]);
+        Ok(())
+    })
 }
 
 /// Reads every tensor of a safetensors file into fp32 (exact for fp16, bf16 and fp32; other types are refused).
@@ -68,6 +51,7 @@ pub(super) fn read_tensors(path: &Path) -> Result<BTreeMap<String, HostTensor>> 
 mod tests {
     use super::*;
     use safetensors::{Dtype, tensor::TensorView};
+    use std::collections::HashMap;
 
     #[test]
     fn written_tensors_come_back_bit_for_bit() {

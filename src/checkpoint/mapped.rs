@@ -6,6 +6,7 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -66,6 +67,18 @@ impl MappedFile {
 
     pub fn data(&self, tensor: &Tensor) -> &[u8] {
         &(*self.bytes).as_ref()[tensor.offset..tensor.offset + tensor.bytes]
+    }
+}
+
+/// Gives back the memory of the pages that lie wholly in a range of a mapped file; they are read from the file again
+/// if asked for.
+pub(super) fn release(file: &[u8], range: Range<usize>) {
+    const PAGE: usize = 1 << 16;
+    let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+    if start < end {
+        // SAFETY: whole pages (the mapping begins on one) inside a private read-only mapping of a file: dropping them
+        // loses nothing, the next access maps them anew.
+        unsafe { libc::madvise(file[start..end].as_ptr().cast_mut().cast(), end - start, libc::MADV_DONTNEED) };
     }
 }
 

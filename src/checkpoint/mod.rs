@@ -9,6 +9,7 @@ mod mapped;
 mod metadata;
 mod peft;
 mod shards;
+mod stream;
 mod training;
 
 pub use adapter::{Adapter, Export, POOLER, PREFIX};
@@ -18,4 +19,5 @@ pub use host::HostTensor;
 pub use mapped::Tensor;
 pub use metadata::Metadata;
 pub use shards::Checkpoint;
-pub use training::{TrainingState, latest_checkpoint, read_checkpoint, remove_checkpoint, write_checkpoint};
+pub use stream::StateTensors;
+pub use training::{TrainingState, latest_checkpoint, read_checkpoint, remove_checkpoint, restore_tensors, write_checkpoint};

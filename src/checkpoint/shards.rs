@@ -1,6 +1,6 @@
 //! The safetensors of a model directory: one file, or the shards of an index.
 
-use super::mapped::{MappedFile, Tensor};
+use super::mapped::{MappedFile, Tensor, release};
 use crate::backend::FileBytes;
 use crate::model::Config;
 use anyhow::{Result, bail};
@@ -105,14 +105,7 @@ impl Checkpoint {
 
     /// Gives back the memory of the pages that only this tensor lies on; they are read from the file again if asked for.
     pub fn release(&self, tensor: &Tensor) {
-        const PAGE: usize = 1 << 16;
-        let file = (*self.files[tensor.file]).as_ref();
-        let (start, end) = (tensor.offset.next_multiple_of(PAGE), (tensor.offset + tensor.bytes) / PAGE * PAGE);
-        if start < end {
-            // SAFETY: whole pages (the mapping begins on one) inside a private read-only mapping of a file: dropping them
-            // loses nothing, the next access maps them anew.
-            unsafe { libc::madvise(file[start..end].as_ptr().cast_mut().cast(), end - start, libc::MADV_DONTNEED) };
-        }
+        release((*self.files[tensor.file]).as_ref(), tensor.offset..tensor.offset + tensor.bytes);
     }
 
     /// File and element type of a tensor that is neither fp16, bf16 nor fp32.

@@ -2,9 +2,9 @@
 
 use super::adapter::{self, Adapter};
 use super::atomic::{Leftover, sync_parent, write_atomically};
-use super::host::{HostTensor, read_tensors, write_tensors};
 use super::mapped::MappedFile;
 use super::metadata::write_json;
+use super::stream::{StateTensors, read_state_file, write_state_file};
 use crate::model::Specification;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -16,13 +16,11 @@ const STATE: &str = "state.json";
 const TENSORS: &str = "state.safetensors";
 const FORMAT: u64 = 1;
 
-/// What a run is at the end of an optimizer step.
+/// What a run is at the end of an optimizer step, apart from its [`StateTensors`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingState {
     /// Optimizer steps that are done.
     pub step: u64,
-    /// Masters and moments of the trainables, by name.
-    pub tensors: BTreeMap<String, HostTensor>,
     /// Updates of each trainable.
     pub tensor_steps: BTreeMap<String, u64>,
     /// Whatever else the trainer keeps.
@@ -30,17 +28,24 @@ pub struct TrainingState {
 }
 
 /// Writes `checkpoint-N/` into the output folder, N being the state's step: under a temporary name first, so that it is
-/// there whole or not at all, and never at the cost of an older one. What killed runs left is removed.
-pub fn write_checkpoint(output: &Path, adapter: &Adapter, spec: &Specification, state: &TrainingState) -> Result<PathBuf> {
+/// there whole or not at all, and never at the cost of an older one. What killed runs left is removed. The tensors pass
+/// through the host a few MiB at a time.
+pub fn write_checkpoint(
+    output: &Path,
+    adapter: &Adapter,
+    spec: &Specification,
+    state: &TrainingState,
+    tensors: &mut dyn StateTensors,
+) -> Result<PathBuf> {
     fs::create_dir_all(output).with_context(|| format!("cannot make the directory {}", output.display()))?;
     clean(output)?;
     let step = state.step;
     let place = output.join(format!("checkpoint-{step}"));
     let (temporary, old) = (output.join(format!(".checkpoint-{step}.tmp")), old_name(output, step));
-    let attempt = || -> Result<()> {
+    let mut attempt = || -> Result<()> {
         let mut leftover = Leftover(Some(temporary.clone()));
         adapter.write(&temporary, spec)?;
-        write_atomically(&temporary.join(TENSORS), |writer| write_tensors(writer, &state.tensors))?;
+        write_atomically(&temporary.join(TENSORS), |writer| write_state_file(writer, tensors))?;
         let text = json!({"format": FORMAT, "step": step, "tensor_steps": state.tensor_steps, "trainer": state.trainer});
         write_json(&temporary.join(STATE), &text)?;
         let replaces = place.exists();
@@ -66,7 +71,7 @@ pub fn latest_checkpoint(output: &Path) -> Result<Option<PathBuf>> {
     Ok(found.pop().map(|(_, path)| path))
 }
 
-/// Reads a checkpoint's training state; its adapter is read by [`Adapter::read`].
+/// Reads a checkpoint's training state; its tensors are read by [`restore_tensors`], its adapter by [`Adapter::read`].
 pub fn read_checkpoint(directory: &Path) -> Result<TrainingState> {
     let file = directory.join(STATE);
     let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -79,7 +84,13 @@ pub fn read_checkpoint(directory: &Path) -> Result<TrainingState> {
     let step = value["step"].as_u64().with_context(|| wrong("step"))?;
     let tensor_steps = serde_json::from_value(value["tensor_steps"].take()).with_context(|| wrong("tensor_steps"))?;
     let trainer = value.get_mut("trainer").with_context(|| wrong("trainer"))?.take();
-    Ok(TrainingState { step, tensors: read_tensors(&directory.join(TENSORS))?, tensor_steps, trainer })
+    Ok(TrainingState { step, tensor_steps, trainer })
+}
+
+/// Brings a checkpoint's tensors to where they were saved from, a few MiB at a time. Nothing is written unless the file
+/// is whole and has every tensor in its shape.
+pub fn restore_tensors(directory: &Path, tensors: &mut dyn StateTensors) -> Result<()> {
+    read_state_file(&directory.join(TENSORS), tensors)
 }
 
 /// Removes one checkpoint. It is renamed first: a kill in the middle of the removal leaves a leftover that the next
@@ -152,6 +163,7 @@ fn clean(output: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stream::tests::Held;
     use super::*;
     use crate::model::{Config, describe};
 
@@ -164,10 +176,23 @@ mod tests {
     fn state(step: u64) -> TrainingState {
         TrainingState {
             step,
-            tensors: BTreeMap::from([("prefix.moment1".into(), HostTensor { shape: vec![2], values: vec![0.1, 1e-40] })]),
             tensor_steps: BTreeMap::from([("prefix".into(), step)]),
             trainer: json!({"best": 0.1 + 0.2, "position": [3, u64::MAX]}),
         }
+    }
+
+    fn moments(step: u64) -> Held {
+        Held::new("prefix.moment1", &[2], vec![0.1 * step as f32, 1e-40])
+    }
+
+    fn write(output: &Path, adapter: &Adapter, spec: &Specification, step: u64) -> PathBuf {
+        write_checkpoint(output, adapter, spec, &state(step), &mut moments(step)).unwrap()
+    }
+
+    fn assert_holds(place: &Path, step: u64) {
+        let mut read = moments(0);
+        restore_tensors(place, &mut read).unwrap();
+        assert_eq!((read_checkpoint(place).unwrap(), read), (state(step), moments(step)));
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -182,8 +207,8 @@ mod tests {
         let output = folder.path().join("run");
         assert_eq!(latest_checkpoint(&output).unwrap(), None);
         for step in [5, 100, 20] {
-            let place = write_checkpoint(&output, &adapter, &spec, &state(step)).unwrap();
-            assert_eq!(read_checkpoint(&place).unwrap(), state(step));
+            let place = write(&output, &adapter, &spec, step);
+            assert_holds(&place, step);
             let mut read = Adapter::read(&place).unwrap();
             read.foreign = true;
             assert_eq!(read, adapter);
@@ -195,7 +220,7 @@ mod tests {
         // The same step again: replaced.
         let mut other = state(100);
         other.trainer = json!("other");
-        write_checkpoint(&output, &adapter, &spec, &other).unwrap();
+        write_checkpoint(&output, &adapter, &spec, &other, &mut moments(100)).unwrap();
         assert_eq!(read_checkpoint(&output.join("checkpoint-100")).unwrap(), other);
         let message = format!("{:#}", remove_checkpoint(&output, 5).unwrap_err());
         assert!(message.contains("cannot remove the checkpoint") && message.contains("checkpoint-5"), "{message}");
@@ -206,7 +231,7 @@ mod tests {
         let (folder, adapter, spec) = setup();
         let output = folder.path();
         for step in [1, 2, 3, 4] {
-            write_checkpoint(output, &adapter, &spec, &state(step)).unwrap();
+            write(output, &adapter, &spec, step);
         }
         fs::create_dir(output.join("checkpoint-best")).unwrap();
         fs::create_dir(output.join("checkpoint-9")).unwrap();
@@ -215,7 +240,7 @@ mod tests {
         let bytes = fs::read(&tensors).unwrap();
         fs::write(&tensors, &bytes[..bytes.len() - 1]).unwrap();
         assert_eq!(latest_checkpoint(output).unwrap(), Some(output.join("checkpoint-2")));
-        let message = format!("{:#}", read_checkpoint(&output.join("checkpoint-3")).unwrap_err());
+        let message = format!("{:#}", restore_tensors(&output.join("checkpoint-3"), &mut moments(0)).unwrap_err());
         assert!(message.contains("checkpoint-3/state.safetensors is truncated"), "{message}");
         let message = format!("{:#}", read_checkpoint(&output.join("checkpoint-4")).unwrap_err());
         assert!(message.contains("checkpoint-4/state.json"), "{message}");
@@ -225,14 +250,14 @@ mod tests {
     fn leftovers_of_killed_runs() {
         let (folder, adapter, spec) = setup();
         let output = folder.path();
-        write_checkpoint(output, &adapter, &spec, &state(7)).unwrap();
+        write(output, &adapter, &spec, 7);
         fs::create_dir(output.join(".checkpoint-8.tmp")).unwrap();
         fs::write(output.join(".checkpoint-8.tmp").join(TENSORS), "half").unwrap();
         // Killed between the two renames of a replacement: the old one is still found, and comes back.
         fs::rename(output.join("checkpoint-7"), old_name(output, 7)).unwrap();
         assert_eq!(latest_checkpoint(output).unwrap(), Some(old_name(output, 7)));
-        assert_eq!(read_checkpoint(&old_name(output, 7)).unwrap(), state(7));
-        write_checkpoint(output, &adapter, &spec, &state(8)).unwrap();
+        assert_holds(&old_name(output, 7), 7);
+        write(output, &adapter, &spec, 8);
         assert_eq!(names(output), ["checkpoint-7", "checkpoint-8"]);
     }
 
@@ -240,12 +265,12 @@ mod tests {
     fn a_failed_write_leaves_what_was_there() {
         let (folder, adapter, spec) = setup();
         let output = folder.path();
-        write_checkpoint(output, &adapter, &spec, &state(7)).unwrap();
-        let mut broken = state(7);
-        broken.tensors.insert("wrong".into(), HostTensor { shape: vec![2], values: vec![] });
-        let message = format!("{:#}", write_checkpoint(output, &adapter, &spec, &broken).unwrap_err());
+        write(output, &adapter, &spec, 7);
+        let mut broken = moments(7);
+        broken.0.extend(Held::new("wrong", &[2], vec![]).0);
+        let message = format!("{:#}", write_checkpoint(output, &adapter, &spec, &state(7), &mut broken).unwrap_err());
         assert!(message.contains("checkpoint-7") && message.contains("tensor wrong"), "{message}");
         assert_eq!(names(output), ["checkpoint-7"]);
-        assert_eq!(read_checkpoint(&output.join("checkpoint-7")).unwrap(), state(7));
+        assert_holds(&output.join("checkpoint-7"), 7);
     }
 }

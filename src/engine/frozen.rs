@@ -3,7 +3,7 @@
 //! master type, so that kernels read them without conversion.
 
 use super::layout::Layout;
-use super::numbers;
+use super::numbers::{self, CHUNK};
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
 use crate::checkpoint::{FrozenModel, Tensor};
 use crate::model::{NormPlace, Slot, Specification};
@@ -224,14 +224,8 @@ impl Frozen {
     }
 }
 
-/// Elements converted at a time: bounds the host memory of loading.
-const CHUNK: usize = 1 << 20;
-
 fn load_matrix(tensor: &Tensor, data: &[u8], view: View, backend: &mut dyn Backend) -> Result<()> {
-    let flat = view.reshape(1, view.len());
-    let size = tensor.dtype.size();
-    for (number, chunk) in data.chunks(CHUNK * size).enumerate() {
-        let to = flat.col_range(number * CHUNK, chunk.len() / size);
+    for (to, chunk) in view.chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
         if tensor.dtype == view.dtype {
             backend.write(to, chunk);
         } else {

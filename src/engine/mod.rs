@@ -18,7 +18,6 @@ mod trainable;
 pub use layout::{Bytes, Region};
 pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};
 pub use plan::Plan;
-pub use state::EngineState;
 pub use step::{StepReport, Update};
 
 use crate::backend::{Backend, Dropout, Rows, Site, stream_key};

@@ -4,6 +4,9 @@ use crate::backend::DType;
 use anyhow::{Result, bail};
 use half::{bf16, f16};
 
+/// Elements that pass through the host at a time: bounds its memory, however large a tensor is.
+pub const CHUNK: usize = 1 << 20;
+
 /// Little-endian fp32 to fp16 bits, rounded to nearest; a value that fp16 cannot hold names its tensor.
 pub fn round_to_f16(tensor: &str, bytes: &[u8]) -> Result<Vec<u8>> {
     let mut rounded = Vec::with_capacity(bytes.len() / 2);

@@ -1,32 +1,15 @@
 //! What goes into a run and comes out of it: initial values, adapters, the optimizer's state.
 
+use super::numbers::{self, CHUNK};
 use super::trainable::Trainable;
-use super::{Engine, PrefixInit, numbers};
-use crate::backend::{Site, Stream, View, stream_key};
-use crate::checkpoint::{Adapter, HostTensor, POOLER, PREFIX};
+use super::{Engine, PrefixInit};
+use crate::backend::{DType, Site, Stream, View, stream_key};
+use crate::checkpoint::{Adapter, HostTensor, POOLER, PREFIX, StateTensors};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 
 /// Standard deviation of initial values: what the released code effectively starts from (ptuning-v2.md §0, item 1).
 const INITIAL_DEVIATION: f64 = 0.02;
-
-/// Everything that a resumed run needs of the engine: masters as "name", moments as "name.moment1" and
-/// "name.moment2", and each tensor's number of updates.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct EngineState {
-    pub tensors: BTreeMap<String, HostTensor>,
-    pub steps: BTreeMap<String, u64>,
-}
-
-fn normals(seed: u64, tensor: usize, count: usize, deviation: f64) -> Vec<f64> {
-    let mut stream = Stream::new(stream_key(seed, 0, Site::Initialisation, tensor));
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        values.extend(stream.normal_pair().map(|value| f64::from((value * deviation) as f32)));
-    }
-    values.truncate(count);
-    values
-}
 
 impl Engine {
     pub(super) fn read_values(&mut self, view: View) -> Vec<f64> {
@@ -35,8 +18,43 @@ impl Engine {
         numbers::from_bytes(&bytes, view.dtype)
     }
 
-    fn write_values(&mut self, view: View, values: &[f64]) {
-        self.backend.write(view, &numbers::to_bytes(values, view.dtype));
+    /// Reads a view in fp32, without a detour where it is stored so.
+    fn read_f32(&mut self, view: View, values: &mut [f32]) {
+        if view.dtype == DType::F32 {
+            self.backend.read(view, bytemuck::cast_slice_mut(values));
+        } else {
+            values.iter_mut().zip(self.read_values(view)).for_each(|(to, from)| *to = from as f32);
+        }
+    }
+
+    fn write_f32(&mut self, view: View, values: &[f32]) {
+        if view.dtype == DType::F32 {
+            self.backend.write(view, bytemuck::cast_slice(values));
+        } else {
+            let values: Vec<f64> = values.iter().map(|&value| f64::from(value)).collect();
+            self.backend.write(view, &numbers::to_bytes(&values, view.dtype));
+        }
+    }
+
+    fn host_tensor(&mut self, view: View, shape: Vec<usize>) -> HostTensor {
+        let mut values = vec![0.0; view.len()];
+        self.read_f32(view, &mut values);
+        HostTensor { shape, values }
+    }
+
+    /// Fills a view with N(0, deviation) of the stream that the options' seed and `tensor` name.
+    fn draw(&mut self, view: View, tensor: usize, deviation: f64) {
+        // An odd chunk would throw half a pair away.
+        const { assert!(CHUNK.is_multiple_of(2)) };
+        let mut stream = Stream::new(stream_key(self.options.seed, 0, Site::Initialisation, tensor));
+        let mut values = Vec::new();
+        for chunk in view.chunks(CHUNK) {
+            values.clear();
+            while values.len() < chunk.len() {
+                values.extend(stream.normal_pair().map(|value| (value * deviation) as f32));
+            }
+            self.write_f32(chunk, &values[..chunk.len()]);
+        }
     }
 
     /// Draws the trainables anew by the options' seed. With `Zero` the prefix is zero (for a projection its last layer,
@@ -46,9 +64,11 @@ impl Engine {
         for index in 0..self.plan.trainables.list.len() {
             let Trainable { drawn, master, .. } = self.plan.trainables.list[index];
             let zeroed = init == PrefixInit::Zero && index < prefix && (prefix == 1 || index == prefix - 2);
-            let values =
-                if drawn && !zeroed { normals(self.options.seed, index, master.len(), INITIAL_DEVIATION) } else { vec![0.0; master.len()] };
-            self.write_values(master, &values);
+            if drawn && !zeroed {
+                self.draw(master, index, INITIAL_DEVIATION);
+            } else {
+                self.backend.zero(master);
+            }
         }
         self.prefix_stale = true;
     }
@@ -56,11 +76,9 @@ impl Engine {
     /// A frozen random pooler for a checkpoint without one: N(0, initializer_range), bias 0.
     pub(super) fn make_pooler(&mut self) {
         let Some(pooler) = self.plan.frozen.pooler else { return };
-        let tensor = self.plan.trainables.list.len();
-        let values = normals(self.options.seed, tensor, pooler.weight.len(), self.spec.initializer_range);
-        self.write_values(pooler.weight, &values);
+        self.draw(pooler.weight, self.plan.trainables.list.len(), self.spec.initializer_range);
         if let Some(bias) = pooler.bias {
-            self.write_values(bias, &vec![0.0; bias.len()]);
+            self.backend.zero(bias);
         }
     }
 
@@ -77,7 +95,7 @@ impl Engine {
     pub fn set_values(&mut self, name: &str, values: &[f64]) -> Result<()> {
         let master = self.plan.trainables.list[self.index_of(name)?].master;
         ensure!(values.len() == master.len(), "{name} has {} values, not {}", master.len(), values.len());
-        self.write_values(master, values);
+        self.backend.write(master, &numbers::to_bytes(values, master.dtype));
         self.prefix_stale = true;
         Ok(())
     }
@@ -95,7 +113,7 @@ impl Engine {
             "an adapter holds the prefix itself, not the projection that made it: leave out --prefix-projection to tune it further"
         );
         for index in 0..self.plan.trainables.list.len() {
-            let Trainable { name, shape, .. } = self.plan.trainables.list[index].clone();
+            let Trainable { name, shape, master, .. } = self.plan.trainables.list[index].clone();
             let Some(tensor) = adapter.tensors.get(&name) else { bail!("the adapter has no tensor {name}") };
             let expected = shape[0] * shape[1];
             ensure!(
@@ -103,9 +121,9 @@ impl Engine {
                 "the adapter's {name} has shape {:?}, not {shape:?}: it was made for another task, prefix length or model",
                 tensor.shape
             );
-            let values: Vec<f64> = tensor.values.iter().map(|&value| f64::from(value)).collect();
-            self.set_values(&name, &values)?;
+            self.write_f32(master, &tensor.values);
         }
+        self.prefix_stale = true;
         if let (true, Some(pooler)) = (self.made_pooler, self.plan.frozen.pooler) {
             for (part, view) in [("weight", Some(pooler.weight)), ("bias", pooler.bias)] {
                 let (Some(tensor), Some(view)) = (adapter.tensors.get(&format!("{POOLER}.{part}")), view) else { continue };
@@ -114,8 +132,7 @@ impl Engine {
                     "the adapter's pooler has shape {:?}: it was made for another model",
                     tensor.shape
                 );
-                let values: Vec<f64> = tensor.values.iter().map(|&value| f64::from(value)).collect();
-                self.write_values(view, &values);
+                self.write_f32(view, &tensor.values);
             }
         }
         Ok(())
@@ -127,58 +144,70 @@ impl Engine {
         self.refresh_prefix();
         let mut tensors = BTreeMap::new();
         let [length, columns] = self.options.prefix.table_shape(&self.spec);
-        let table = self.plan.trainables.table().map_or(Vec::new(), |[table, _]| self.read_values(table));
-        tensors.insert(PREFIX.to_string(), host_tensor(vec![length, columns], &table));
+        let table = match self.plan.trainables.table() {
+            Some([table, _]) => self.host_tensor(table, vec![length, columns]),
+            None => HostTensor { shape: vec![length, columns], values: Vec::new() },
+        };
+        tensors.insert(PREFIX.to_string(), table);
         for index in self.plan.trainables.prefix_count()..self.plan.trainables.list.len() {
             let Trainable { name, shape, master, .. } = self.plan.trainables.list[index].clone();
-            let values = self.read_values(master);
             let shape = if name.ends_with(".bias") { vec![shape[1]] } else { shape.to_vec() };
-            tensors.insert(name, host_tensor(shape, &values));
+            tensors.insert(name, self.host_tensor(master, shape));
         }
         if let (true, Some(pooler)) = (self.made_pooler, self.plan.frozen.pooler) {
-            let weight = self.read_values(pooler.weight);
-            tensors.insert(format!("{POOLER}.weight"), host_tensor(vec![pooler.weight.rows, pooler.weight.cols], &weight));
+            let weight = self.host_tensor(pooler.weight, vec![pooler.weight.rows, pooler.weight.cols]);
+            tensors.insert(format!("{POOLER}.weight"), weight);
             if let Some(bias) = pooler.bias {
-                let values = self.read_values(bias);
-                tensors.insert(format!("{POOLER}.bias"), host_tensor(vec![bias.cols], &values));
+                tensors.insert(format!("{POOLER}.bias"), self.host_tensor(bias, vec![bias.cols]));
             }
         }
         tensors
     }
 
-    /// The state for an exact resume.
-    pub fn state(&mut self) -> EngineState {
-        let mut state = EngineState::default();
-        for index in 0..self.plan.trainables.list.len() {
-            let Trainable { name, shape, master, moment1, moment2, steps, .. } = self.plan.trainables.list[index].clone();
-            for (suffix, view) in [("", master), (".moment1", moment1), (".moment2", moment2)] {
-                let values = self.read_values(view);
-                state.tensors.insert(format!("{name}{suffix}"), host_tensor(shape.to_vec(), &values));
-            }
-            state.steps.insert(name, steps);
-        }
-        state
+    /// Each trained tensor's number of updates: with the [`StateTensors`], what an exact resume needs.
+    pub fn update_counts(&self) -> BTreeMap<String, u64> {
+        self.plan.trainables.list.iter().map(|trainable| (trainable.name.clone(), trainable.steps)).collect()
     }
 
-    /// Continues from a saved state; errors name what is missing or of another shape.
-    pub fn restore(&mut self, state: &EngineState) -> Result<()> {
-        for index in 0..self.plan.trainables.list.len() {
-            let Trainable { name, master, moment1, moment2, .. } = self.plan.trainables.list[index].clone();
-            for (suffix, view) in [("", master), (".moment1", moment1), (".moment2", moment2)] {
-                let key = format!("{name}{suffix}");
-                let tensor = state.tensors.get(&key).with_context(|| format!("the checkpoint has no tensor {key}"))?;
-                ensure!(tensor.values.len() == view.len(), "the checkpoint's {key} has shape {:?}: it is of another run", tensor.shape);
-                let values: Vec<f64> = tensor.values.iter().map(|&value| f64::from(value)).collect();
-                self.write_values(view, &values);
-            }
-            self.plan.trainables.list[index].steps =
-                *state.steps.get(&name).with_context(|| format!("the checkpoint has no step count of {name}"))?;
+    pub fn set_update_counts(&mut self, counts: &BTreeMap<String, u64>) -> Result<()> {
+        for Trainable { name, steps, .. } in &mut self.plan.trainables.list {
+            *steps = *counts.get(name).with_context(|| format!("the checkpoint has no step count of {name}"))?;
         }
-        self.prefix_stale = true;
         Ok(())
+    }
+
+    /// Names and places of masters and moments.
+    fn state_views(&self) -> impl Iterator<Item = (String, View)> {
+        self.plan.trainables.list.iter().flat_map(|Trainable { name, master, moment1, moment2, .. }| {
+            [(name.clone(), *master), (format!("{name}.moment1"), *moment1), (format!("{name}.moment2"), *moment2)]
+        })
+    }
+
+    /// `count` elements of a tensor of the state, from element `start` on.
+    fn state_view(&self, name: &str, start: usize, count: usize) -> Result<View> {
+        let (_, view) =
+            self.state_views().find(|(known, _)| known == name).with_context(|| format!("no trained tensor is named {name}"))?;
+        ensure!(start + count <= view.len(), "{name} has {} values, not {}", view.len(), start + count);
+        Ok(view.reshape(1, view.len()).col_range(start, count))
     }
 }
 
-fn host_tensor(shape: Vec<usize>, values: &[f64]) -> HostTensor {
-    HostTensor { shape, values: values.iter().map(|&value| value as f32).collect() }
+/// Masters as "name", moments as "name.moment1" and "name.moment2".
+impl StateTensors for Engine {
+    fn state_tensors(&self) -> BTreeMap<String, Vec<usize>> {
+        self.state_views().map(|(name, view)| (name, vec![view.rows, view.cols])).collect()
+    }
+
+    fn read_state(&mut self, name: &str, start: usize, values: &mut [f32]) -> Result<()> {
+        let view = self.state_view(name, start, values.len())?;
+        self.read_f32(view, values);
+        Ok(())
+    }
+
+    fn write_state(&mut self, name: &str, start: usize, values: &[f32]) -> Result<()> {
+        let view = self.state_view(name, start, values.len())?;
+        self.write_f32(view, values);
+        self.prefix_stale = true;
+        Ok(())
+    }
 }

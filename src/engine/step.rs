@@ -100,11 +100,11 @@ impl Engine {
     /// the prefix takes no part in the loss.
     pub fn prefix_gradient_norms(&mut self) -> Vec<f64> {
         let Some([_, gradient]) = self.plan.trainables.table() else { return Vec::new() };
-        let values = self.read_values(gradient);
         let width = 2 * self.spec.kv_size();
         let mut sums = vec![0.0; gradient.cols / width];
-        for row in values.chunks_exact(gradient.cols) {
-            for (sum, part) in sums.iter_mut().zip(row.chunks_exact(width)) {
+        for row in 0..gradient.rows {
+            let values = self.read_values(gradient.row_range(row, 1));
+            for (sum, part) in sums.iter_mut().zip(values.chunks_exact(width)) {
                 *sum += part.iter().map(|value| value * value).sum::<f64>();
             }
         }

@@ -12,9 +12,9 @@ use super::state::{Extent, RunState};
 use super::terminal::Terminal;
 use super::trainer::{Session, Trainer, write_text};
 use super::values::Device;
-use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint};
+use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
 use crate::data::TextTokenizer;
-use crate::engine::{Capacity, Engine, EngineOptions, EngineState, PrefixOptions};
+use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
 use crate::model::HeadSpec;
 use crate::task::{Limits, Task, require_labels};
 use crate::usage;
@@ -264,14 +264,15 @@ impl Prepared {
 
     /// Puts a checkpoint's state in place of the initial one.
     fn restore(&self, checkpoint: &Path, engine: &mut Engine) -> Result<RunState> {
-        let TrainingState { tensors, tensor_steps, trainer, .. } = read_checkpoint(checkpoint)?;
+        let TrainingState { tensor_steps, trainer, .. } = read_checkpoint(checkpoint)?;
         let state: RunState = serde_json::from_value(trainer).context("field trainer of state.json is damaged")?;
         for (name, digest) in &self.inputs {
             if state.inputs.get(name) != Some(digest) {
                 bail!("--{name} is not what the run was started with: its contents differ; restore it, or start a new run");
             }
         }
-        engine.restore(&EngineState { tensors, steps: tensor_steps })?;
+        engine.set_update_counts(&tensor_steps)?;
+        restore_tensors(checkpoint, engine)?;
         Ok(state)
     }
 }

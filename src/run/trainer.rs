@@ -13,7 +13,7 @@ use super::terminal::{Progress, Terminal};
 use super::values::{DataOrder, Every};
 use crate::checkpoint::{Adapter, Export, Metadata, TrainingState, write_atomically, write_checkpoint};
 use crate::data::epoch_order;
-use crate::engine::{Engine, EngineState, StepReport, Update};
+use crate::engine::{Engine, StepReport, Update};
 use crate::model::Specification;
 use crate::task::Task;
 use anyhow::{Context, Result, bail};
@@ -270,9 +270,8 @@ impl Trainer<'_> {
         }
         let step = self.state.step;
         let adapter = self.adapter()?;
-        let EngineState { tensors, steps } = self.engine.state();
-        let state = TrainingState { step, tensors, tensor_steps: steps, trainer: serde_json::to_value(&self.state)? };
-        write_checkpoint(self.folder.root(), &adapter, self.spec, &state)?;
+        let state = TrainingState { step, tensor_steps: self.engine.update_counts(), trainer: serde_json::to_value(&self.state)? };
+        write_checkpoint(self.folder.root(), &adapter, self.spec, &state, &mut self.engine)?;
         write_text(&self.folder.file(TRAINER_STATE), &self.state.to_trainer_state(&self.extent)?)?;
         let extent = self.extent;
         let is_regular = |step| extent.save_every.is_due(step, extent.steps_per_epoch, extent.total_steps);
