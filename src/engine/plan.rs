@@ -192,7 +192,7 @@ impl Plan {
 
         let formula = format!("{} parameters; matrices in 16 bits, biases and norms in {}", spec.parameters(), master.name());
         let frozen = layout.region("frozen weights", formula, |layout| {
-            Frozen::lay_out(model, precision, options.head.pooling == Pooling::Frozen, layout)
+            Frozen::lay_out(model, backend, options.head.pooling == Pooling::Frozen, layout)
         })?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
@@ -230,6 +230,11 @@ impl Plan {
             longest: capacity.longest + options.prefix.length,
             prefix_length: options.prefix.length,
             head_dim: spec.head_dim,
+            kv_size: kv,
+            tokens,
+            sequences: capacity.sequences,
+            groups: capacity.groups,
+            parameters: trainables.gradients.len(),
             widest: [h, f, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, options.head.columns]
                 .into_iter()
                 .max()

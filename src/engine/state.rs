@@ -1,5 +1,6 @@
 //! What goes into a run and comes out of it: initial values, adapters, the optimizer's state.
 
+use super::scale::LossScale;
 use super::trainable::Trainable;
 use super::{Engine, PrefixInit, numbers};
 use crate::backend::{Site, Stream, View, stream_key};
@@ -10,8 +11,11 @@ use std::collections::BTreeMap;
 /// Standard deviation of initial values: what the released code effectively starts from (ptuning-v2.md §0, item 1).
 const INITIAL_DEVIATION: f64 = 0.02;
 
+/// The loss scale among the tensors of a state.
+const LOSS_SCALE: &str = "loss_scale";
+
 /// Everything that a resumed run needs of the engine: masters as "name", moments as "name.moment1" and
-/// "name.moment2", and each tensor's number of updates.
+/// "name.moment2", each tensor's number of updates, and the loss scale where there is one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineState {
     pub tensors: BTreeMap<String, HostTensor>,
@@ -85,7 +89,8 @@ impl Engine {
     /// A trained tensor's gradient: complete after `finish_step` (of a flat prefix and the head, after `accumulate`).
     pub fn gradient(&mut self, name: &str) -> Result<Vec<f64>> {
         let index = self.index_of(name)?;
-        Ok(self.read_values(self.plan.trainables.list[index].gradient))
+        let values = self.read_values(self.plan.trainables.list[index].gradient);
+        Ok(values.into_iter().map(|value| value / self.scale).collect())
     }
 
     /// Takes prefix, head and (where the checkpoint has none) pooler from an adapter whose fit was checked.
@@ -157,6 +162,11 @@ impl Engine {
             }
             state.steps.insert(name, steps);
         }
+        self.settle(0);
+        if let Some(scaling) = &self.scaling {
+            let values = scaling.to_values();
+            state.tensors.insert(LOSS_SCALE.to_string(), host_tensor(vec![values.len()], &values));
+        }
         state
     }
 
@@ -173,6 +183,9 @@ impl Engine {
             }
             self.plan.trainables.list[index].steps =
                 *state.steps.get(&name).with_context(|| format!("the checkpoint has no step count of {name}"))?;
+        }
+        if let (Some(scaling), Some(tensor)) = (&mut self.scaling, state.tensors.get(LOSS_SCALE)) {
+            *scaling = LossScale::from_values(&tensor.values).with_context(|| format!("the checkpoint's {LOSS_SCALE} is damaged"))?;
         }
         self.prefix_stale = true;
         Ok(())

@@ -152,8 +152,16 @@ impl<T: Number> Backend for Cpu<T> {
         Ok(())
     }
 
+    fn reads_files(&self) -> bool {
+        true
+    }
+
     fn attach(&mut self, file: FileBytes) -> BufferId {
         self.buffers.attach(file)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        Ok(())
     }
 
     fn write(&mut self, to: View, bytes: &[u8]) {
@@ -162,6 +170,11 @@ impl<T: Number> Backend for Cpu<T> {
 
     fn read(&mut self, from: View, bytes: &mut [u8]) {
         bytes.copy_from_slice(self.buffers.bytes(from));
+    }
+
+    fn read_later(&mut self, from: View) -> Readback {
+        let bytes = self.buffers.bytes(from).to_vec();
+        Box::new(move || bytes)
     }
 
     fn zero(&mut self, view: View) {
