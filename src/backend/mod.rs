@@ -201,7 +201,8 @@ pub trait Backend: Send {
     fn precision(&self) -> Precision;
 
     /// Scratch that the operations need for a given shape; the plan reserves it as one region.
-    fn scratch_bytes(&self, need: &ScratchNeed) -> usize;
+    /// Errors: a shape that the backend has no kernel for.
+    fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize>;
     /// The one allocation of the run, zeroed. `scratch` lies inside it.
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()>;
     /// Whether operations can read matrices in files of the host; where not, the engine copies them into the arena.

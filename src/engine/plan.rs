@@ -191,9 +191,8 @@ impl Plan {
         let mut layout = Layout::default();
 
         let formula = format!("{} parameters; matrices in 16 bits, biases and norms in {}", spec.parameters(), master.name());
-        let frozen = layout.region("frozen weights", formula, |layout| {
-            Frozen::lay_out(model, backend, options.head.pooling == Pooling::Frozen, layout)
-        })?;
+        let frozen = layout
+            .region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, options.head.pooling == Pooling::Frozen, layout))?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
@@ -240,7 +239,7 @@ impl Plan {
                 .max()
                 .unwrap_or(0),
         };
-        let bytes = backend.scratch_bytes(&need);
+        let bytes = backend.scratch_bytes(&need)?;
         let scratch = layout.region("backend scratch", backend.describe(), |layout| layout.vector(bytes.div_ceil(8), DType::F64));
         let report = layout.region("step report", "loss and gradient norm, two steps".into(), |layout| layout.matrix(2, 2, master));
 

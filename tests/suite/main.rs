@@ -4,3 +4,5 @@ mod bundle;
 mod golden;
 mod gradients;
 mod invariants;
+#[cfg(feature = "emulation")]
+mod kernels;

@@ -140,9 +140,9 @@ impl<T: Number> Backend for Cpu<T> {
         Precision { activation: <T as Real>::DTYPE, master: <T as Real>::DTYPE }
     }
 
-    fn scratch_bytes(&self, need: &ScratchNeed) -> usize {
+    fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize> {
         let attention = attention::scratch_elements(need.longest, need.prefix_length, need.head_dim);
-        self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>()
+        Ok(self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>())
     }
 
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()> {

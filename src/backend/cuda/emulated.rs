@@ -140,9 +140,8 @@ impl Driver for Emulated {
     unsafe fn product(&mut self, product: &Product) -> Result<()> {
         let widen = |operand: &Operand| -> Vec<f32> {
             // SAFETY: the caller's promise.
-            let row = |r: usize| unsafe {
-                std::slice::from_raw_parts((operand.address as *const u16).add(r * operand.stride), operand.cols)
-            };
+            let row =
+                |r: usize| unsafe { std::slice::from_raw_parts((operand.address as *const u16).add(r * operand.stride), operand.cols) };
             let rows = (0..operand.rows).flat_map(row);
             match product.dtype {
                 DType::BF16 => rows.map(|&bits| bf16::from_bits(bits).to_f32()).collect(),

@@ -83,8 +83,9 @@ impl<D: Driver> Backend for Cuda<D> {
         Precision { activation: self.activation, master: DType::F32 }
     }
 
-    fn scratch_bytes(&self, need: &ScratchNeed) -> usize {
-        Scratch::bytes(self.driver.workspace_bytes(), need)
+    fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
+        attention::supports(need.head_dim)?;
+        Ok(Scratch::bytes(self.driver.workspace_bytes(), need))
     }
 
     fn allocate(&mut self, bytes: usize, scratch: View) -> Result<()> {

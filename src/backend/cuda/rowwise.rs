@@ -93,8 +93,7 @@ pub fn norm_backward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormBackward) {
 }
 
 pub fn dropout<D: Driver>(cuda: &mut Cuda<D>, data: View, dropout: Dropout, rows: &Rows) {
-    let arguments =
-        cuda.arguments().matrix(cuda.activation, data).dropout_rows(Some((dropout, rows))).int(data.rows).int(data.cols);
+    let arguments = cuda.arguments().matrix(cuda.activation, data).dropout_rows(Some((dropout, rows))).int(data.rows).int(data.cols);
     cuda.launch(for_type!(cuda.activation, "dropout"), packs(data.rows, data.cols), [THREADS, 1], 0, arguments);
 }
 
