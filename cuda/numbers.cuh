@@ -15,6 +15,7 @@
 
 // Writes X(type, suffix) for both 16-bit types: the entry points of one kernel.
 #define FOR_BOTH_HALVES(X) X(__half, f16) X(__nv_bfloat16, bf16)
+#define FOR_ALL_NUMBERS(X) FOR_BOTH_HALVES(X) X(float, f32)
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
@@ -114,14 +115,14 @@ __device__ __forceinline__ void store_wide(T* to, const float (&from)[4]) {
     *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair<T>(from[0], from[1]), pack_pair<T>(from[2], from[3]));
 }
 
-// Whether every row of a matrix starts at a multiple of 16 bytes, so that its whole groups of N may be accessed wide.
+// Whether every row of a matrix starts at a multiple of 16 bytes, so that its whole packs of 8 may be accessed wide.
 template <class T>
 __device__ __forceinline__ bool rows_are_wide(const T* matrix, int ld) {
     return reinterpret_cast<uintptr_t>(matrix) % 16 == 0 && ld * sizeof(T) % 16 == 0;
 }
 
 // Columns column .. column + N of a row of `width` columns: wide where `wide` and all are inside, else one by one,
-// with zeros for those outside.
+// with zeros for those outside. N is 4 or 8.
 template <int N, class T>
 __device__ __forceinline__ void load_some(const T* row, int column, int width, bool wide, float (&to)[N]) {
     if (wide && column + N <= width) {
