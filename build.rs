@@ -1,20 +1,121 @@
-//! Tells the program which commit it was built from, where that is known.
+//! Compiles the kernels of `cuda/`: with nvcc, where there is one, into a fatbin a file, which the program embeds; and,
+//! with the feature `emulation`, with the C++ compiler into objects that are linked into it. Tells the program which
+//! commit and which architectures it was built from and for.
 
-use std::process::Command;
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+/// Machine code for each of these; what comes after them translates the PTX of the first at its first start.
+const ARCHITECTURES: [&str; 4] = ["80", "90a", "100", "120"];
+const FLAGS: [&str; 5] = ["-O3", "-std=c++17", "-fatbin", "-Icuda", "--compress-mode=size"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=cuda");
+    commit();
+    let sources = sources();
+    fatbins(&sources);
+    #[cfg(feature = "emulation")]
+    emulation(&sources);
+}
+
+/// `cuda/*.cu`, in order of their names.
+fn sources() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("cuda").into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut sources: Vec<PathBuf> = entries.filter(|path| path.extension() == Some(OsStr::new("cu"))).collect();
+    sources.sort();
+    sources
+}
+
+/// nvcc by $NVCC, $CUDA_HOME or PATH; an explicit choice that does not run is an error.
+fn find_nvcc() -> Option<PathBuf> {
+    for name in ["NVCC", "CUDA_HOME", "PTUNE_CUDA_ARCHS"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    let runs = |path: &Path| Command::new(path).arg("--version").output().is_ok_and(|output| output.status.success());
+    let given = env::var_os("NVCC").map(PathBuf::from);
+    let home = env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
+    if let Some(path) = given {
+        assert!(runs(&path), "NVCC={}: it does not run; unset it to build without CUDA", path.display());
+        return Some(path);
+    }
+    home.into_iter().chain([PathBuf::from("nvcc")]).find(|path| runs(path))
+}
+
+/// The architectures of this build: all, or those of PTUNE_CUDA_ARCHS ("80,90a").
+fn architectures() -> Vec<String> {
+    match env::var("PTUNE_CUDA_ARCHS") {
+        Ok(list) => list.split(',').map(|name| name.trim().trim_start_matches("sm_").to_string()).filter(|name| !name.is_empty()).collect(),
+        Err(_) => ARCHITECTURES.map(String::from).to_vec(),
+    }
+}
+
+/// Writes `fatbins.rs`: the list of (file, bytes), empty without nvcc.
+fn fatbins(sources: &[PathBuf]) {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let mut list = String::new();
+    match find_nvcc() {
+        None => println!("cargo::warning=no nvcc ($NVCC, $CUDA_HOME/bin, PATH): this build computes on the CPU only"),
+        Some(nvcc) => {
+            let architectures = architectures();
+            let mut generate: Vec<String> =
+                architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")).collect();
+            if architectures.iter().any(|name| name == "80") {
+                generate.push("-gencode=arch=compute_80,code=compute_80".into());
+            }
+            let mut running: Vec<(&PathBuf, Child)> = Vec::new();
+            let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+            for source in sources {
+                let fatbin = out.join(source.file_stem().expect("a name")).with_extension("fatbin");
+                list += &format!("({:?}, include_bytes!({:?}) as &[u8]),\n", source.file_name().expect("a name"), fatbin);
+                if running.len() >= jobs {
+                    finish(running.remove(0));
+                }
+                let mut command = Command::new(&nvcc);
+                command.args(FLAGS).args(&generate).arg(source).arg("-o").arg(&fatbin);
+                running.push((source, command.spawn().expect("nvcc ran a moment ago")));
+            }
+            running.into_iter().for_each(finish);
+            println!("cargo::rustc-env=PTUNE_CUDA={}", architectures.iter().map(|name| format!("sm_{name}")).collect::<Vec<_>>().join(" "));
+        }
+    }
+    std::fs::write(out.join("fatbins.rs"), format!("&[\n{list}]")).expect("OUT_DIR can be written");
+}
+
+fn finish((source, mut child): (&PathBuf, Child)) {
+    let status = child.wait().expect("nvcc was started");
+    assert!(status.success(), "nvcc failed on {}", source.display());
+}
+
+/// The kernels as host code. Each object registers its kernels when the program starts, so all are linked.
+#[cfg(feature = "emulation")]
+fn emulation(sources: &[PathBuf]) {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).warnings(false).include("cuda");
+    for flag in ["-fno-strict-aliasing", "-Wno-psabi", "-Wno-unknown-pragmas", "-include", "emulation/emulation.h", "-xc++"] {
+        build.flag(flag);
+    }
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|name| name == "x86_64") {
+        build.flag("-march=x86-64-v3");
+    }
+    build.files(sources).link_lib_modifier("+whole-archive").compile("ptune_emulated_kernels");
+}
+
+/// PTUNE_COMMIT, where it is known.
+fn commit() {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
         Some(String::from_utf8(output.stdout).ok()?.trim().to_string()).filter(|text| !text.is_empty())
     };
     for name in ["HEAD", "logs/HEAD"] {
-        if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| std::path::Path::new(path).exists()) {
+        if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).exists()) {
             println!("cargo::rerun-if-changed={path}");
         }
     }
     // Not the commit of some other repository that the sources were unpacked into.
-    let here = std::env::var("CARGO_MANIFEST_DIR").ok().and_then(|folder| std::fs::canonicalize(folder).ok());
+    let here = env::var("CARGO_MANIFEST_DIR").ok().and_then(|folder| std::fs::canonicalize(folder).ok());
     let top = git(&["rev-parse", "--show-toplevel"]).and_then(|folder| std::fs::canonicalize(folder).ok());
     if here != top {
         return;

@@ -12,6 +12,7 @@ mod random;
 mod view;
 
 pub mod cpu;
+pub mod cuda;
 
 pub use random::{Dropout, Site, Stream, philox, stream_key};
 pub use view::{ARENA, BufferId, DType, View};
@@ -25,6 +26,18 @@ pub struct Precision {
     pub activation: DType,
     /// Trainables, their gradients and their optimizer state; sums that are kept (log-sum-exp, 1/deviation).
     pub master: DType,
+}
+
+impl Precision {
+    /// The type that a frozen matrix is kept in: the activations' where these have 16 bits, so that a product has
+    /// operands of one type; else its file's own, fp32 rounded to fp16.
+    pub fn frozen(self, file: DType) -> DType {
+        match (self.activation, file) {
+            (DType::F16 | DType::BF16, _) => self.activation,
+            (_, DType::BF16) => DType::BF16,
+            _ => DType::F16,
+        }
+    }
 }
 
 /// Pointwise functions. `GeluErf` is x/2 (1 + erf(x/√2)); `GeluTanh` its tanh approximation.
@@ -53,6 +66,14 @@ pub struct Rows {
     /// Row offsets of the sequences (cu_seqlens), int32, B + 1 of them.
     pub offsets: View,
     pub count: usize,
+    /// Rows of the sequence that has most.
+    pub longest: usize,
+}
+
+impl Rows {
+    pub fn sequences(&self) -> usize {
+        self.offsets.cols - 1
+    }
 }
 
 /// out\[t\] = word\[ids\[t\]\] + position\[positions\[t\]\] + token_type\[types\[t\]\].
@@ -155,6 +176,8 @@ pub struct AdamW {
     pub moment2: View,
     /// Sum of squares of all gradients of the step (one element). Not finite: nothing is changed.
     pub squared_norm: View,
+    /// What gradients (and the root of their sum of squares) are multiples of: the loss scale.
+    pub gradient_scale: f64,
     /// Gradients are scaled by min(1, max_norm / (norm + 1e-6)); None: they are not.
     pub max_norm: Option<f64>,
     pub learning_rate: f64,
@@ -169,21 +192,31 @@ pub struct AdamW {
 /// Bytes that a backend maps but does not own: a checkpoint file.
 pub type FileBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Bytes on their way to the host: called, it waits for them alone and not for what was queued after.
+pub type Readback = Box<dyn FnOnce() -> Vec<u8> + Send>;
+
 pub trait Backend: Send {
     /// For the log: "cpu, 2 threads".
     fn describe(&self) -> String;
     fn precision(&self) -> Precision;
 
     /// Scratch that the operations need for a given shape; the plan reserves it as one region.
-    fn scratch_bytes(&self, need: &ScratchNeed) -> usize;
+    /// Errors: a shape that the backend has no kernel for.
+    fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize>;
     /// The one allocation of the run, zeroed. `scratch` lies inside it.
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()>;
-    /// A read-only file whose bytes operations may read in place.
+    /// Whether operations can read matrices in files of the host; where not, the engine copies them into the arena.
+    fn reads_files(&self) -> bool;
+    /// A read-only file whose bytes operations may read in place. Only where [`Backend::reads_files`].
     fn attach(&mut self, file: FileBytes) -> BufferId;
+    /// The first thing that went wrong with what was queued; every result since is void.
+    fn check(&self) -> anyhow::Result<()>;
 
     fn write(&mut self, to: View, bytes: &[u8]);
     /// Waits for everything queued before.
     fn read(&mut self, from: View, bytes: &mut [u8]);
+    /// As `read`, of a few bytes, without waiting.
+    fn read_later(&mut self, from: View) -> Readback;
     fn zero(&mut self, view: View);
 
     fn embed(&mut self, arguments: &Embed);
@@ -238,6 +271,13 @@ pub struct ScratchNeed {
     pub longest: usize,
     pub prefix_length: usize,
     pub head_dim: usize,
+    /// Width of keys: G*D.
+    pub kv_size: usize,
+    pub tokens: usize,
+    pub sequences: usize,
+    pub groups: usize,
+    /// Elements of all gradients.
+    pub parameters: usize,
     /// Widest input or output of a linear layer.
     pub widest: usize,
 }

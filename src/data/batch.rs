@@ -29,6 +29,11 @@ impl RowArrays {
     pub fn count(&self) -> usize {
         self.tokens.len()
     }
+
+    /// Rows of the sequence that has most.
+    pub fn longest(&self) -> usize {
+        self.offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -1,6 +1,6 @@
-//! The frozen model's tensors: where each lies, and how it gets there. A 16-bit matrix stays where its file is mapped;
-//! an fp32 one is rounded to fp16 once, into the arena. Biases and norms (under 0.1 % of the bytes) are widened to the
-//! master type, so that kernels read them without conversion.
+//! The frozen model's tensors: where each lies, and how it gets there. Where the backend reads files, a 16-bit matrix
+//! stays where its file is mapped; every other is copied into the arena once, in 16 bits. Biases and norms (under 0.1 %
+//! of the bytes) are widened to the master type, so that kernels read them without conversion.
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
@@ -66,32 +66,33 @@ pub fn file_buffer(file: usize) -> BufferId {
     BufferId(file as u32 + 1)
 }
 
-/// Whether a matrix can be read in the mapped file: 16 bits wide and aligned.
-fn readable_in_place(tensor: &Tensor) -> bool {
-    tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)
-}
-
 struct Placer<'a> {
     model: &'a FrozenModel,
-    master: DType,
+    precision: Precision,
+    /// Whether the backend reads the mapped files.
+    reads_files: bool,
     uploads: Vec<(Slot, Part, View)>,
 }
 
 impl Placer<'_> {
+    /// Whether a matrix can stay in the mapped file: 16 bits wide and aligned.
+    fn stays(&self, tensor: &Tensor) -> bool {
+        self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)
+    }
+
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
         let tensor = self.model.weight(slot)?;
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        if readable_in_place(tensor) {
+        if self.stays(tensor) {
             return Ok(View { buffer: file_buffer(tensor.file), offset: tensor.offset, rows, cols, stride: cols, dtype: tensor.dtype });
         }
-        let dtype = if tensor.dtype == DType::BF16 { DType::BF16 } else { DType::F16 };
-        let view = layout.matrix(rows, cols, dtype);
+        let view = layout.matrix(rows, cols, self.precision.frozen(tensor.dtype));
         self.uploads.push((slot, Part::Matrix, view));
         Ok(view)
     }
 
     fn vector(&mut self, layout: &mut Layout, slot: Slot, bias: bool, count: usize) -> View {
-        let view = layout.vector(count, self.master);
+        let view = layout.vector(count, self.precision.master);
         self.uploads.push((slot, Part::Vector { bias }, view));
         view
     }
@@ -114,12 +115,13 @@ impl Placer<'_> {
         let slots = [Slot::Query(set), Slot::Key(set), Slot::Value(set)];
         let spec = &self.model.spec;
         let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
-        let copied = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
-        if copied.iter().any(|tensor| tensor.dtype != DType::F32) {
+        let tensors = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
+        let dtype = self.precision.frozen(tensors[0].dtype);
+        if tensors.iter().any(|tensor| self.stays(tensor) || self.precision.frozen(tensor.dtype) != dtype) {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
-        let weight = layout.matrix(rows.iter().sum(), hidden, DType::F16);
-        let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.master));
+        let weight = layout.matrix(rows.iter().sum(), hidden, dtype);
+        let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.precision.master));
         let mut from = 0;
         for (slot, rows) in slots.into_iter().zip(rows) {
             self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
@@ -134,9 +136,9 @@ impl Placer<'_> {
 
 impl Frozen {
     /// Decides where every tensor lies. `pooler`: the head reads the frozen pooler.
-    pub fn lay_out(model: &FrozenModel, precision: Precision, pooler: bool, layout: &mut Layout) -> Result<Frozen> {
-        let spec = &model.spec;
-        let mut placer = Placer { model, master: precision.master, uploads: Vec::new() };
+    pub fn lay_out(model: &FrozenModel, backend: &dyn Backend, pooler: bool, layout: &mut Layout) -> Result<Frozen> {
+        let (spec, precision) = (&model.spec, backend.precision());
+        let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new() };
         let has = |slot| spec.shape(slot).is_some();
         let word = placer.matrix(layout, Slot::WordEmbedding)?;
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
@@ -160,7 +162,7 @@ impl Frozen {
             (true, true) => Some(placer.linear(layout, Slot::Pooler)?),
             // Made by the engine, or brought by an adapter.
             (true, false) => Some(Linear {
-                weight: layout.matrix(spec.hidden_size, spec.hidden_size, DType::F16),
+                weight: layout.matrix(spec.hidden_size, spec.hidden_size, precision.frozen(DType::F32)),
                 bias: Some(layout.vector(spec.hidden_size, precision.master)),
             }),
         };
@@ -202,7 +204,7 @@ impl Frozen {
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
     }
 
-    /// Fills the arena. A value that fp16 cannot hold is an error that names its tensor.
+    /// Fills the arena. A value that the 16-bit type cannot hold is an error that names its tensor.
     pub fn load(&self, model: &FrozenModel, backend: &mut dyn Backend) -> Result<()> {
         for &(slot, part, view) in &self.uploads {
             let tensor = match part {
@@ -229,7 +231,7 @@ fn load_matrix(tensor: &Tensor, data: &[u8], view: View, backend: &mut dyn Backe
         if tensor.dtype == view.dtype {
             backend.write(to, chunk);
         } else {
-            backend.write(to, &numbers::round_to_f16(&tensor.name, chunk)?);
+            backend.write(to, &numbers::round(&tensor.name, chunk, tensor.dtype, view.dtype)?);
         }
     }
     Ok(())

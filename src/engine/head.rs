@@ -56,7 +56,7 @@ impl Engine {
         self.backend.cross_entropy(&CrossEntropy {
             logits,
             groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
-            scale: 1.0 / self.step_targets as f64,
+            scale: self.scale / self.step_targets as f64,
             loss,
             d_logits,
         });

@@ -11,6 +11,7 @@ mod numbers;
 mod options;
 mod plan;
 mod prefix;
+mod scale;
 mod state;
 mod step;
 mod trainable;
@@ -20,12 +21,13 @@ pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};
 pub use plan::Plan;
 pub use step::{StepReport, Update};
 
-use crate::backend::{Backend, Dropout, Rows, Site, stream_key};
+use crate::backend::{Backend, DType, Dropout, Rows, Site, stream_key};
 use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Packing, RowArrays};
 use crate::model::Specification;
 use anyhow::{Result, ensure};
 use plan::RowViews;
+use scale::LossScale;
 use std::collections::VecDeque;
 
 /// A frozen model, its prefixes and its head on a backend.
@@ -41,8 +43,14 @@ pub struct Engine {
     step_targets: usize,
     /// Whether the projected prefix is older than its trainables.
     prefix_stale: bool,
-    /// Finished steps whose loss has not been read: the step and its row of the report.
-    unread: VecDeque<(u64, usize)>,
+    /// Finished steps whose report is on its way to the host.
+    unread: VecDeque<step::Unread>,
+    /// Reports that are here and were not taken yet.
+    reports: VecDeque<StepReport>,
+    /// What the running step's loss is multiplied by, and with it every gradient.
+    scale: f64,
+    /// How that changes; None where activations have fp32's range.
+    scaling: Option<LossScale>,
     /// Whether the pooler was made here because the checkpoint has none.
     made_pooler: bool,
 }
@@ -73,7 +81,8 @@ impl Engine {
     pub fn new(mut backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
         let spec = model.spec.clone();
         options.prefix.check_positions(&spec, capacity.longest)?;
-        for file in 0..model.checkpoint.files().len() {
+        let files = if backend.reads_files() { model.checkpoint.files().len() } else { 0 };
+        for file in 0..files {
             let buffer = backend.attach(model.checkpoint.files()[file].clone());
             assert_eq!(buffer, frozen::file_buffer(file));
         }
@@ -81,6 +90,7 @@ impl Engine {
         backend.allocate(plan.total, plan.scratch)?;
         plan.frozen.load(model, backend.as_mut())?;
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
+        let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);
         let mut engine = Engine {
             backend,
             spec,
@@ -91,6 +101,9 @@ impl Engine {
             step_targets: 0,
             prefix_stale: true,
             unread: VecDeque::new(),
+            reports: VecDeque::new(),
+            scale: 1.0,
+            scaling,
             made_pooler,
         };
         engine.initialise(PrefixInit::Normal);
@@ -113,6 +126,11 @@ impl Engine {
         self.backend.describe()
     }
 
+    /// What went wrong on the device; results since are void.
+    pub fn check(&self) -> Result<()> {
+        self.backend.check()
+    }
+
     pub fn trainables(&self) -> Vec<TrainableInfo> {
         self.plan.trainables.list.iter().map(|t| TrainableInfo { name: t.name.clone(), shape: t.shape }).collect()
     }
@@ -123,6 +141,7 @@ impl Engine {
         self.run_forward(Mode::Evaluate, &rows);
         let logits = self.plan.head.logits.first_rows(rows.readout.count);
         let values = self.read_values(logits);
+        self.backend.check()?;
         let mut rest = values.as_slice();
         let columns = self.options.head.columns;
         Ok(self
@@ -170,6 +189,7 @@ impl Engine {
             tokens: upload(views.tokens, &arrays.tokens),
             offsets: upload(views.offsets, &arrays.offsets),
             count: arrays.count(),
+            longest: arrays.longest(),
         };
         Ok(BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout) })
     }

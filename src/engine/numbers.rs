@@ -7,19 +7,27 @@ use half::{bf16, f16};
 /// Elements that pass through the host at a time: bounds its memory, however large a tensor is.
 pub const CHUNK: usize = 1 << 20;
 
-/// Little-endian fp32 to fp16 bits, rounded to nearest; a value that fp16 cannot hold names its tensor.
-pub fn round_to_f16(tensor: &str, bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut rounded = Vec::with_capacity(bytes.len() / 2);
-    for chunk in bytes.chunks_exact(4) {
-        let value = f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
-        let half = f16::from_f32(value);
-        if !half.is_finite() {
-            if value.is_finite() {
+/// A weight's little-endian values in a 16-bit type, rounded to nearest; a value that it cannot hold names its tensor.
+pub fn round(tensor: &str, bytes: &[u8], from: DType, to: DType) -> Result<Vec<u8>> {
+    let mut rounded = Vec::with_capacity(bytes.len() / from.size() * 2);
+    for chunk in bytes.chunks_exact(from.size()) {
+        let value = match from {
+            DType::F32 => f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]),
+            DType::F16 => f16::from_le_bytes([chunk[0], chunk[1]]).to_f32(),
+            DType::BF16 => bf16::from_le_bytes([chunk[0], chunk[1]]).to_f32(),
+            DType::F64 | DType::I32 => bail!("tensor {tensor} is {}, not a weight type", from.name()),
+        };
+        let (bits, fits) = match to {
+            DType::BF16 => (bf16::from_f32(value).to_bits(), bf16::from_f32(value).is_finite()),
+            _ => (f16::from_f32(value).to_bits(), f16::from_f32(value).is_finite()),
+        };
+        if !fits {
+            if value.is_finite() && to == DType::F16 {
                 bail!("tensor {tensor} holds {value}, more than fp16 can (65504): convert the checkpoint to bf16 first");
             }
             bail!("tensor {tensor} holds {value}: the checkpoint is damaged");
         }
-        rounded.extend_from_slice(&half.to_le_bytes());
+        rounded.extend_from_slice(&bits.to_le_bytes());
     }
     Ok(rounded)
 }
@@ -29,7 +37,7 @@ pub fn widen_frozen(tensor: &str, bytes: &[u8], dtype: DType) -> Result<Vec<f64>
     Ok(match dtype {
         DType::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
         DType::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-        DType::F32 => widen_frozen(tensor, &round_to_f16(tensor, bytes)?, DType::F16)?,
+        DType::F32 => widen_frozen(tensor, &round(tensor, bytes, DType::F32, DType::F16)?, DType::F16)?,
         DType::F64 | DType::I32 => bail!("tensor {tensor} is {}, not a weight type", dtype.name()),
     })
 }
@@ -62,12 +70,16 @@ mod tests {
     #[test]
     fn fp16_rounds_and_refuses_what_it_cannot_hold() {
         let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
-        let half = round_to_f16("w", &bytes(&[1.0, 0.1, -65504.0])).expect("all fit");
+        let to_f16 = |tensor, values: &[f32]| round(tensor, &bytes(values), DType::F32, DType::F16);
+        let half = to_f16("w", &[1.0, 0.1, -65504.0]).expect("all fit");
         let values = widen_frozen("w", &half, DType::F16).expect("fp16");
         assert_eq!(values, [1.0, 0.099_975_585_937_5, -65504.0]);
-        let error = round_to_f16("layer.weight", &bytes(&[70000.0])).expect_err("too large");
+        let error = to_f16("layer.weight", &[70000.0]).expect_err("too large");
         assert!(error.to_string().contains("layer.weight") && error.to_string().contains("70000"));
-        assert!(round_to_f16("w", &bytes(&[f32::NAN])).is_err());
+        assert!(to_f16("w", &[f32::NAN]).is_err());
+        let brain = round("w", &bytes(&[70000.0, 1.0]), DType::F32, DType::BF16).expect("bf16 has fp32's range");
+        assert_eq!(widen_frozen("w", &brain, DType::BF16).expect("bf16"), [70144.0, 1.0]);
+        assert!(round("w", &brain, DType::BF16, DType::F16).is_err());
     }
 
     #[test]

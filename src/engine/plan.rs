@@ -192,9 +192,8 @@ impl Plan {
 
         let formula =
             format!("biases and norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
-        let frozen = layout.region("frozen weights", formula, |layout| {
-            Frozen::lay_out(model, precision, options.head.pooling == Pooling::Frozen, layout)
-        })?;
+        let frozen = layout
+            .region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, options.head.pooling == Pooling::Frozen, layout))?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
@@ -231,12 +230,17 @@ impl Plan {
             longest: capacity.longest + options.prefix.length,
             prefix_length: options.prefix.length,
             head_dim: spec.head_dim,
+            kv_size: kv,
+            tokens,
+            sequences: capacity.sequences,
+            groups: capacity.groups,
+            parameters: trainables.gradients.len(),
             widest: [h, f, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, options.head.columns]
                 .into_iter()
                 .max()
                 .unwrap_or(0),
         };
-        let bytes = backend.scratch_bytes(&need);
+        let bytes = backend.scratch_bytes(&need)?;
         let scratch = layout.region("backend scratch", backend.describe(), |layout| layout.vector(bytes.div_ceil(8), DType::F64));
         let report = layout.region("step report", "loss and gradient norm, two steps".into(), |layout| layout.matrix(2, 2, master));
 

@@ -1,6 +1,7 @@
 //! What goes into a run and comes out of it: initial values, adapters, the optimizer's state.
 
 use super::numbers::{self, CHUNK};
+use super::scale::LossScale;
 use super::trainable::Trainable;
 use super::{Engine, PrefixInit};
 use crate::backend::{DType, Site, Stream, View, stream_key};
@@ -10,6 +11,9 @@ use std::collections::BTreeMap;
 
 /// Standard deviation of initial values: what the released code effectively starts from (ptuning-v2.md §0, item 1).
 const INITIAL_DEVIATION: f64 = 0.02;
+
+/// The loss scale among the tensors of a state.
+const LOSS_SCALE: &str = "loss_scale";
 
 impl Engine {
     pub(super) fn read_values(&mut self, view: View) -> Vec<f64> {
@@ -103,7 +107,8 @@ impl Engine {
     /// A trained tensor's gradient: complete after `finish_step` (of a flat prefix and the head, after `accumulate`).
     pub fn gradient(&mut self, name: &str) -> Result<Vec<f64>> {
         let index = self.index_of(name)?;
-        Ok(self.read_values(self.plan.trainables.list[index].gradient))
+        let values = self.read_values(self.plan.trainables.list[index].gradient);
+        Ok(values.into_iter().map(|value| value / self.scale).collect())
     }
 
     /// Takes prefix, head and (where the checkpoint has none) pooler from an adapter whose fit was checked.
@@ -164,8 +169,10 @@ impl Engine {
         tensors
     }
 
-    /// Each trained tensor's number of updates: with the [`StateTensors`], what an exact resume needs.
-    pub fn update_counts(&self) -> BTreeMap<String, u64> {
+    /// Each trained tensor's number of updates: with the [`StateTensors`], what an exact resume needs. Waits for the steps
+    /// that are queued, whose outcomes the loss scale depends on.
+    pub fn update_counts(&mut self) -> BTreeMap<String, u64> {
+        self.settle(0);
         self.plan.trainables.list.iter().map(|trainable| (trainable.name.clone(), trainable.steps)).collect()
     }
 
@@ -195,16 +202,25 @@ impl Engine {
 /// Masters as "name", moments as "name.moment1" and "name.moment2".
 impl StateTensors for Engine {
     fn state_tensors(&self) -> BTreeMap<String, Vec<usize>> {
-        self.state_views().map(|(name, view)| (name, vec![view.rows, view.cols])).collect()
+        let scale = self.scaling.as_ref().map(|scaling| (LOSS_SCALE.to_string(), vec![scaling.to_values().len()]));
+        self.state_views().map(|(name, view)| (name, vec![view.rows, view.cols])).chain(scale).collect()
     }
 
     fn read_state(&mut self, name: &str, start: usize, values: &mut [f32]) -> Result<()> {
+        if let (LOSS_SCALE, Some(scaling)) = (name, &self.scaling) {
+            values.copy_from_slice(&scaling.to_values());
+            return Ok(());
+        }
         let view = self.state_view(name, start, values.len())?;
         self.read_f32(view, values);
         Ok(())
     }
 
     fn write_state(&mut self, name: &str, start: usize, values: &[f32]) -> Result<()> {
+        if let (LOSS_SCALE, Some(scaling)) = (name, &mut self.scaling) {
+            *scaling = LossScale::from_values(values).with_context(|| format!("the checkpoint's {LOSS_SCALE} is damaged"))?;
+            return Ok(());
+        }
         let view = self.state_view(name, start, values.len())?;
         self.write_f32(view, values);
         self.prefix_stale = true;

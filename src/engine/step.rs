@@ -2,8 +2,8 @@
 //! that the host never waits for the step it has just queued.
 
 use super::trainable::PrefixBuffers;
-use super::{Engine, Mode};
-use crate::backend::AdamW;
+use super::{Engine, Mode, numbers};
+use crate::backend::{AdamW, Readback};
 use crate::data::FeatureSet;
 use anyhow::{Result, ensure};
 
@@ -22,11 +22,33 @@ pub struct StepReport {
     pub step: u64,
     pub loss: f64,
     pub grad_norm: f64,
+    /// What the loss was multiplied by; None where nothing is scaled.
+    pub scale: Option<f64>,
+    /// The gradients overflowed fp16, nothing was updated, and a smaller scale will be tried. Not set once none is left.
+    pub skipped: bool,
+}
+
+/// The report of a finished step, on its way.
+pub(super) struct Unread {
+    step: u64,
+    scale: f64,
+    /// Whether trainables were updated, if the gradients were finite.
+    updated: bool,
+    report: Readback,
 }
 
 impl Engine {
     /// Starts step `step`; `targets` counts the targets of all of its micro-batches.
     pub fn begin_step(&mut self, step: u64, targets: usize) {
+        self.settle(1);
+        if let Some(scaling) = &mut self.scaling {
+            for _ in 0..scaling.advance(self.unread.len()) {
+                for trainable in &mut self.plan.trainables.list {
+                    trainable.steps -= 1;
+                }
+            }
+            self.scale = scaling.value();
+        }
         self.step = step;
         self.step_targets = targets.max(1);
         self.backend.zero(self.plan.trainables.gradients);
@@ -42,6 +64,7 @@ impl Engine {
     /// Forward and backward of a micro-batch, gradients added. `first_ordinal` counts the step's sequences before it.
     pub fn accumulate(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
         ensure!(self.plan.capacity.training, "this engine was laid out for evaluation only");
+        self.backend.check()?;
         let rows = self.load_batch(set, features, first_ordinal)?;
         if self.batch.targets == 0 {
             return Ok(());
@@ -58,7 +81,8 @@ impl Engine {
     /// Norm, clipping and AdamW over what the step used; what it did not use keeps its moments and step count.
     pub fn finish_step(&mut self, update: &Update) {
         let slot = (self.step % 2) as usize;
-        if self.plan.trainables.list.iter().any(|trainable| trainable.used) {
+        let updated = self.plan.trainables.list.iter().any(|trainable| trainable.used);
+        if updated {
             self.backward_projection();
         }
         let squared_norm = self.plan.report.row_range(slot, 1).col_range(1, 1);
@@ -71,6 +95,7 @@ impl Engine {
                 moment1: trainable.moment1,
                 moment2: trainable.moment2,
                 squared_norm,
+                gradient_scale: self.scale,
                 max_norm: update.max_grad_norm,
                 learning_rate: update.learning_rate,
                 beta1: 0.9,
@@ -81,19 +106,34 @@ impl Engine {
             });
         }
         self.prefix_stale = true;
-        self.unread.push_back((self.step, slot));
+        let report = self.backend.read_later(self.plan.report.row_range(slot, 1));
+        self.unread.push_back(Unread { step: self.step, scale: self.scale, updated, report });
+    }
+
+    /// Waits for reports until no more than `left` are on their way.
+    pub(super) fn settle(&mut self, left: usize) {
+        while self.unread.len() > left {
+            let Some(Unread { step, scale, updated, report }) = self.unread.pop_front() else { return };
+            let values = numbers::from_bytes(&report(), self.plan.report.dtype);
+            let (loss, grad_norm) = (values[0] / scale, values[1].sqrt() / scale);
+            let overflow = updated && !values[1].is_finite();
+            let skipped = self.scaling.as_mut().is_some_and(|scaling| scaling.record(scale, overflow));
+            let scale = self.scaling.is_some().then_some(scale);
+            self.reports.push_back(StepReport { step, loss, grad_norm, scale, skipped });
+        }
     }
 
     /// The report of the step before the last finished one, once.
     pub fn take_report(&mut self) -> Option<StepReport> {
-        if self.unread.len() < 2 { None } else { self.flush_report() }
+        if self.unread.len() + self.reports.len() < 2 { None } else { self.flush_report() }
     }
 
     /// The oldest unread report; waits for its step.
     pub fn flush_report(&mut self) -> Option<StepReport> {
-        let (step, slot) = self.unread.pop_front()?;
-        let values = self.read_values(self.plan.report.row_range(slot, 1));
-        Some(StepReport { step, loss: values[0], grad_norm: values[1].sqrt() })
+        if self.reports.is_empty() {
+            self.settle(self.unread.len().saturating_sub(1));
+        }
+        self.reports.pop_front()
     }
 
     /// Norm of the gradient of each layer's prefix, after `accumulate` and before `finish_step`: a zero means that
@@ -108,6 +148,6 @@ impl Engine {
                 *sum += part.iter().map(|value| value * value).sum::<f64>();
             }
         }
-        sums.into_iter().map(f64::sqrt).collect()
+        sums.into_iter().map(|sum| sum.sqrt() / self.scale).collect()
     }
 }

@@ -169,12 +169,17 @@ impl Trainer<'_> {
 
     /// Takes in what an earlier step reports. A step that cannot be used ends the run before anything of it is saved.
     fn take(&mut self, report: Option<StepReport>) -> Result<()> {
-        let Some(StepReport { step, loss, grad_norm }) = report else { return Ok(()) };
+        let Some(StepReport { step, loss, grad_norm, scale, skipped }) = report else { return Ok(()) };
+        self.engine.check()?;
         let done = step + 1;
+        let rate = self.rate.at(step);
+        if skipped {
+            let row = [("step", Value::from(done)), ("loss_scale", scale.into()), ("skipped", true.into())];
+            return self.record.write(row.map(|(name, value)| (name.to_string(), value)).into_iter().collect(), None);
+        }
         if !loss.is_finite() || !grad_norm.is_finite() {
             let what = if loss.is_finite() { "gradient norm" } else { "loss" };
             let value = if loss.is_finite() { grad_norm } else { loss };
-            let rate = self.rate.at(step);
             let cause = if step == 0 {
                 "the frozen model itself overflows: check its weights and the adapter that the run starts from".to_string()
             } else {
@@ -186,7 +191,6 @@ impl Trainer<'_> {
             };
             bail!("step {done}: the {what} is {value}; {cause}{kept}");
         }
-        let rate = self.rate.at(step);
         self.state.add_step(&self.extent, step, loss, grad_norm, rate);
         self.session.last_loss = Some(loss);
         let row = [
@@ -196,7 +200,9 @@ impl Trainer<'_> {
             ("grad_norm", grad_norm.into()),
             ("learning_rate", rate.into()),
         ];
-        self.record.write(row.map(|(name, value)| (name.to_string(), value)).into_iter().collect(), self.session.tokens_per_second())
+        let scale = scale.map(|scale| ("loss_scale", Value::from(scale)));
+        let row = row.into_iter().chain(scale).map(|(name, value)| (name.to_string(), value)).collect();
+        self.record.write(row, self.session.tokens_per_second())
     }
 
     fn describe(&self) -> String {
@@ -251,6 +257,7 @@ impl Trainer<'_> {
     /// The current adapter; an error where an update made it useless, which only the next step's loss would show.
     fn adapter(&mut self) -> Result<Adapter> {
         let tensors = self.engine.adapter_tensors();
+        self.engine.check()?;
         if let Some((name, _)) = tensors.iter().find(|(_, tensor)| tensor.values.iter().any(|value| !value.is_finite())) {
             bail!(
                 "step {}: {name} is not finite any more; the learning rate ({:.2e} in this step) is too high; this step was not saved",
@@ -270,7 +277,9 @@ impl Trainer<'_> {
         }
         let step = self.state.step;
         let adapter = self.adapter()?;
-        let state = TrainingState { step, tensor_steps: self.engine.update_counts(), trainer: serde_json::to_value(&self.state)? };
+        let tensor_steps = self.engine.update_counts();
+        self.engine.check()?;
+        let state = TrainingState { step, tensor_steps, trainer: serde_json::to_value(&self.state)? };
         write_checkpoint(self.folder.root(), &adapter, self.spec, &state, &mut self.engine)?;
         write_text(&self.folder.file(TRAINER_STATE), &self.state.to_trainer_state(&self.extent)?)?;
         let extent = self.extent;

@@ -69,8 +69,9 @@ impl Bundle {
         self.expected.contains_key(name)
     }
 
-    pub fn tolerance(&self, name: &str) -> f64 {
-        self.case["tolerance_fp32_engine"][name].as_f64().unwrap()
+    /// Of a kind of engine: "tolerance_fp32_engine" or "tolerance_fp16_activation_engine".
+    pub fn tolerance(&self, engine: &str, name: &str) -> f64 {
+        self.case[engine][name].as_f64().unwrap()
     }
 
     /// Names of tensors whose exact gradient is zero.

@@ -2,7 +2,8 @@
 //! its fp32 storage keeps.
 
 use crate::bundle::{BUNDLES, Bundle};
-use ptune::backend::cpu::{Cpu, Number};
+use ptune::backend::Backend;
+use ptune::backend::cpu::Cpu;
 use ptune::checkpoint::HostTensor;
 use ptune::engine::{Engine, Update};
 
@@ -19,11 +20,24 @@ fn largest_difference(found: &[f64], expected: &[f64]) -> f64 {
 }
 
 /// Bounds of one precision.
-struct Bounds {
+pub struct Bounds {
     logits: f64,
     loss: f64,
     gradient: f64,
     trained: f64,
+}
+
+impl Bounds {
+    /// What a bundle states for a kind of engine.
+    pub fn of(bundle: &Bundle, engine: &str) -> Bounds {
+        let bound = |name| bundle.tolerance(engine, name);
+        Bounds {
+            logits: bound("logits_max_abs"),
+            loss: bound("loss_abs"),
+            gradient: bound("grad_rel_l2"),
+            trained: bound("trained_delta_rel_l2").min(bound("trained_clipped_linear_delta_rel_l2")),
+        }
+    }
 }
 
 fn step(engine: &mut Engine, set: &ptune::data::FeatureSet, number: usize, update: Update) -> (f64, f64) {
@@ -36,7 +50,8 @@ fn step(engine: &mut Engine, set: &ptune::data::FeatureSet, number: usize, updat
     (report.loss, report.grad_norm)
 }
 
-fn check<T: Number>(name: &str, bounds: impl Fn(&Bundle) -> Bounds) {
+/// Logits, loss, gradients and two short trainings of a bundle.
+pub fn check(name: &str, backend: &dyn Fn() -> Box<dyn Backend>, bounds: impl Fn(&Bundle) -> Bounds) {
     let bundle = Bundle::open(name);
     let bounds = bounds(&bundle);
     let set = bundle.features();
@@ -44,7 +59,7 @@ fn check<T: Number>(name: &str, bounds: impl Fn(&Bundle) -> Bounds) {
     let unstable = bundle.unstable();
     let names: Vec<String> = bundle.adapter.tensors.keys().cloned().collect();
 
-    let mut engine = bundle.engine(Box::new(Cpu::<T>::new()), &set, 8);
+    let mut engine = bundle.engine(backend(), &set, 8);
     let mut logits = Vec::new();
     for chunk in (0..set.features.len()).collect::<Vec<_>>().chunks(8) {
         logits.extend(engine.forward(&set, chunk).unwrap().concat());
@@ -62,7 +77,7 @@ fn check<T: Number>(name: &str, bounds: impl Fn(&Bundle) -> Bounds) {
     }
 
     for (kind, clip, linear) in [("trained", None, false), ("trained_clipped_linear", Some(1.0), true)] {
-        let mut engine = bundle.engine(Box::new(Cpu::<T>::new()), &set, 8);
+        let mut engine = bundle.engine(backend(), &set, 8);
         for k in 0..5 {
             let learning_rate = if linear { 1e-2 * (1.0 - k as f64 / 5.0) } else { 1e-2 };
             let (loss, norm) = step(&mut engine, &set, k, Update { learning_rate, weight_decay: 0.0, max_grad_norm: clip });
@@ -82,12 +97,7 @@ fn check<T: Number>(name: &str, bounds: impl Fn(&Bundle) -> Bounds) {
 #[test]
 fn bundles_in_f32() {
     for name in BUNDLES {
-        check::<f32>(name, |bundle| Bounds {
-            logits: bundle.tolerance("logits_max_abs"),
-            loss: bundle.tolerance("loss_abs"),
-            gradient: bundle.tolerance("grad_rel_l2"),
-            trained: bundle.tolerance("trained_delta_rel_l2").min(bundle.tolerance("trained_clipped_linear_delta_rel_l2")),
-        });
+        check(name, &|| Box::new(Cpu::<f32>::new()), |bundle| Bounds::of(bundle, "tolerance_fp32_engine"));
     }
 }
 
@@ -96,6 +106,6 @@ fn bundles_in_f32() {
 #[test]
 fn bundles_in_f64() {
     for name in BUNDLES {
-        check::<f64>(name, |_| Bounds { logits: 1e-6, loss: 1e-6, gradient: 1e-6, trained: 1e-5 });
+        check(name, &|| Box::new(Cpu::<f64>::new()), |_| Bounds { logits: 1e-6, loss: 1e-6, gradient: 1e-6, trained: 1e-5 });
     }
 }

@@ -35,13 +35,14 @@ fn engine<T: ptune::backend::cpu::Number>(bundle: &Bundle, set: &FeatureSet, opt
 
 /// Everything that a checkpoint keeps of an engine.
 #[derive(Debug, PartialEq)]
-struct State {
+pub struct State {
     tensors: BTreeMap<String, Vec<f32>>,
-    update_counts: BTreeMap<String, u64>,
+    pub update_counts: BTreeMap<String, u64>,
 }
 
 impl State {
-    fn of(engine: &mut Engine) -> State {
+    pub fn of(engine: &mut Engine) -> State {
+        let update_counts = engine.update_counts();
         let shapes = engine.state_tensors();
         let read = |(name, shape): (String, Vec<usize>)| {
             let mut values = vec![f32::NAN; shape.iter().product()];
@@ -49,7 +50,17 @@ impl State {
             (name, values)
         };
         let tensors = shapes.into_iter().map(read).collect();
-        State { tensors, update_counts: engine.update_counts() }
+        State { tensors, update_counts }
+    }
+
+    /// As a checkpoint does it: piece by piece.
+    pub fn restore(&self, engine: &mut Engine) {
+        engine.set_update_counts(&self.update_counts).unwrap();
+        for (name, values) in &self.tensors {
+            for (piece, part) in values.chunks(1000).enumerate() {
+                engine.write_state(name, piece * 1000, part).unwrap();
+            }
+        }
     }
 }
 
@@ -142,15 +153,9 @@ fn a_restored_engine_goes_on_with_the_same_bits() {
         step(&mut first, &set, number, &features, 4);
     }
     let mut second = engine::<f32>(&bundle, &set, EngineOptions { ..options });
-    // As a checkpoint does it: piece by piece.
-    let State { tensors, update_counts } = State::of(&mut first);
-    second.set_update_counts(&update_counts).unwrap();
-    for (name, values) in &tensors {
-        for (piece, part) in values.chunks(1000).enumerate() {
-            second.write_state(name, piece * 1000, part).unwrap();
-        }
-    }
-    assert_eq!(State::of(&mut second).tensors, tensors);
+    let state = State::of(&mut first);
+    state.restore(&mut second);
+    assert_eq!(State::of(&mut second), state);
     for number in 2..4 {
         step(&mut second, &set, number, &features, 4);
     }

@@ -8,6 +8,8 @@ mod failures;
 mod golden;
 mod gradients;
 mod invariants;
+#[cfg(feature = "emulation")]
+mod kernels;
 mod memory;
 mod place;
 mod program;

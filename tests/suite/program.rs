@@ -58,7 +58,7 @@ fn training_gives_what_the_reference_gives() {
             let output = folder.path().join("run");
             train(&bundle, &output, &flags);
 
-            let bound = bundle.tolerance(&format!("{kind}_delta_rel_l2"));
+            let bound = bundle.tolerance("tolerance_fp32_engine", &format!("{kind}_delta_rel_l2"));
             let unstable = bundle.unstable();
             let start = tensors(&bundle.directory.join("adapter/adapter_model.safetensors"));
             for (tensor, (_, found)) in
@@ -79,7 +79,10 @@ fn training_gives_what_the_reference_gives() {
                 let rate = if kind == "trained" { 1e-2 } else { 1e-2 * (1.0 - step as f64 / 5.0) };
                 assert!((row["learning_rate"].as_f64().unwrap() - rate).abs() < 1e-15, "{name}: {row}");
                 let loss = bundle.expected(&format!("{unpadded}{kind}_losses"))[step];
-                assert!((row["loss"].as_f64().unwrap() - loss).abs() <= bundle.tolerance("loss_abs"), "{name}: {kind} {row}, not {loss}");
+                assert!(
+                    (row["loss"].as_f64().unwrap() - loss).abs() <= bundle.tolerance("tolerance_fp32_engine", "loss_abs"),
+                    "{name}: {kind} {row}, not {loss}"
+                );
                 let norm = bundle.expected(&format!("{unpadded}{kind}_grad_norms"))[step];
                 let ratio = row["grad_norm"].as_f64().unwrap() / norm;
                 assert!((ratio - 1.0).abs() <= bound, "{name}: {kind} {row}, not {norm}");
@@ -132,7 +135,7 @@ fn predictions_with_adapters_of_peft() {
         let expected = bundle.expected("logits");
         assert_eq!(logits.len(), expected.len(), "{name}");
         let off = logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        assert!(off <= bundle.tolerance("logits_max_abs"), "{name}: logits off by {off:e}");
+        assert!(off <= bundle.tolerance("tolerance_fp32_engine", "logits_max_abs"), "{name}: logits off by {off:e}");
     }
 }
 
@@ -168,7 +171,7 @@ fn evaluation_agrees_with_the_reference_logits() {
             assert!((found - expected).abs() <= bound, "{name}: {key} {found}, not {expected}");
         };
         near("accuracy", right as f64 / targets.len() as f64, 1e-12);
-        near("loss", loss / targets.len() as f64, bundle.tolerance("loss_abs"));
+        near("loss", loss / targets.len() as f64, bundle.tolerance("tolerance_fp32_engine", "loss_abs"));
         assert_eq!(scores["examples"], bundle.features().examples, "{name}");
     }
 }

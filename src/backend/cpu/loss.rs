@@ -56,7 +56,8 @@ pub fn adamw<T: Real + Element>(master: &mut [T], gradient: &[T], moment1: &mut 
     if !squared_norm.is_finite() {
         return;
     }
-    let clip = update.max_norm.map_or(1.0, |max_norm| (max_norm / (squared_norm.sqrt() + 1e-6)).min(1.0));
+    let clip = update.max_norm.map_or(1.0, |max_norm| (max_norm / (squared_norm.sqrt() / update.gradient_scale + 1e-6)).min(1.0));
+    let clip = clip / update.gradient_scale;
     let power = update.step.min(i32::MAX as u64) as i32;
     let correction1 = 1.0 - update.beta1.powi(power);
     let correction2 = (1.0 - update.beta2.powi(power)).sqrt();

@@ -140,9 +140,9 @@ impl<T: Number> Backend for Cpu<T> {
         Precision { activation: <T as Real>::DTYPE, master: <T as Real>::DTYPE }
     }
 
-    fn scratch_bytes(&self, need: &ScratchNeed) -> usize {
+    fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize> {
         let attention = attention::scratch_elements(need.longest, need.prefix_length, need.head_dim);
-        self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>()
+        Ok(self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>())
     }
 
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()> {
@@ -152,8 +152,16 @@ impl<T: Number> Backend for Cpu<T> {
         Ok(())
     }
 
+    fn reads_files(&self) -> bool {
+        true
+    }
+
     fn attach(&mut self, file: FileBytes) -> BufferId {
         self.buffers.attach(file)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        Ok(())
     }
 
     fn write(&mut self, to: View, bytes: &[u8]) {
@@ -162,6 +170,11 @@ impl<T: Number> Backend for Cpu<T> {
 
     fn read(&mut self, from: View, bytes: &mut [u8]) {
         bytes.copy_from_slice(self.buffers.bytes(from));
+    }
+
+    fn read_later(&mut self, from: View) -> Readback {
+        let bytes = self.buffers.bytes(from).to_vec();
+        Box::new(move || bytes)
     }
 
     fn zero(&mut self, view: View) {

@@ -1,0 +1,368 @@
+// attention_tiles.cuh: what the attention kernels share: their operands, the table of tile sizes, tiles in shared
+// memory, products of fragments, and dropout masks in the layout of a fragment.
+//
+// The columns of a sequence's scores are numbered through: prefix positions 0..P first, then its own keys P..P + m.
+// A tile of streamed keys is a range of these columns and may hold both; the prefix rows are read from the float
+// masters, go through the sequence's own mask and are rounded to T on their way into shared memory.
+//
+// Launching (every kernel here: block size x = 32 * warps, y = z = 1; D = 16, 32, 64 or 128, the least >= head_dim):
+//   kernel                           grid x                               y         z          shared bytes
+//   attention_forward_T_D            ceil(max_queries / (16*warps*blocks)) heads     sequences  row_major_bytes(.., 1)
+//   attention_backward_query_T_D     the same, its own tile                heads     sequences  row_major_bytes(.., 2)
+//   attention_backward_key_T_D       ceil((P % 4 + max_keys) / (16*warps*blocks)) kv_heads  sequences  key_major_bytes
+//   prefix_gradient_partial_T_D      ceil(P / (16*warps*blocks))           kv_heads  chunks     key_major_bytes
+// with P = prefix_length, and the tile of kForward, kBackwardQuery, kBackwardKey or kPrefix for D.
+#pragma once
+#include "instructions.cuh"
+#include "numbers.cuh"
+#include "philox.cuh"
+
+// A block holds 16 * warps * blocks rows of its own (queries, or keys in a key-major kernel), `blocks` times 16 a
+// warp, and streams the other side through shared memory in double-buffered tiles of `step` rows, of which `chunk` at a
+// time are in registers.
+struct Tile {
+    int warps, blocks, step, chunk;
+};
+
+// For D = 16, 32, 64, 128. Two blocks of 16 rows a warp halve the shared-memory reads of the streamed side, which would
+// else be the limit (one mma of 16x8x16 takes 256 bytes of it); registers bound the rest: 255 a thread at 128 threads.
+constexpr Tile kForward[4] = {
+    {4, 2, 64, 64},  // scores 64 registers, output 16: the softmax is the limit, wide steps rescale less often
+    {4, 2, 64, 64},  // output 32
+    {4, 2, 64, 64},  // output 64, queries held in 32 registers; 48 KB, so that two blocks share 99 KB
+    {4, 2, 32, 32},  // output 128, scores 32, queries reread from shared memory; 64 KB
+};
+constexpr Tile kBackwardQuery[4] = {
+    {4, 2, 64, 32},
+    {4, 2, 64, 32},
+    {4, 2, 64, 32},  // d_query 64 registers, scores and their gradients 32 each; 64 KB
+    {4, 2, 32, 16},  // d_query 128 registers, so 16 + 16 for the chunk; 96 KB
+};
+constexpr Tile kBackwardKey[4] = {
+    {4, 2, 64, 32},
+    {4, 2, 64, 32},
+    {4, 2, 64, 16},  // d_key and d_value 64 registers each; 65 KB
+    {8, 1, 32, 16},  // 64 registers each, with one block of rows a warp; 8 warps, so that 128 keys share a load; 97 KB
+};
+constexpr Tile kPrefix[4] = {
+    {4, 1, 64, 32},  // prefixes are short: 64 keys a block leave fewer warps idle
+    {4, 1, 64, 32},
+    {4, 1, 64, 32},
+    {4, 1, 32, 16},
+};
+__host__ __device__ constexpr int tile_index(int head_dim) { return head_dim <= 16 ? 0 : head_dim <= 32 ? 1 : head_dim <= 64 ? 2 : 3; }
+
+// Shared memory in bytes: own rows (`own` operands: queries, and their output gradients), then two stages of keys and
+// values.
+constexpr int row_major_bytes(Tile tile, int head_dim, int own) {
+    return 2 * head_dim * (16 * tile.warps * tile.blocks * own + 2 * 2 * tile.step);
+}
+// Own keys and values, then two stages of queries, output gradients and four numbers a query.
+constexpr int key_major_bytes(Tile tile, int head_dim) {
+    return 2 * head_dim * (2 * 16 * tile.warps * tile.blocks + 2 * 2 * tile.step) + 2 * 4 * 4 * tile.step;
+}
+constexpr int kSharedLimit = 99 * 1024;  // of a block on sm_86, sm_89 and sm_120
+constexpr bool tiles_fit(int index, int head_dim) {
+    return row_major_bytes(kForward[index], head_dim, 1) <= kSharedLimit && row_major_bytes(kBackwardQuery[index], head_dim, 2) <= kSharedLimit &&
+           key_major_bytes(kBackwardKey[index], head_dim) <= kSharedLimit && key_major_bytes(kPrefix[index], head_dim) <= kSharedLimit;
+}
+static_assert(tiles_fit(0, 16) && tiles_fit(1, 32) && tiles_fit(2, 64) && tiles_fit(3, 128), "a tile outgrows shared memory");
+
+// The operands that every attention kernel takes first, in this order. Strides (ld_) in elements.
+template <class T>
+struct Operands {
+    const T* query;  // [Tq, heads * head_dim]
+    int ld_query;
+    const T* key;  // [Tk, kv_heads * head_dim]
+    int ld_key;
+    const T* value;
+    int ld_value;
+    const float* prefix_key;  // [P, kv_heads * head_dim]
+    const float* prefix_value;
+    int ld_prefix, prefix_length;
+    Dropout key_dropout, value_dropout;  // of the prefix: element (ordinal, position, kv head, dim)
+    const int* query_offsets;            // [sequences + 1]
+    const int* key_offsets;
+    const int* query_ordinals;  // [Tq]; null without dropout
+    const int* query_tokens;
+    int sequences, max_queries, heads, kv_heads, head_dim;
+    float scale;
+    Dropout dropout;  // of the probabilities: element (ordinal, query token, head, column)
+};
+#define ATTENTION_PARAMETERS(T)                                                                                                 \
+    const T *query, int ld_query, const T *key, int ld_key, const T *value, int ld_value, const float *prefix_key,              \
+        const float *prefix_value, int ld_prefix, int prefix_length, uint32_t key_key0, uint32_t key_key1, uint32_t key_below,  \
+        float key_scale, uint32_t value_key0, uint32_t value_key1, uint32_t value_below, float value_scale,                     \
+        const int *query_offsets, const int *key_offsets, const int *query_ordinals, const int *query_tokens, int sequences,    \
+        int max_queries, int heads, int kv_heads, int head_dim, float scale, uint32_t key0, uint32_t key1, uint32_t below,      \
+        float kept_scale
+#define ATTENTION_OPERANDS(T)                                                                                                   \
+    Operands<T> {                                                                                                               \
+        query, ld_query, key, ld_key, value, ld_value, prefix_key, prefix_value, ld_prefix, prefix_length,                      \
+            {key_key0, key_key1, key_below, key_scale}, {value_key0, value_key1, value_below, value_scale}, query_offsets,      \
+            key_offsets, query_ordinals, query_tokens, sequences, max_queries, heads, kv_heads, head_dim, scale,                \
+            {key0, key1, below, kept_scale}                                                                                     \
+    }
+
+// What the backward kernels take beside them.
+template <class T>
+struct Saved {
+    const float* log_sum_exp;  // [Tq, heads]
+    int ld_log_sum_exp;
+    const float* delta;  // [Tq, heads]
+    int ld_delta;
+    const T* d_out;  // [Tq, heads * head_dim]
+    int ld_d_out;
+};
+#define SAVED_PARAMETERS(T) const float *log_sum_exp, int ld_log_sum_exp, const float *delta, int ld_delta, const T *d_out, int ld_d_out
+#define SAVED_OPERANDS(T) Saved<T>{log_sum_exp, ld_log_sum_exp, delta, ld_delta, d_out, ld_d_out}
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+struct Sequence {
+    int first_query, queries, first_key, keys;
+};
+template <class T>
+__device__ __forceinline__ Sequence sequence(const Operands<T>& o, int b) {
+    int first_query = o.query_offsets[b], first_key = o.key_offsets[b];
+    return {first_query, o.query_offsets[b + 1] - first_query, first_key, o.key_offsets[b + 1] - first_key};
+}
+// The sequence's ordinal in the step, for its masks.
+template <class T>
+__device__ __forceinline__ uint32_t ordinal_of(const Operands<T>& o, int first_query) {
+    return o.dropout.threshold | o.key_dropout.threshold | o.value_dropout.threshold ? (uint32_t)o.query_ordinals[first_query] : 0;
+}
+
+// ---- tiles in shared memory -------------------------------------------------------------------------------------
+
+// Where 16-byte chunk `chunk` of row `row` of a tile of rows of kDim lies (in elements): chunks are exchanged within
+// the 128-byte lines so that the 8 rows of a matrix, read at one chunk, fall in different banks.
+template <int kDim>
+__device__ __forceinline__ int chunk_at(int row, int chunk) {
+    constexpr int kChunks = kDim / 8;
+    constexpr int kRowsOfLine = kChunks < 8 ? 8 / kChunks : 1;
+    return row * kDim + ((chunk ^ (row / kRowsOfLine & (kChunks < 8 ? kChunks - 1 : 7))) * 8);
+}
+
+// Starts the copies of a tile: row r takes row r - first of `from` for first <= r < end, in dims below head_dim; the
+// other dims and the rows from `end` on are zero, so that padding adds nothing to any product. Rows before `first` are
+// left alone.
+template <class T, int kDim, int kRows, int kThreads>
+__device__ __forceinline__ void load_tile(T* tile, const T* from, int ld, int first, int end, int head_dim) {
+    constexpr int kChunks = kDim / 8;
+    if (rows_are_wide(from, ld)) {
+#pragma unroll
+        for (int start = 0; start < kRows * kChunks; start += kThreads) {
+            const int i = start + threadIdx.x, row = i / kChunks, chunk = i % kChunks;
+            if ((kRows * kChunks % kThreads != 0 && i >= kRows * kChunks) || row < first) continue;
+            const bool valid = row < end && chunk * 8 < head_dim;
+            copy_async<16>(tile + chunk_at<kDim>(row, chunk), valid ? row_of(from, row - first, ld) + chunk * 8 : from, valid);
+        }
+    } else {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
+            const int row = i / kDim, dim = i % kDim;
+            if (row < first) continue;
+            const bool valid = row < end && dim < head_dim;
+            tile[chunk_at<kDim>(row, dim / 8) + dim % 8] = valid ? row_of(from, row - first, ld)[dim] : from_float<T>(0.0f);
+        }
+    }
+}
+
+// One chunk of a prefix row as sequence `ordinal` sees it.
+template <class T>
+__device__ __forceinline__ void load_prefix_chunk(T* target, const float* from, Dropout dropout, uint32_t ordinal, int position, int kv_head, int chunk) {
+    float x[8];
+    load_some<8>(from, 0, 8, (uintptr_t)from % 16 == 0, x);
+    if (dropout.threshold) apply_dropout(x, dropout, ordinal, position, kv_head, chunk * 8);
+    store_wide(target, x);
+}
+
+// Rows of keys and values for the prefix positions from `first` on: row r takes position first + r where that is below
+// the prefix's length; the other rows are left alone, or zeroed if `clear`. Complete at the next barrier.
+template <class T, int kDim, int kRows, int kThreads>
+__device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T>& o, uint32_t ordinal, int kv_head, int first, bool clear) {
+    constexpr int kChunks = kDim / 8;
+    int rows = clear ? kRows : min(kRows, o.prefix_length - first);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < rows * kChunks; i += kThreads) {
+        int row = i / kChunks, chunk = i % kChunks, position = first + row, at = chunk_at<kDim>(row, chunk);
+        if (position < o.prefix_length && chunk * 8 < o.head_dim) {
+            size_t from = (size_t)position * o.ld_prefix + kv_head * o.head_dim + chunk * 8;
+            load_prefix_chunk<T>(keys + at, o.prefix_key + from, o.key_dropout, ordinal, position, kv_head, chunk);
+            load_prefix_chunk<T>(values + at, o.prefix_value + from, o.value_dropout, ordinal, position, kv_head, chunk);
+        } else {
+            *(uint4*)(keys + at) = make_uint4(0, 0, 0, 0);
+            *(uint4*)(values + at) = make_uint4(0, 0, 0, 0);
+        }
+    }
+}
+
+// Starts loading columns column..column + kRows of the sequence: keys, then values, of prefix and tokens.
+template <class T, int kDim, int kRows, int kThreads>
+__device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, const Sequence& s, uint32_t ordinal, int kv_head, int column) {
+    T *keys = stage, *values = stage + kRows * kDim;
+    int prefix_rows = max(0, min(kRows, o.prefix_length - column));
+    if (prefix_rows < kRows) {
+        int row = s.first_key + column + prefix_rows - o.prefix_length, end = o.prefix_length + s.keys - column;
+        load_tile<T, kDim, kRows, kThreads>(keys, o.key + (size_t)row * o.ld_key + kv_head * o.head_dim, o.ld_key, prefix_rows, end, o.head_dim);
+        load_tile<T, kDim, kRows, kThreads>(values, o.value + (size_t)row * o.ld_value + kv_head * o.head_dim, o.ld_value, prefix_rows, end, o.head_dim);
+    }
+    if (prefix_rows > 0) load_prefix<T, kDim, kRows, kThreads>(keys, values, o, ordinal, kv_head, column, false);
+}
+
+// ---- fragments --------------------------------------------------------------------------------------------------
+// An accumulator `float acc[M][N][4]` holds 16 * M rows and 8 * N columns of a warp: lane (g, t) = (lane / 4, lane % 4)
+// has rows 16 m + g (elements 0, 1) and 16 m + g + 8 (elements 2, 3), columns 8 n + 2 t and the next.
+
+// The left operand of products over the head's dimensions: 16 * M rows of a tile from `row` on, read as they are
+// needed, or held in registers from hold() on.
+template <class T, int kDim, int M, bool kHeld>
+struct LeftRows {
+    const T* tile;
+    int row;
+    uint32_t held[kHeld ? kDim / 16 : 1][M][4];
+
+    __device__ __forceinline__ void read(int k, uint32_t (&a)[M][4]) const {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int m = 0; m < M; ++m) load_matrices(a[m], tile + chunk_at<kDim>(row + m * 16 + lane % 16, k * 2 + lane / 16));
+    }
+    __device__ __forceinline__ void hold() {
+        if (kHeld) {
+#pragma unroll
+            for (int k = 0; k < kDim / 16; ++k) read(k, held[kHeld ? k : 0]);
+        }
+    }
+    __device__ __forceinline__ void fragment(int k, uint32_t (&a)[M][4]) const {
+        if (kHeld) {
+#pragma unroll
+            for (int i = 0; i < 4 * M; ++i) a[i / 4][i % 4] = held[kHeld ? k : 0][i / 4][i % 4];
+        } else {
+            read(k, a);
+        }
+    }
+};
+
+// acc = left * (rows row .. row + 8 * N of `tile`)^T: a product over the head's dimensions.
+template <class T, int kDim, int M, int N, bool kHeld>
+__device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const LeftRows<T, kDim, M, kHeld>& left, const T* tile, int row) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < M * N * 4; ++i) acc[i / (N * 4)][i / 4 % N][i % 4] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+        uint32_t a[M][4];
+        left.fragment(k, a);
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            uint32_t b[4];
+            load_matrices(b, tile + chunk_at<kDim>(row + n * 8 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+            const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+                mma_m16n8k16<T>(acc[m][n], a[m], low);
+                mma_m16n8k16<T>(acc[m][n + 1], a[m], high);
+            }
+        }
+    }
+}
+
+// acc += weights (16 * M rows, 8 * N columns, rounded to T) * rows row .. row + 8 * N of `tile`.
+template <class T, int kDim, int M, int N>
+__device__ __forceinline__ void multiply_columns(float (&acc)[M][kDim / 8][4], const float (&weights)[M][N][4], const T* tile, int row) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < N / 2; ++k) {
+        uint32_t a[M][4];  // an accumulator's two neighbouring blocks are an operand's four registers
+#pragma unroll
+        for (int i = 0; i < M * 4; ++i) {
+            const float(&from)[4] = weights[i / 4][2 * k + i % 4 / 2];
+            a[i / 4][i % 4] = pack_pair<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+        }
+#pragma unroll
+        for (int n = 0; n < kDim / 8; n += 2) {
+            uint32_t b[4];
+            load_matrices_transposed(b, tile + chunk_at<kDim>(row + k * 16 + lane % 16, n + lane / 16));
+            const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+                mma_m16n8k16<T>(acc[m][n], a[m], low);
+                mma_m16n8k16<T>(acc[m][n + 1], a[m], high);
+            }
+        }
+    }
+}
+
+// Writes a warp's accumulators, times `factor` and rounded, to its rows row .. row + 16 * M of `to` (row `first` of the
+// tile is row 0 of `to`; rows outside first .. end are not written). They go through the same rows of `tile`, which only
+// this warp may be using, so that memory sees whole rows.
+template <class T, int kDim, int M>
+__device__ __forceinline__ void store_rows(T* tile, int row, const float (&acc)[M][kDim / 8][4], float factor, T* to, int ld, int first, int end, int head_dim) {
+    constexpr int kChunks = kDim / 8;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int n = 0; n < kChunks; ++n)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                *(uint32_t*)(tile + chunk_at<kDim>(row + m * 16 + half * 8 + g, n) + 2 * t) =
+                    pack_pair<T>(acc[m][n][half * 2] * factor, acc[m][n][half * 2 + 1] * factor);
+    __syncwarp();
+    if (rows_are_wide(to, ld)) {
+#pragma unroll
+        for (int i = lane; i < 16 * M * kChunks; i += 32) {
+            const int at = row + i / kChunks, chunk = i % kChunks;
+            if (at >= first && at < end && chunk * 8 < head_dim)
+                *(uint4*)(row_of(to, at - first, ld) + chunk * 8) = *(const uint4*)(tile + chunk_at<kDim>(at, chunk));
+        }
+    } else {
+#pragma unroll 1
+        for (int i = lane; i < 16 * M * kDim; i += 32) {
+            const int at = row + i / kDim, dim = i % kDim;
+            if (at >= first && at < end && dim < head_dim) row_of(to, at - first, ld)[dim] = tile[chunk_at<kDim>(at, dim / 8) + dim % 8];
+        }
+    }
+}
+
+// ---- dropout masks in the layout of an accumulator --------------------------------------------------------------
+
+// Which of the four words keep their element, as bits.
+__device__ __forceinline__ uint32_t keep_four(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
+    const uint4 words = dropout_words(dropout, ordinal, token, head, column);
+    const uint32_t below = dropout.threshold;
+    return (words.x >= below ? 1 : 0) | (words.y >= below ? 2 : 0) | (words.z >= below ? 4 : 0) | (words.w >= below ? 8 : 0);
+}
+
+// The mask of 16 rows (mask rows are accumulator rows) and 8 * N columns from `column`, a multiple of 4. One draw gives
+// four columns of a row, of which a lane holds two: of each two lanes the even one draws for row g and the odd one for
+// row g + 8, and they exchange the bits. `token` is that of the lane's row, g + 8 * (lane % 2).
+// Element (n, i) is kept where bits[i / 2] >> (4 * n + i % 2) & 1.
+template <int N>
+__device__ __forceinline__ void keep_rows(uint32_t (&bits)[2], const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
+    static_assert(N <= 8, "four bits for each of N blocks");
+    const int lane = threadIdx.x % 32, odd = lane % 2;
+    uint32_t mine = 0;
+#pragma unroll
+    for (int n = 0; n < N; ++n) mine |= keep_four(dropout, ordinal, token, head, column + n * 8 + lane % 4 / 2 * 4) << 4 * n;
+    const uint32_t other = __shfl_xor_sync(~0u, mine, 1);
+    bits[0] = (odd ? other : mine) >> 2 * odd;
+    bits[1] = (odd ? mine : other) >> 2 * odd;
+}
+
+// The mask of a transposed accumulator: its 16 rows are mask columns from `column` (a multiple of 4) on, its 8 * N
+// columns are mask rows (queries). One draw gives four of the rows for one query: lane l draws rows l / 8 * 4 .. + 4 for
+// query 8 n + l % 8, and every lane fetches its four elements' bits. `tokens` and `ordinals` are the queries'.
+// Element (n, i) is kept where bits[i] >> 4 * n & 1.
+template <int N>
+__device__ __forceinline__ void keep_columns(uint32_t (&bits)[4], const Dropout& dropout, const int* ordinals, const int* tokens, uint32_t head, uint32_t column) {
+    static_assert(N <= 8, "four bits for each of N blocks");
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    uint32_t mine = 0;
+#pragma unroll
+    for (int n = 0; n < N; ++n) mine |= keep_four(dropout, ordinals[n * 8 + lane % 8], tokens[n * 8 + lane % 8], head, column + lane / 8 * 4) << 4 * n;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bits[i] = __shfl_sync(~0u, mine, (i / 2 * 2 + g / 4) * 8 + 2 * t + i % 2) >> g % 4;
+}

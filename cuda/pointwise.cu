@@ -1,0 +1,197 @@
+// pointwise.cu: operations that touch every element once: dropout, bias, activations, copies of rows, zeros.
+//
+// Matrices are [rows, width]. Bytes moved: each operand once, 16 at a time. FLOPs: a few an element (erf and tanh: ~20).
+// Launch: block 256, grid ceil(rows * ceil(width / 8) / 256), or any other: loops stride over the grid.
+// zero: any grid, about ceil(bytes / 4096) blocks; zero_rows: a block a row.
+#include "philox.cuh"
+
+namespace {
+
+// Calls f(row, first column) for every pack of 8 columns.
+template <class F>
+__device__ __forceinline__ void for_each_pack(int rows, int width, F f) {
+    const int packs = (width + 7) / 8;
+    const int64_t total = static_cast<int64_t>(rows) * packs, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+    for (int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; item < total; item += stride) {
+        const int row = static_cast<int>(item / packs);
+        f(row, static_cast<int>(item - static_cast<int64_t>(row) * packs) * 8);
+    }
+}
+
+// data *= mask / (1 - rate).
+template <class T>
+__device__ __forceinline__ void dropout_rows(T* data, int ld, const Dropout& dropout, const int* ordinals, const int* tokens, int rows, int width) {
+    if (!dropout.threshold) return;
+    const bool wide = rows_are_wide(data, ld);
+    for_each_pack(rows, width, [&](int row, int column) {
+        float x[8];
+        load_some(row_of(data, row, ld), column, width, wide, x);
+        apply_dropout(x, dropout, ordinals[row], tokens[row], 0, column);
+        store_some(row_of(data, row, ld), column, width, wide, x);
+    });
+}
+
+// out += bias.
+template <class T>
+__device__ __forceinline__ void add_bias(T* out, int ld, const float* bias, int rows, int width) {
+    const bool wide = rows_are_wide(out, ld), wide_bias = rows_are_wide(bias, 0);
+    for_each_pack(rows, width, [&](int row, int column) {
+        float x[8], b[8];
+        load_some(row_of(out, row, ld), column, width, wide, x);
+        load_some(bias, column, width, wide_bias, b);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] += b[i];
+        store_some(row_of(out, row, ld), column, width, wide, x);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------
+// activations
+
+enum ActivationKind { kGeluErf = 0, kGeluTanh = 1, kRelu = 2, kTanh = 3 };
+
+// √(2/π) and the cubic's coefficient of the tanh form of GELU; 1/√2 and 1/√(2π) of the erf form.
+constexpr float kGeluRoot = 0.7978845608028654f, kGeluCubic = 0.044715f;
+constexpr float kInverseRoot2 = 0.7071067811865476f, kInverseRoot2Pi = 0.3989422804014327f;
+
+template <int kKind>
+__device__ __forceinline__ float activate(float z) {
+    if (kKind == kGeluErf) return 0.5f * z * (1.0f + erff(z * kInverseRoot2));
+    if (kKind == kGeluTanh) return 0.5f * z * (1.0f + tanhf(kGeluRoot * (z + kGeluCubic * z * z * z)));
+    if (kKind == kRelu) return z > 0.0f || z != z ? z : 0.0f;
+    return tanhf(z);
+}
+
+template <int kKind>
+__device__ __forceinline__ float slope(float z) {
+    if (kKind == kGeluErf) return 0.5f * (1.0f + erff(z * kInverseRoot2)) + z * kInverseRoot2Pi * expf(-0.5f * z * z);
+    if (kKind == kGeluTanh) {
+        const float tanh = tanhf(kGeluRoot * (z + kGeluCubic * z * z * z));
+        return 0.5f * (1.0f + tanh) + 0.5f * z * (1.0f - tanh * tanh) * kGeluRoot * (1.0f + 3.0f * kGeluCubic * z * z);
+    }
+    if (kKind == kRelu) return z > 0.0f ? 1.0f : 0.0f;
+    const float tanh = tanhf(z);
+    return 1.0f - tanh * tanh;
+}
+
+// out = f(z); may be in place.
+template <int kKind, class T>
+__device__ __forceinline__ void activation_forward(const T* z, int ld_z, T* out, int ld_out, int rows, int width) {
+    const bool wide = rows_are_wide(z, ld_z) && rows_are_wide(out, ld_out);
+    for_each_pack(rows, width, [&](int row, int column) {
+        float x[8];
+        load_some(row_of(z, row, ld_z), column, width, wide, x);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = activate<kKind>(x[i]);
+        store_some(row_of(out, row, ld_out), column, width, wide, x);
+    });
+}
+
+// dz *= f'(z).
+template <int kKind, class T>
+__device__ __forceinline__ void activation_backward(const T* z, int ld_z, T* dz, int ld_dz, int rows, int width) {
+    const bool wide = rows_are_wide(z, ld_z) && rows_are_wide(dz, ld_dz);
+    for_each_pack(rows, width, [&](int row, int column) {
+        float x[8], d[8];
+        load_some(row_of(z, row, ld_z), column, width, wide, x);
+        load_some(row_of(dz, row, ld_dz), column, width, wide, d);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) d[i] *= slope<kKind>(x[i]);
+        store_some(row_of(dz, row, ld_dz), column, width, wide, d);
+    });
+}
+
+// One loop a kind, so that the choice is made once.
+#define BY_KIND(kind, function, ...)                                  \
+    switch (kind) {                                                   \
+        case kGeluErf: function<kGeluErf>(__VA_ARGS__); break;        \
+        case kGeluTanh: function<kGeluTanh>(__VA_ARGS__); break;      \
+        case kRelu: function<kRelu>(__VA_ARGS__); break;              \
+        case kTanh: function<kTanh>(__VA_ARGS__); break;              \
+        default: __trap();                                            \
+    }
+
+// ---------------------------------------------------------------------------------------------------
+// rows
+
+// out[r] = x[index[r]].
+template <class T>
+__device__ __forceinline__ void gather_rows(const T* x, int ld_x, const int* index, T* out, int ld_out, int rows, int width) {
+    const bool wide = rows_are_wide(x, ld_x) && rows_are_wide(out, ld_out);
+    for_each_pack(rows, width, [&](int row, int column) {
+        float values[8];
+        load_some(row_of(x, index[row], ld_x), column, width, wide, values);
+        store_some(row_of(out, row, ld_out), column, width, wide, values);
+    });
+}
+
+// x[index[r]] += source[r]; the indices are distinct.
+template <class T>
+__device__ __forceinline__ void scatter_add_rows(const T* source, int ld_source, const int* index, T* x, int ld_x, int rows, int width) {
+    const bool wide = rows_are_wide(source, ld_source) && rows_are_wide(x, ld_x);
+    for_each_pack(rows, width, [&](int row, int column) {
+        float values[8], sum[8];
+        load_some(row_of(source, row, ld_source), column, width, wide, values);
+        load_some(row_of(x, index[row], ld_x), column, width, wide, sum);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum[i] += values[i];
+        store_some(row_of(x, index[row], ld_x), column, width, wide, sum);
+    });
+}
+
+// Zeros `bytes` bytes with the threads number `thread` of `threads`.
+__device__ __forceinline__ void zero_bytes(unsigned char* start, int64_t bytes, int64_t thread, int64_t threads) {
+    const bool wide = reinterpret_cast<uintptr_t>(start) % 16 == 0;
+    const int64_t packs = wide ? bytes / 16 : 0;
+    for (int64_t i = thread; i < packs; i += threads) reinterpret_cast<uint4*>(start)[i] = make_uint4(0, 0, 0, 0);
+    for (int64_t i = packs * 16 + thread; i < bytes; i += threads) start[i] = 0;
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------
+// entry points
+
+#define ENTRIES(T, suffix)                                                                                                             \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                  \
+        dropout_##suffix(T* data, int ld, uint32_t key0, uint32_t key1, uint32_t threshold, float scale, const int* ordinals,          \
+                         const int* tokens, int rows, int width) {                                                                     \
+        dropout_rows<T>(data, ld, {key0, key1, threshold, scale}, ordinals, tokens, rows, width);                                      \
+    }                                                                                                                                  \
+    KERNEL_ENTRY(dropout_##suffix);                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256) bias_##suffix(T* out, int ld, const float* bias, int rows, int width) {          \
+        add_bias<T>(out, ld, bias, rows, width);                                                                                       \
+    }                                                                                                                                  \
+    KERNEL_ENTRY(bias_##suffix);                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                  \
+        activation_forward_##suffix(int kind, const T* z, int ld_z, T* out, int ld_out, int rows, int width) {                         \
+        BY_KIND(kind, activation_forward, z, ld_z, out, ld_out, rows, width)                                                           \
+    }                                                                                                                                  \
+    KERNEL_ENTRY(activation_forward_##suffix);                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                  \
+        activation_backward_##suffix(int kind, const T* z, int ld_z, T* dz, int ld_dz, int rows, int width) {                          \
+        BY_KIND(kind, activation_backward, z, ld_z, dz, ld_dz, rows, width)                                                            \
+    }                                                                                                                                  \
+    KERNEL_ENTRY(activation_backward_##suffix);                                                                                        \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                  \
+        gather_rows_##suffix(const T* x, int ld_x, const int* index, T* out, int ld_out, int rows, int width) {                        \
+        gather_rows<T>(x, ld_x, index, out, ld_out, rows, width);                                                                      \
+    }                                                                                                                                  \
+    KERNEL_ENTRY(gather_rows_##suffix);                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                  \
+        scatter_add_rows_##suffix(const T* source, int ld_source, const int* index, T* x, int ld_x, int rows, int width) {             \
+        scatter_add_rows<T>(source, ld_source, index, x, ld_x, rows, width);                                                           \
+    }                                                                                                                                  \
+    KERNEL_ENTRY(scatter_add_rows_##suffix);
+FOR_ALL_NUMBERS(ENTRIES)
+
+extern "C" __global__ void __launch_bounds__(256) zero(unsigned char* start, int64_t bytes) {
+    zero_bytes(start, bytes, static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, static_cast<int64_t>(gridDim.x) * blockDim.x);
+}
+KERNEL_ENTRY(zero);
+
+// The first `row_bytes` bytes of each of `rows` rows that lie `ld_bytes` apart.
+extern "C" __global__ void __launch_bounds__(256) zero_rows(unsigned char* start, int64_t ld_bytes, int rows, int64_t row_bytes) {
+    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) zero_bytes(start + row * ld_bytes, row_bytes, threadIdx.x, blockDim.x);
+}
+KERNEL_ENTRY(zero_rows);

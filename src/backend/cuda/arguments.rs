@@ -1,0 +1,120 @@
+//! A kernel's arguments: values side by side and a pointer to each, as a launch takes them. Order and types are those
+//! of the kernel's signature; nothing is allocated.
+
+use super::driver::Address;
+use crate::backend::{ARENA, DType, Dropout, Rows, View};
+use std::ffi::c_void;
+
+/// More than the longest signature has.
+const MOST: usize = 64;
+
+/// The memory that views point into.
+#[derive(Clone, Copy)]
+pub struct Arena {
+    pub start: Address,
+    pub bytes: usize,
+}
+
+impl Arena {
+    /// Address of a view's first element.
+    pub fn address(&self, view: View) -> Address {
+        assert_eq!(view.buffer, ARENA, "a device reads no files of the host");
+        assert!(view.end() <= self.bytes, "a view ends at byte {} of an arena of {}", view.end(), self.bytes);
+        self.start + view.offset as u64
+    }
+}
+
+/// Values in the order of a kernel's signature.
+pub struct Arguments {
+    arena: Arena,
+    /// Each value in the low bytes of its own word, and how many bytes it has.
+    words: [u64; MOST],
+    bytes: [u8; MOST],
+    pointers: [*mut c_void; MOST],
+    count: usize,
+}
+
+impl Arguments {
+    pub fn new(arena: Arena) -> Arguments {
+        Arguments { arena, words: [0; MOST], bytes: [0; MOST], pointers: [std::ptr::null_mut(); MOST], count: 0 }
+    }
+
+    fn push(mut self, word: u64, bytes: u8) -> Arguments {
+        (self.words[self.count], self.bytes[self.count]) = (word, bytes);
+        self.count += 1;
+        self
+    }
+
+    /// int.
+    pub fn int(self, value: usize) -> Arguments {
+        assert!(i32::try_from(value).is_ok(), "{value} is more than a kernel counts");
+        self.push(value as u64, 4)
+    }
+
+    /// int64_t.
+    pub fn long(self, value: usize) -> Arguments {
+        self.push(value as u64, 8)
+    }
+
+    /// uint32_t.
+    fn word(self, value: u32) -> Arguments {
+        self.push(u64::from(value), 4)
+    }
+
+    pub fn float(self, value: f64) -> Arguments {
+        self.push(u64::from((value as f32).to_bits()), 4)
+    }
+
+    /// A pointer to elements of a type.
+    pub fn vector(self, dtype: DType, view: View) -> Arguments {
+        assert_eq!(view.dtype, dtype, "element type of a view");
+        let address = self.arena.address(view);
+        self.push(address, 8)
+    }
+
+    /// A pointer, and the elements from row to row.
+    pub fn matrix(self, dtype: DType, view: View) -> Arguments {
+        self.vector(dtype, view).int(view.stride)
+    }
+
+    pub fn optional_vector(self, dtype: DType, view: Option<View>) -> Arguments {
+        match view {
+            Some(view) => self.vector(dtype, view),
+            None => self.push(0, 8),
+        }
+    }
+
+    pub fn optional_matrix(self, dtype: DType, view: Option<View>) -> Arguments {
+        match view {
+            Some(view) => self.matrix(dtype, view),
+            None => self.push(0, 8).int(0),
+        }
+    }
+
+    /// A mask: key0, key1, threshold, scale. A threshold of 0 keeps everything.
+    pub fn dropout(self, dropout: Option<Dropout>) -> Arguments {
+        let Dropout { key: [key0, key1], threshold, scale } = dropout.unwrap_or(Dropout { key: [0; 2], threshold: 0, scale: 1.0 });
+        self.word(key0).word(key1).word(threshold).float(scale)
+    }
+
+    /// A mask, and the ordinals and tokens that it is drawn by.
+    pub fn dropout_rows(self, dropout: Option<(Dropout, &Rows)>) -> Arguments {
+        let rows = dropout.map(|(_, rows)| rows);
+        self.dropout(dropout.map(|(dropout, _)| dropout))
+            .optional_vector(DType::I32, rows.map(|rows| rows.ordinals))
+            .optional_vector(DType::I32, rows.map(|rows| rows.tokens))
+    }
+
+    /// Bytes of each value.
+    pub fn sizes(&self) -> &[u8] {
+        &self.bytes[..self.count]
+    }
+
+    /// What a launch takes: a pointer to each value, good while `self` stays where it is.
+    pub fn pointers(&mut self) -> &mut [*mut c_void] {
+        for (pointer, word) in self.pointers.iter_mut().zip(&mut self.words[..self.count]) {
+            *pointer = std::ptr::from_mut(word).cast();
+        }
+        &mut self.pointers[..self.count]
+    }
+}

@@ -1,0 +1,184 @@
+//! Launches of attention: `attention_forward.cu`, `attention_backward.cu`, `prefix_gradient.cu`.
+
+use super::arguments::Arguments;
+use super::{Cuda, Driver, for_type};
+use crate::backend::*;
+
+/// How a block of a tiled kernel is cut, as `cuda/attention_tiles.cuh` has it: each of its warps owns `blocks` times 16
+/// rows, and it walks the other side in steps of `step` rows.
+#[derive(Clone, Copy)]
+struct Tile {
+    warps: usize,
+    blocks: usize,
+    step: usize,
+}
+
+const fn tile(warps: usize, blocks: usize, step: usize) -> Tile {
+    Tile { warps, blocks, step }
+}
+
+/// By padded head dim: 16, 32, 64, 128.
+const FORWARD: [Tile; 4] = [tile(4, 2, 64); 4];
+const BACKWARD_QUERY: [Tile; 4] = [tile(4, 2, 64), tile(4, 2, 64), tile(4, 2, 64), tile(4, 2, 32)];
+const BACKWARD_KEY: [Tile; 4] = [tile(4, 2, 64), tile(4, 2, 64), tile(4, 2, 64), tile(8, 1, 32)];
+const PREFIX: [Tile; 4] = [tile(4, 1, 64), tile(4, 1, 64), tile(4, 1, 64), tile(4, 1, 32)];
+
+impl Tile {
+    /// Rows that a block owns.
+    const fn rows(self) -> usize {
+        16 * self.warps * self.blocks
+    }
+
+    const fn block(self) -> [usize; 2] {
+        [32 * self.warps, 1]
+    }
+
+    /// Bytes of shared memory for `own` matrices of the block's rows and two of a step's, these twice (one arrives while
+    /// the other is worked on), `head_dim` being padded.
+    const fn shared(self, own: usize, head_dim: usize) -> usize {
+        2 * head_dim * (own * self.rows() + 4 * self.step)
+    }
+}
+
+/// An error for a head dim that the kernels do not cover.
+pub fn supports(head_dim: usize) -> anyhow::Result<()> {
+    let covered = (8..=128).contains(&head_dim) && head_dim.is_multiple_of(8);
+    anyhow::ensure!(covered, "attention heads of {head_dim} dimensions: the GPU's kernels take multiples of 8 up to 128; use --device cpu");
+    Ok(())
+}
+
+/// Which of the kernels of a head dim is launched: 0 for up to 16, then 32, 64, 128.
+fn size_class(head_dim: usize) -> usize {
+    head_dim.next_power_of_two().max(16).ilog2() as usize - 4
+}
+
+/// A kernel's name by element type and size class.
+macro_rules! sized {
+    ($dtype:expr, $class:expr, $name:literal) => {
+        match ($dtype, $class) {
+            (DType::F16, 0) => concat!($name, "_f16_16"),
+            (DType::F16, 1) => concat!($name, "_f16_32"),
+            (DType::F16, 2) => concat!($name, "_f16_64"),
+            (DType::F16, _) => concat!($name, "_f16_128"),
+            (_, 0) => concat!($name, "_bf16_16"),
+            (_, 1) => concat!($name, "_bf16_32"),
+            (_, 2) => concat!($name, "_bf16_64"),
+            (_, _) => concat!($name, "_bf16_128"),
+        }
+    };
+}
+
+/// Partial sums of the prefix's gradient: of equal runs of queries or, with prefix dropout, of sequences (each of which
+/// has its own masks). A function of shapes alone, as the order of the sum has to be.
+fn chunks(queries: usize, sequences: usize, own_masks: bool) -> usize {
+    if own_masks { sequences.clamp(1, 32) } else { queries.div_ceil(512).clamp(1, 32) }
+}
+
+/// Room for the partial gradients of prefix keys and values.
+pub fn partial_elements(need: &ScratchNeed) -> usize {
+    let most = chunks(need.tokens, need.sequences, false).max(chunks(need.tokens, need.sequences, true));
+    2 * most * need.prefix_length * need.kv_size
+}
+
+impl<D: Driver> Cuda<D> {
+    /// The operands that all kernels of attention begin with.
+    fn operands(&self, operands: &Attention) -> Arguments {
+        let t = self.activation;
+        let prefix = operands.prefix;
+        let stride = prefix.map_or(0, |prefix| prefix.key.stride);
+        assert_eq!(stride, prefix.map_or(0, |prefix| prefix.value.stride), "keys and values of a prefix are of one table");
+        let [key_dropout, value_dropout] = [0, 1].map(|side| prefix.and_then(|prefix| prefix.dropout.map(|masks| masks[side])));
+        self.arguments()
+            .matrix(t, operands.query)
+            .matrix(t, operands.key)
+            .matrix(t, operands.value)
+            .optional_vector(DType::F32, prefix.map(|prefix| prefix.key))
+            .optional_vector(DType::F32, prefix.map(|prefix| prefix.value))
+            .int(stride)
+            .int(prefix.map_or(0, |prefix| prefix.key.rows))
+            .dropout(key_dropout)
+            .dropout(value_dropout)
+            .vector(DType::I32, operands.query_rows.offsets)
+            .vector(DType::I32, operands.key_rows.offsets)
+            .vector(DType::I32, operands.query_rows.ordinals)
+            .vector(DType::I32, operands.query_rows.tokens)
+            .int(operands.query_rows.sequences())
+            .int(operands.query_rows.longest)
+            .int(operands.heads)
+            .int(operands.kv_heads)
+            .int(operands.head_dim)
+            .float(operands.scale)
+            .dropout(operands.dropout)
+    }
+
+    /// `operands`, and what the backward kernels read of the forward.
+    fn saved(&self, operands: &Attention, saved: &AttentionSaved) -> Arguments {
+        self.operands(operands).matrix(DType::F32, saved.log_sum_exp).matrix(DType::F32, saved.delta).matrix(self.activation, saved.d_out)
+    }
+}
+
+pub fn forward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, out: View, log_sum_exp: View) {
+    let (t, class, rows) = (cuda.activation, size_class(operands.head_dim), operands.query_rows);
+    let tile = FORWARD[class];
+    let arguments = cuda.operands(operands).matrix(t, out).matrix(DType::F32, log_sum_exp);
+    let grid = [rows.longest.div_ceil(tile.rows()), operands.heads, rows.sequences()];
+    cuda.launch(sized!(t, class, "attention_forward"), grid, tile.block(), tile.shared(1, 16 << class), arguments);
+}
+
+pub fn delta<D: Driver>(cuda: &mut Cuda<D>, out: View, d_out: View, heads: usize, delta: View) {
+    let (t, head_dim) = (cuda.activation, out.cols / heads);
+    let arguments = cuda.arguments().matrix(t, out).matrix(t, d_out).int(heads).int(head_dim).matrix(DType::F32, delta).int(out.rows);
+    // A lane an access of 16 bytes, and as many lanes a head as a power of two makes them.
+    let lanes = head_dim.div_ceil(8).next_power_of_two();
+    let grid = [(out.rows * heads * lanes).div_ceil(256), 1, 1];
+    cuda.launch(for_type!(t, "attention_delta"), grid, [256, 1], 0, arguments);
+}
+
+/// Two passes without atomics: dK and dV by blocks of keys, dQ by blocks of queries.
+pub fn backward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, saved: &AttentionSaved, d_query: View, d_key: View, d_value: View) {
+    let (t, class) = (cuda.activation, size_class(operands.head_dim));
+    let (queries, keys) = (operands.query_rows, operands.key_rows);
+
+    let tile = BACKWARD_KEY[class];
+    let arguments = cuda.saved(operands, saved).matrix(t, d_key).matrix(t, d_value).int(keys.longest);
+    // Columns begin where those of a mask's random words do: at a multiple of four, prefix columns first.
+    let columns = operands.prefix.map_or(0, |prefix| prefix.key.rows % 4) + keys.longest;
+    let grid = [columns.div_ceil(tile.rows()), operands.kv_heads, keys.sequences()];
+    let shared = tile.shared(2, 16 << class) + 32 * tile.step;
+    cuda.launch(sized!(t, class, "attention_backward_key"), grid, tile.block(), shared, arguments);
+
+    let tile = BACKWARD_QUERY[class];
+    let arguments = cuda.saved(operands, saved).matrix(t, d_query);
+    let grid = [queries.longest.div_ceil(tile.rows()), operands.heads, queries.sequences()];
+    cuda.launch(sized!(t, class, "attention_backward_query"), grid, tile.block(), tile.shared(2, 16 << class), arguments);
+}
+
+/// Partial sums of fixed chunks of queries, then their sum in order.
+pub fn prefix_gradient<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, saved: &AttentionSaved, d_key: View, d_value: View) {
+    let (t, class, rows) = (cuda.activation, size_class(operands.head_dim), operands.query_rows);
+    let Some(prefix) = operands.prefix else { return };
+    let (length, width) = (d_key.rows, d_key.cols);
+    let chunks = chunks(rows.count, rows.sequences(), prefix.dropout.is_some());
+    let partial = cuda.scratch.rows(2 * chunks * length, width);
+    let [partial_key, partial_value] = [0, 1].map(|side| partial.row_range(side * chunks * length, chunks * length));
+    let tile = PREFIX[class];
+    let arguments =
+        cuda.saved(operands, saved).vector(DType::F32, partial_key).vector(DType::F32, partial_value).int(chunks).int(rows.count);
+    let grid = [length.div_ceil(tile.rows()), operands.kv_heads, chunks];
+    let shared = tile.shared(2, 16 << class) + 32 * tile.step;
+    cuda.launch(sized!(t, class, "prefix_gradient_partial"), grid, tile.block(), shared, arguments);
+
+    assert_eq!(d_key.stride, d_value.stride);
+    let arguments = cuda
+        .arguments()
+        .vector(DType::F32, partial_key)
+        .vector(DType::F32, partial_value)
+        .int(chunks)
+        .vector(DType::F32, d_key)
+        .vector(DType::F32, d_value)
+        .int(d_key.stride)
+        .int(length)
+        .int(width);
+    let grid = [(length * width.div_ceil(4)).div_ceil(256), 2, 1];
+    cuda.launch("prefix_gradient_sum", grid, [256, 1], 0, arguments);
+}

@@ -1,0 +1,73 @@
+//! What the CUDA backend asks of a machine: memory, launches by name, matrix products. Two implementations: the GPU's
+//! driver (`device`), and the host, where the same kernels run compiled by the C++ compiler (`emulated`).
+//!
+//! Everything runs in the order in which it is asked for. An error may come later than its cause; after the first one
+//! nothing that follows is worth anything.
+
+use super::arguments::Arguments;
+use crate::backend::{DType, Readback};
+use anyhow::Result;
+
+/// Address of a byte in the driver's memory; 0 stands for an operand that is not there.
+pub type Address = u64;
+
+/// How a kernel is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    pub kernel: &'static str,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+/// A row-major operand of a product, `stride` elements from row to row.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    pub address: Address,
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+}
+
+/// c = a bᵀ, or c = a b, (+ c if `accumulate`): all of one 16-bit type, summed in fp32, rounded once.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    pub dtype: DType,
+    pub a: Operand,
+    pub b: Operand,
+    /// Whether b stands transposed: b\[N, K\] then, else b\[K, N\].
+    pub transposed: bool,
+    pub c: Operand,
+    pub accumulate: bool,
+}
+
+pub trait Driver: Send {
+    /// For the log.
+    fn describe(&self) -> String;
+
+    /// Bytes of workspace that products want.
+    fn workspace_bytes(&self) -> usize;
+
+    /// The one allocation, zeroed and aligned to 256 bytes. The workspace lies `workspace` bytes into it.
+    fn allocate(&mut self, bytes: usize, workspace: usize) -> Result<Address>;
+
+    fn write(&mut self, to: Address, bytes: &[u8]) -> Result<()>;
+
+    /// Waits for everything asked for before.
+    fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result<()>;
+
+    fn read_later(&mut self, from: Address, bytes: usize) -> Result<Readback>;
+
+    fn zero(&mut self, at: Address, bytes: usize) -> Result<()>;
+
+    /// Starts a kernel.
+    ///
+    /// # Safety
+    /// `arguments` are what the kernel takes, in order and type; addresses among them are valid for what it does.
+    unsafe fn launch(&mut self, launch: Launch, arguments: &mut Arguments) -> Result<()>;
+
+    /// # Safety
+    /// The operands lie in the driver's memory, and `c` overlaps neither of the others.
+    unsafe fn product(&mut self, product: &Product) -> Result<()>;
+}

@@ -1,0 +1,97 @@
+//! Linear layers. A frozen matrix has the activations' 16-bit type: a product of the driver's library. What is trained
+//! (head, projection) is small and in fp32, with inputs and outputs of either type: the kernels of `matmul.cu`.
+
+use super::{Cuda, Driver, Operand, Product, rowwise};
+use crate::backend::*;
+
+/// Rows and columns of the tile of the output that a block of `matmul.cu` computes.
+const TILE: usize = 64;
+const THREADS: [usize; 2] = [256, 1];
+
+fn tiles(rows: usize, cols: usize) -> [usize; 3] {
+    [cols.div_ceil(TILE), rows.div_ceil(TILE), 1]
+}
+
+/// The kernel for two element types, first that of x or dy.
+macro_rules! for_types {
+    ($first:expr, $second:expr, $name:literal) => {
+        match ($first, $second) {
+            (DType::F16, DType::F16) => concat!($name, "_f16_f16"),
+            (DType::F16, DType::F32) => concat!($name, "_f16_f32"),
+            (DType::F32, DType::F16) => concat!($name, "_f32_f16"),
+            (DType::BF16, DType::BF16) => concat!($name, "_bf16_bf16"),
+            (DType::BF16, DType::F32) => concat!($name, "_bf16_f32"),
+            (DType::F32, DType::BF16) => concat!($name, "_f32_bf16"),
+            (DType::F32, DType::F32) => concat!($name, "_f32_f32"),
+            (first, second) => unreachable!("{} of {} and {}", $name, first.name(), second.name()),
+        }
+    };
+}
+
+impl<D: Driver> Cuda<D> {
+    fn operand(&self, view: View) -> Operand {
+        assert_eq!(view.dtype, self.activation, "element type of a view");
+        Operand { address: self.arena.address(view), rows: view.rows, cols: view.cols, stride: view.stride }
+    }
+
+    fn product(&mut self, a: View, b: View, transposed: bool, c: View, accumulate: bool) {
+        let (n, k) = if transposed { (b.rows, b.cols) } else { (b.cols, b.rows) };
+        assert!(a.cols == k && c.rows == a.rows && c.cols == n);
+        if c.is_empty() {
+            return;
+        }
+        let (a, b, c) = (self.operand(a), self.operand(b), self.operand(c));
+        let product = Product { dtype: self.activation, a, b, transposed, c, accumulate };
+        // SAFETY: `operand` checked that the views lie in the arena; shapes agree; the engine gives an output of its own.
+        self.attempt(|driver| unsafe { driver.product(&product) });
+    }
+}
+
+pub fn forward<D: Driver>(cuda: &mut Cuda<D>, x: View, weight: View, bias: Option<View>, out: View) {
+    if weight.dtype != DType::F32 {
+        cuda.product(x, weight, true, out, false);
+        if let Some(bias) = bias {
+            rowwise::bias(cuda, out, bias);
+        }
+        return;
+    }
+    let arguments = cuda
+        .arguments()
+        .matrix(x.dtype, x)
+        .matrix(DType::F32, weight)
+        .optional_vector(DType::F32, bias)
+        .matrix(out.dtype, out)
+        .int(out.rows)
+        .int(out.cols)
+        .int(x.cols);
+    cuda.launch(for_types!(x.dtype, out.dtype, "matmul"), tiles(out.rows, out.cols), THREADS, 0, arguments);
+}
+
+pub fn backward_input<D: Driver>(cuda: &mut Cuda<D>, dy: View, weight: View, dx: View, accumulate: bool) {
+    if weight.dtype != DType::F32 {
+        return cuda.product(dy, weight, false, dx, accumulate);
+    }
+    let arguments = cuda
+        .arguments()
+        .matrix(dy.dtype, dy)
+        .matrix(DType::F32, weight)
+        .matrix(dx.dtype, dx)
+        .int(usize::from(accumulate))
+        .int(dy.rows)
+        .int(dy.cols)
+        .int(dx.cols);
+    cuda.launch(for_types!(dy.dtype, dx.dtype, "matmul_backward_input"), tiles(dx.rows, dx.cols), THREADS, 0, arguments);
+}
+
+pub fn backward_weight<D: Driver>(cuda: &mut Cuda<D>, dy: View, x: View, d_weight: View, d_bias: Option<View>) {
+    let arguments = cuda
+        .arguments()
+        .matrix(dy.dtype, dy)
+        .matrix(x.dtype, x)
+        .matrix(DType::F32, d_weight)
+        .optional_vector(DType::F32, d_bias)
+        .int(dy.rows)
+        .int(dy.cols)
+        .int(x.cols);
+    cuda.launch(for_types!(dy.dtype, x.dtype, "matmul_backward_weight"), tiles(d_weight.rows, d_weight.cols), THREADS, 0, arguments);
+}

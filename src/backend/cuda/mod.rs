@@ -1,0 +1,220 @@
+//! The CUDA backend: every operation of the seam is one or two launches of the kernels in `cuda/`, or a matrix product
+//! of the driver. Activations and frozen matrices in fp16 or bf16, everything that is trained or kept as a sum in fp32.
+//!
+//! Grids and blocks stand beside each launch, with the reason; what a kernel computes stands in its `.cu` file.
+
+mod arguments;
+mod attention;
+mod driver;
+#[cfg(feature = "emulation")]
+mod emulated;
+mod linear;
+mod rowwise;
+mod scratch;
+mod training;
+
+pub use arguments::Arguments;
+pub use driver::{Address, Driver, Launch, Operand, Product};
+#[cfg(feature = "emulation")]
+pub use emulated::Emulated;
+
+use super::*;
+use anyhow::{Result, anyhow, ensure};
+use arguments::Arena;
+use scratch::Scratch;
+
+/// A kernel's name for the element type of activations.
+macro_rules! for_type {
+    ($dtype:expr, $name:literal) => {
+        match $dtype {
+            crate::backend::DType::F16 => concat!($name, "_f16"),
+            crate::backend::DType::BF16 => concat!($name, "_bf16"),
+            _ => concat!($name, "_f32"),
+        }
+    };
+}
+use for_type;
+
+pub struct Cuda<D> {
+    driver: D,
+    activation: DType,
+    arena: Arena,
+    scratch: Scratch,
+    failure: Option<anyhow::Error>,
+}
+
+impl<D: Driver> Cuda<D> {
+    /// A backend whose activations are of a 16-bit type: the checkpoint's.
+    pub fn new(driver: D, activation: DType) -> Result<Cuda<D>> {
+        ensure!(matches!(activation, DType::F16 | DType::BF16), "activations in {} on a GPU", activation.name());
+        Ok(Cuda { driver, activation, arena: Arena { start: 0, bytes: 0 }, scratch: Scratch::default(), failure: None })
+    }
+
+    fn arguments(&self) -> Arguments {
+        Arguments::new(self.arena)
+    }
+
+    /// Runs something on the driver, unless it has failed before.
+    fn attempt(&mut self, operation: impl FnOnce(&mut D) -> Result<()>) {
+        if self.failure.is_none() {
+            self.failure = operation(&mut self.driver).err();
+        }
+    }
+
+    /// `grid` and `block` by x and y (and z); an empty grid is nothing to do.
+    fn launch(&mut self, kernel: &'static str, grid: [usize; 3], block: [usize; 2], shared: usize, mut arguments: Arguments) {
+        if grid.contains(&0) {
+            return;
+        }
+        let [x, y] = block.map(|count| count as u32);
+        let launch = Launch { kernel, grid: grid.map(|count| count as u32), block: [x, y, 1], shared: shared as u32 };
+        // SAFETY: arguments are written beside each launch in the order of the kernel's signature; `Arguments` checked
+        // that every view lies in the arena, and the engine that operands overlap only where the seam says so.
+        self.attempt(|driver| unsafe { driver.launch(launch, &mut arguments) });
+    }
+}
+
+impl<D: Driver> Backend for Cuda<D> {
+    fn describe(&self) -> String {
+        format!("{}, {}", self.driver.describe(), self.activation.name())
+    }
+
+    fn precision(&self) -> Precision {
+        Precision { activation: self.activation, master: DType::F32 }
+    }
+
+    fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
+        attention::supports(need.head_dim)?;
+        Ok(Scratch::bytes(self.driver.workspace_bytes(), need))
+    }
+
+    fn allocate(&mut self, bytes: usize, scratch: View) -> Result<()> {
+        self.scratch = Scratch::new(self.driver.workspace_bytes(), scratch);
+        self.arena = Arena { start: self.driver.allocate(bytes, scratch.offset)?, bytes };
+        Ok(())
+    }
+
+    fn reads_files(&self) -> bool {
+        false
+    }
+
+    fn attach(&mut self, _: FileBytes) -> BufferId {
+        unreachable!("the engine attaches files only to backends that read them")
+    }
+
+    fn check(&self) -> Result<()> {
+        match &self.failure {
+            Some(failure) => Err(anyhow!("{failure:#}")),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, to: View, bytes: &[u8]) {
+        assert!(to.is_contiguous() && bytes.len() == to.len() * to.dtype.size());
+        let address = self.arena.address(to);
+        self.attempt(|driver| driver.write(address, bytes));
+    }
+
+    fn read(&mut self, from: View, bytes: &mut [u8]) {
+        assert!(from.is_contiguous() && bytes.len() == from.len() * from.dtype.size());
+        let address = self.arena.address(from);
+        self.attempt(|driver| driver.read(address, bytes));
+        if self.failure.is_some() {
+            bytes.fill(VOID);
+        }
+    }
+
+    fn read_later(&mut self, from: View) -> Readback {
+        assert!(from.is_contiguous());
+        let (address, count) = (self.arena.address(from), from.len() * from.dtype.size());
+        let mut readback: Readback = Box::new(move || vec![VOID; count]);
+        self.attempt(|driver| {
+            readback = driver.read_later(address, count)?;
+            Ok(())
+        });
+        readback
+    }
+
+    fn zero(&mut self, view: View) {
+        assert!(view.is_contiguous());
+        let (address, count) = (self.arena.address(view), view.len() * view.dtype.size());
+        if count > 0 {
+            self.attempt(|driver| driver.zero(address, count));
+        }
+    }
+
+    fn embed(&mut self, arguments: &Embed) {
+        rowwise::embed(self, arguments);
+    }
+
+    fn norm_forward(&mut self, arguments: &NormForward) {
+        rowwise::norm_forward(self, arguments);
+    }
+
+    fn norm_backward(&mut self, arguments: &NormBackward) {
+        rowwise::norm_backward(self, arguments);
+    }
+
+    fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows) {
+        rowwise::dropout(self, data, dropout, rows);
+    }
+
+    fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View) {
+        linear::forward(self, x, weight, bias, out);
+    }
+
+    fn linear_backward_input(&mut self, dy: View, weight: View, dx: View, accumulate: bool) {
+        linear::backward_input(self, dy, weight, dx, accumulate);
+    }
+
+    fn linear_backward_weight(&mut self, dy: View, x: View, d_weight: View, d_bias: Option<View>) {
+        linear::backward_weight(self, dy, x, d_weight, d_bias);
+    }
+
+    fn activation_forward(&mut self, kind: Activation, z: View, out: View) {
+        rowwise::activation_forward(self, kind, z, out);
+    }
+
+    fn activation_backward(&mut self, kind: Activation, z: View, dz: View) {
+        rowwise::activation_backward(self, kind, z, dz);
+    }
+
+    fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View) {
+        attention::forward(self, arguments, out, log_sum_exp);
+    }
+
+    fn attention_delta(&mut self, out: View, d_out: View, heads: usize, delta: View) {
+        attention::delta(self, out, d_out, heads, delta);
+    }
+
+    fn attention_backward(&mut self, arguments: &Attention, saved: &AttentionSaved, d_query: View, d_key: View, d_value: View) {
+        attention::backward(self, arguments, saved, d_query, d_key, d_value);
+    }
+
+    fn prefix_gradient(&mut self, arguments: &Attention, saved: &AttentionSaved, d_key: View, d_value: View) {
+        attention::prefix_gradient(self, arguments, saved, d_key, d_value);
+    }
+
+    fn gather_rows(&mut self, x: View, rows: View, out: View) {
+        rowwise::gather_rows(self, x, rows, out);
+    }
+
+    fn scatter_add_rows(&mut self, source: View, rows: View, x: View) {
+        rowwise::scatter_add_rows(self, source, rows, x);
+    }
+
+    fn cross_entropy(&mut self, arguments: &CrossEntropy) {
+        training::cross_entropy(self, arguments);
+    }
+
+    fn squared_norm(&mut self, x: View, total: View) {
+        training::squared_norm(self, x, total);
+    }
+
+    fn adamw(&mut self, arguments: &AdamW) {
+        training::adamw(self, arguments);
+    }
+}
+
+/// Every byte of what is read from a device that has failed: NaN in any floating-point type.
+const VOID: u8 = 0xff;

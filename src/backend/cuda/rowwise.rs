@@ -1,0 +1,129 @@
+//! Launches of the operations that work row by row: `embed.cu`, `norm.cu`, `pointwise.cu`.
+
+use super::{Cuda, Driver, for_type};
+use crate::backend::*;
+
+const THREADS: usize = 256;
+
+/// A thread an access of 16 bytes; the kernels' loops take any grid.
+fn packs(rows: usize, width: usize) -> [usize; 3] {
+    [(rows * width.div_ceil(8)).div_ceil(THREADS), 1, 1]
+}
+
+/// A warp a row, four rows a block, while a row's 16-byte packs fit a warp's registers; else a block a row.
+fn norm_block(width: usize) -> [usize; 2] {
+    if width <= 1024 { [32, 4] } else { [(32 * width.div_ceil(1024)).min(1024), 1] }
+}
+
+fn norm_kind(kind: NormKind) -> usize {
+    match kind {
+        NormKind::LayerNorm => 0,
+        NormKind::RmsNorm => 1,
+    }
+}
+
+fn activation_kind(kind: Activation) -> usize {
+    match kind {
+        Activation::GeluErf => 0,
+        Activation::GeluTanh => 1,
+        Activation::Relu => 2,
+        Activation::Tanh => 3,
+    }
+}
+
+pub fn embed<D: Driver>(cuda: &mut Cuda<D>, embed: &Embed) {
+    let Embed { word, position, token_type, ids, positions, types, out } = *embed;
+    assert!(out.is_contiguous());
+    let arguments = cuda
+        .arguments()
+        .vector(cuda.activation, word)
+        .optional_vector(cuda.activation, position)
+        .optional_vector(cuda.activation, token_type)
+        .vector(DType::I32, ids)
+        .vector(DType::I32, positions)
+        .vector(DType::I32, types)
+        .vector(cuda.activation, out)
+        .int(out.rows)
+        .int(out.cols);
+    cuda.launch(for_type!(cuda.activation, "embed"), packs(out.rows, out.cols), [THREADS, 1], 0, arguments);
+}
+
+pub fn norm_forward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormForward) {
+    let t = cuda.activation;
+    let arguments = cuda
+        .arguments()
+        .int(norm_kind(norm.kind))
+        .float(norm.epsilon)
+        .matrix(t, norm.residual)
+        .optional_matrix(t, norm.branch)
+        .dropout_rows(norm.dropout)
+        .vector(DType::F32, norm.gamma)
+        .optional_vector(DType::F32, norm.beta)
+        .optional_matrix(t, norm.sum)
+        .matrix(t, norm.normalized)
+        .vector(DType::F32, norm.rstd)
+        .matrix(t, norm.out)
+        .int(norm.out.rows)
+        .int(norm.out.cols);
+    let block = norm_block(norm.out.cols);
+    cuda.launch(for_type!(t, "norm_forward"), [norm.out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
+}
+
+pub fn norm_backward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormBackward) {
+    let t = cuda.activation;
+    let (dropout, d_branch) = match norm.dropout {
+        Some((dropout, rows, d_branch)) => (Some((dropout, rows)), Some(d_branch)),
+        None => (None, None),
+    };
+    let arguments = cuda
+        .arguments()
+        .int(norm_kind(norm.kind))
+        .matrix(t, norm.d_out)
+        .optional_matrix(t, norm.d_residual)
+        .vector(DType::F32, norm.gamma)
+        .matrix(t, norm.normalized)
+        .vector(DType::F32, norm.rstd)
+        .matrix(t, norm.d_sum)
+        .dropout_rows(dropout)
+        .optional_matrix(t, d_branch)
+        .int(norm.d_out.rows)
+        .int(norm.d_out.cols);
+    let block = norm_block(norm.d_out.cols);
+    cuda.launch(for_type!(t, "norm_backward"), [norm.d_out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
+}
+
+pub fn dropout<D: Driver>(cuda: &mut Cuda<D>, data: View, dropout: Dropout, rows: &Rows) {
+    let arguments = cuda.arguments().matrix(cuda.activation, data).dropout_rows(Some((dropout, rows))).int(data.rows).int(data.cols);
+    cuda.launch(for_type!(cuda.activation, "dropout"), packs(data.rows, data.cols), [THREADS, 1], 0, arguments);
+}
+
+/// out += bias, on every row.
+pub fn bias<D: Driver>(cuda: &mut Cuda<D>, out: View, bias: View) {
+    let arguments = cuda.arguments().matrix(cuda.activation, out).vector(DType::F32, bias).int(out.rows).int(out.cols);
+    cuda.launch(for_type!(cuda.activation, "bias"), packs(out.rows, out.cols), [THREADS, 1], 0, arguments);
+}
+
+/// Also in fp32: the projection that makes a prefix.
+pub fn activation_forward<D: Driver>(cuda: &mut Cuda<D>, kind: Activation, z: View, out: View) {
+    let t = z.dtype;
+    let arguments = cuda.arguments().int(activation_kind(kind)).matrix(t, z).matrix(t, out).int(z.rows).int(z.cols);
+    cuda.launch(for_type!(t, "activation_forward"), packs(z.rows, z.cols), [THREADS, 1], 0, arguments);
+}
+
+pub fn activation_backward<D: Driver>(cuda: &mut Cuda<D>, kind: Activation, z: View, dz: View) {
+    let t = z.dtype;
+    let arguments = cuda.arguments().int(activation_kind(kind)).matrix(t, z).matrix(t, dz).int(z.rows).int(z.cols);
+    cuda.launch(for_type!(t, "activation_backward"), packs(z.rows, z.cols), [THREADS, 1], 0, arguments);
+}
+
+pub fn gather_rows<D: Driver>(cuda: &mut Cuda<D>, x: View, rows: View, out: View) {
+    let t = cuda.activation;
+    let arguments = cuda.arguments().matrix(t, x).vector(DType::I32, rows).matrix(t, out).int(out.rows).int(out.cols);
+    cuda.launch(for_type!(t, "gather_rows"), packs(out.rows, out.cols), [THREADS, 1], 0, arguments);
+}
+
+pub fn scatter_add_rows<D: Driver>(cuda: &mut Cuda<D>, source: View, rows: View, x: View) {
+    let t = cuda.activation;
+    let arguments = cuda.arguments().matrix(t, source).vector(DType::I32, rows).matrix(t, x).int(source.rows).int(source.cols);
+    cuda.launch(for_type!(t, "scatter_add_rows"), packs(source.rows, source.cols), [THREADS, 1], 0, arguments);
+}

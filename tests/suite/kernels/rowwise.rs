@@ -1,0 +1,167 @@
+//! Operations that work row by row, and the masks that they draw.
+
+use super::*;
+use Kind::*;
+use ptune::backend::{Activation as Function, Dropout, Embed, NormBackward, NormForward, NormKind};
+
+/// Widths around the 16-byte packs, a warp's registers and a whole block.
+const WIDTHS: [usize; 8] = [1, 5, 24, 64, 257, 384, 1024, 2056];
+
+fn mask() -> Dropout {
+    Dropout::new(0.3, [11, 12]).unwrap()
+}
+
+/// Seven rows of three sequences, the second of one token.
+const LENGTHS: [usize; 3] = [4, 1, 2];
+
+fn every(mut test: impl FnMut(DType, Place, usize)) {
+    for (number, width) in WIDTHS.into_iter().enumerate() {
+        for dtype in TYPES {
+            test(dtype, PLACES[(number + usize::from(dtype == DType::BF16)) % 3], width);
+        }
+    }
+}
+
+#[test]
+fn embeddings() {
+    every(|dtype, place, width| {
+        for (positions, types) in [(true, true), (true, false), (false, false)] {
+            let mut case = Case::new(format!("embed {width}"), dtype, place);
+            let word = case.input(Frozen, 11, width, 1.0);
+            let tables = [positions.then(|| case.input(Frozen, 9, width, 1.0)), types.then(|| case.input(Frozen, 2, width, 1.0))];
+            let [ids, at, kinds] = [11, 9, 2].map(|bound| {
+                let values: Vec<i32> = (0..7).map(|_| case.below(bound) as i32).collect();
+                case.integers(&values)
+            });
+            let out = case.tight_output(Activation, 7, width, Rounding::Activation);
+            case.check(|backend, view| {
+                let [position, token_type] = tables.map(|table| table.map(|id| view[id]));
+                let (ids, positions, types) = (view[ids], view[at], view[kinds]);
+                backend.embed(&Embed { word: view[word], position, token_type, ids, positions, types, out: view[out] });
+            });
+        }
+    });
+}
+
+#[test]
+fn norms_forward() {
+    every(|dtype, place, width| {
+        for (number, kind) in [NormKind::LayerNorm, NormKind::RmsNorm, NormKind::LayerNorm, NormKind::RmsNorm].into_iter().enumerate() {
+            let mut case = Case::new(format!("{kind:?} forward {width} #{number}"), dtype, place);
+            let rows = case.rows(&LENGTHS, |_| true);
+            let residual = case.input(Activation, 7, width, 1.0);
+            let branch = (number != 1).then(|| case.input(Activation, 7, width, 1.0));
+            let gamma = case.gamma(width);
+            let beta = (kind == NormKind::LayerNorm).then(|| case.input(Master, 1, width, 0.5));
+            let sum = (number >= 2).then(|| case.output(Activation, 7, width, Rounding::Activation));
+            let normalized = case.output(Activation, 7, width, Rounding::Activation);
+            let rstd = case.output(Master, 1, 7, Rounding::Activation);
+            let out = case.output(Activation, 7, width, Rounding::Activation);
+            case.check(|backend, view| {
+                let rows = view.rows(rows);
+                backend.norm_forward(&NormForward {
+                    kind,
+                    epsilon: 1e-5,
+                    residual: view[residual],
+                    branch: branch.map(|id| view[id]),
+                    dropout: (number == 2 || number == 3).then(|| (mask(), &rows)),
+                    gamma: view[gamma],
+                    beta: beta.map(|id| view[id]),
+                    sum: sum.map(|id| view[id]),
+                    normalized: view[normalized],
+                    rstd: view[rstd],
+                    out: view[out],
+                });
+            });
+        }
+    });
+}
+
+#[test]
+fn norms_backward() {
+    every(|dtype, place, width| {
+        for (number, kind) in [NormKind::LayerNorm, NormKind::RmsNorm, NormKind::LayerNorm, NormKind::RmsNorm].into_iter().enumerate() {
+            let mut case = Case::new(format!("{kind:?} backward {width} #{number}"), dtype, place);
+            let rows = case.rows(&LENGTHS, |_| true);
+            let (stream, drops) = (number % 2 == 1, number >= 2);
+            // The sum's gradient takes the place of the output's, or of the stream's.
+            let d_out = match stream {
+                false => case.updated(Activation, 7, width, 1.0, Rounding::Activation),
+                true => case.input(Activation, 7, width, 1.0),
+            };
+            let d_residual = stream.then(|| case.updated(Activation, 7, width, 1.0, Rounding::Activation));
+            let gamma = case.gamma(width);
+            let normalized = case.input(Activation, 7, width, 1.0);
+            let rstd: Vec<f64> = (0..7).map(|row| f64::from(0.5 + 0.2 * row as f32)).collect();
+            let rstd = case.given(Master, 1, 7, rstd);
+            let d_branch = drops.then(|| case.output(Activation, 7, width, Rounding::Activation));
+            case.check(|backend, view| {
+                let rows = view.rows(rows);
+                backend.norm_backward(&NormBackward {
+                    kind,
+                    d_out: view[d_out],
+                    d_residual: d_residual.map(|id| view[id]),
+                    gamma: view[gamma],
+                    normalized: view[normalized],
+                    rstd: view[rstd],
+                    d_sum: view[d_residual.unwrap_or(d_out)],
+                    dropout: d_branch.map(|id| (mask(), &rows, view[id])),
+                });
+            });
+        }
+    });
+}
+
+/// On ones, so that a mask that differs in one element differs by everything.
+#[test]
+fn masks_are_those_of_the_cpu() {
+    for rate in [0.1, 0.5, 0.999] {
+        every(|dtype, place, width| {
+            let mut case = Case::new(format!("dropout {width} at {rate}"), dtype, place);
+            let rows = case.rows(&LENGTHS, |token| token != 1);
+            let id = case.push(Activation, rows.count, width, vec![1.0; rows.count * width], Some(Rounding::Activation));
+            let dropout = Dropout::new(rate, [0xdead_beef, 0x1234_5678]).unwrap();
+            case.check_exactly(|backend, view| backend.dropout(view[id], dropout, &view.rows(rows)));
+        });
+    }
+}
+
+#[test]
+fn activations() {
+    let kinds = [Function::GeluErf, Function::GeluTanh, Function::Relu, Function::Tanh];
+    for (number, kind) in kinds.into_iter().enumerate() {
+        for element in [Activation, Master] {
+            let rounding = if element == Activation { Rounding::Activation } else { Rounding::Master };
+            for (dtype, place) in TYPES.into_iter().zip([PLACES[number % 3], PLACES[(number + 1) % 3]]) {
+                for width in [1, 24, 37, 1030] {
+                    let mut case = Case::new(format!("{kind:?} of {element:?} {width}"), dtype, place);
+                    let z = case.input(element, 5, width, 2.0);
+                    let out = case.output(element, 5, width, rounding);
+                    let in_place = case.updated(element, 5, width, 2.0, rounding);
+                    let dz = case.updated(element, 5, width, 1.0, rounding);
+                    case.check(|backend, view| {
+                        backend.activation_forward(kind, view[z], view[out]);
+                        backend.activation_forward(kind, view[in_place], view[in_place]);
+                        backend.activation_backward(kind, view[z], view[dz]);
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_gathered_and_scattered() {
+    every(|dtype, place, width| {
+        let mut case = Case::new(format!("rows {width}"), dtype, place);
+        let x = case.input(Activation, 9, width, 1.0);
+        let index = case.integers(&[8, 0, 3, 5]);
+        let gathered = case.output(Activation, 4, width, Rounding::Activation);
+        let source = case.input(Activation, 4, width, 1.0);
+        let sum = case.updated(Activation, 9, width, 1.0, Rounding::Activation);
+        case.check_exactly(|backend, view| {
+            backend.gather_rows(view[x], view[index], view[gathered]);
+            backend.scatter_add_rows(view[source], view[index], view[sum]);
+        });
+    });
+}
