@@ -16,6 +16,7 @@ fn main() {
     println!("cargo::rerun-if-changed=cuda");
     commit();
     let sources = sources();
+    tiles();
     fatbins(&sources);
     #[cfg(feature = "emulation")]
     emulation(&sources);
@@ -27,6 +28,27 @@ fn sources() -> Vec<PathBuf> {
     let mut sources: Vec<PathBuf> = entries.filter(|path| path.extension() == Some(OsStr::new("cu"))).collect();
     sources.sort();
     sources
+}
+
+/// Writes `tiles.rs`: the tables of `cuda/attention_tiles.cuh`, by which launches are sized, as Rust's constants.
+fn tiles() {
+    let header = std::fs::read_to_string("cuda/attention_tiles.cuh").expect("cuda/attention_tiles.cuh is a source of this program");
+    let mut text = String::new();
+    for (from, to) in
+        [("kForward", "FORWARD"), ("kBackwardQuery", "BACKWARD_QUERY"), ("kBackwardKey", "BACKWARD_KEY"), ("kPrefix", "PREFIX")]
+    {
+        let start =
+            header.find(&format!("constexpr Tile {from}[4] = {{")).unwrap_or_else(|| panic!("attention_tiles.cuh has no table {from}"));
+        let table = header[start..].lines().skip(1).take(4).map(|line| {
+            let values = line.split('{').nth(1).and_then(|rest| rest.split('}').next()).unwrap_or_default();
+            let values: Vec<usize> = values.split(',').filter_map(|value| value.trim().parse().ok()).collect();
+            let &[warps, blocks, step, _] = values.as_slice() else { panic!("attention_tiles.cuh: no tile in {line:?}") };
+            format!("Tile {{ warps: {warps}, blocks: {blocks}, step: {step} }}, ")
+        });
+        text += &format!("const {to}: [Tile; 4] = [{}];\n", table.collect::<String>());
+    }
+    let out = env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
+    std::fs::write(Path::new(&out).join("tiles.rs"), text).expect("OUT_DIR can be written");
 }
 
 /// nvcc by $NVCC, $CUDA_HOME or PATH; an explicit choice that does not run is an error.

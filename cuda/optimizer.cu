@@ -2,7 +2,7 @@
 //
 // squared_norm_partial: partial[c] = Σ x² of chunk c; squared_norm_sum: total += Σ partial. Chunks are equal runs of x
 // (the last may be shorter), so the order of additions depends on `count` and `chunks` alone.
-// adamw: g = gradient * min(1, max_norm / (norm + 1e-6)); m1 = beta1 m1 + (1 - beta1) g; m2 = beta2 m2 + (1 - beta2) g²;
+// adamw: g = gradient / gradient_scale * min(1, max_norm / (norm / gradient_scale + 1e-6)); m1 = beta1 m1 + (1 - beta1) g; m2 = beta2 m2 + (1 - beta2) g²;
 //   master = master * decay - rate * m1 / (sqrt(m2) * inverse_root + epsilon), with decay = 1 - learning_rate *
 //   weight_decay, rate = learning_rate / (1 - beta1^step), inverse_root = 1 / sqrt(1 - beta2^step).
 //   Where the squared norm is not finite nothing is changed. max_norm <= 0: no clipping.
@@ -66,11 +66,12 @@ KERNEL_ENTRY(squared_norm_sum);
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw(float* __restrict__ master, const float* __restrict__ gradient, float* __restrict__ moment1, float* __restrict__ moment2,
-          int64_t count, const float* __restrict__ squared_norm, float max_norm, float learning_rate_over_correction1, float beta1,
+          int64_t count, const float* __restrict__ squared_norm, float gradient_scale, float max_norm, float learning_rate_over_correction1, float beta1,
           float beta2, float inverse_root_correction2, float epsilon, float decay) {
     const float squares = *squared_norm;
     if (!(squares <= FLT_MAX)) return;  // infinite or NaN
-    const float clip = max_norm > 0.0f ? fminf(1.0f, max_norm / (sqrtf(squares) + 1e-6f)) : 1.0f;
+    const float norm = sqrtf(squares) / gradient_scale;
+    const float clip = (max_norm > 0.0f ? fminf(1.0f, max_norm / (norm + 1e-6f)) : 1.0f) / gradient_scale;
     const AdamW step = {clip, learning_rate_over_correction1, beta1, beta2, inverse_root_correction2, epsilon, decay};
     const bool aligned = rows_are_wide(master, 0) && rows_are_wide(gradient, 0) && rows_are_wide(moment1, 0) && rows_are_wide(moment2, 0);
     const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, threads = static_cast<int64_t>(gridDim.x) * blockDim.x;

@@ -342,6 +342,15 @@ impl Case {
                     _ => 16.0 * step(DType::F32) * largest,
                 };
             let error = error(&found);
+            if std::env::var_os("RATIO").is_some() {
+                eprintln!(
+                    "RATIO {:.2} steps, plain {:.2}, {number} {}",
+                    error / (step(self.dtype) * largest),
+                    (allowed / (step(self.dtype) * largest) - 2.0) / 2.0,
+                    self.name
+                );
+                continue;
+            }
             assert!(error <= allowed, "{}: output {number} is off by {error:e}, {allowed:e} allowed (largest {largest:e})", self.name);
         }
     }

@@ -4,8 +4,8 @@ use super::arguments::Arguments;
 use super::{Cuda, Driver, for_type};
 use crate::backend::*;
 
-/// How a block of a tiled kernel is cut, as `cuda/attention_tiles.cuh` has it: each of its warps owns `blocks` times 16
-/// rows, and it walks the other side in steps of `step` rows.
+/// How a block of a tiled kernel is cut: each of its warps owns `blocks` times 16 rows, and it walks the other side in
+/// steps of `step` rows.
 #[derive(Clone, Copy)]
 struct Tile {
     warps: usize,
@@ -13,15 +13,8 @@ struct Tile {
     step: usize,
 }
 
-const fn tile(warps: usize, blocks: usize, step: usize) -> Tile {
-    Tile { warps, blocks, step }
-}
-
-/// By padded head dim: 16, 32, 64, 128.
-const FORWARD: [Tile; 4] = [tile(4, 2, 64); 4];
-const BACKWARD_QUERY: [Tile; 4] = [tile(4, 2, 64), tile(4, 2, 64), tile(4, 2, 64), tile(4, 2, 32)];
-const BACKWARD_KEY: [Tile; 4] = [tile(4, 2, 64), tile(4, 2, 64), tile(4, 2, 64), tile(8, 1, 32)];
-const PREFIX: [Tile; 4] = [tile(4, 1, 64), tile(4, 1, 64), tile(4, 1, 64), tile(4, 1, 32)];
+// By padded head dim, 16, 32, 64 and 128: FORWARD, BACKWARD_QUERY, BACKWARD_KEY, PREFIX, from cuda/attention_tiles.cuh.
+include!(concat!(env!("OUT_DIR"), "/tiles.rs"));
 
 impl Tile {
     /// Rows that a block owns.

@@ -5,15 +5,19 @@
 
 mod arguments;
 mod attention;
+mod device;
 mod driver;
 #[cfg(feature = "emulation")]
 mod emulated;
+mod library;
 mod linear;
+mod products;
 mod rowwise;
 mod scratch;
 mod training;
 
 pub use arguments::Arguments;
+pub use device::{Device, has_kernels};
 pub use driver::{Address, Driver, Launch, Operand, Product};
 #[cfg(feature = "emulation")]
 pub use emulated::Emulated;

@@ -12,7 +12,7 @@ fn packs(rows: usize, width: usize) -> [usize; 3] {
 
 /// A warp a row, four rows a block, while a row's 16-byte packs fit a warp's registers; else a block a row.
 fn norm_block(width: usize) -> [usize; 2] {
-    if width <= 1024 { [32, 4] } else { [(32 * width.div_ceil(1024)).min(1024), 1] }
+    if width <= 1024 { [32, 4] } else { [32 * width.div_ceil(1024), 1] }
 }
 
 fn norm_kind(kind: NormKind) -> usize {

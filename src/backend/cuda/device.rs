@@ -1,0 +1,288 @@
+//! The driver of a GPU: CUDA's driver interface and cuBLASLt through cudarc's bindings, on one stream. One allocation,
+//! kernels from the fatbins that the build embedded, copies through pinned memory that is allocated once.
+
+use super::arguments::Arguments;
+use super::driver::{Address, Driver, Launch, Product};
+use super::library;
+use super::products::Products;
+use crate::backend::Readback;
+use anyhow::{Context as _, Result, bail, ensure};
+use cudarc::driver::result::{self, event, function, module, stream};
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex};
+
+/// Kernels of this build: a fatbin a file of `cuda/`; none where it was built without nvcc.
+static FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Whether this build has kernels for GPUs.
+pub fn has_kernels() -> bool {
+    !FATBINS.is_empty()
+}
+
+/// Bytes of a piece of pinned memory, and how many copies to the device may be under way: those of several batches.
+const PIECE: usize = 64 << 10;
+const PIECES: usize = 64;
+/// What a product may use beside its operands: what NVIDIA advises for Hopper, enough for all before it.
+const WORKSPACE: usize = 32 << 20;
+/// More dynamic shared memory than this has to be asked for.
+const PLAIN_SHARED: u32 = 48 << 10;
+
+/// Pinned memory and the event after its latest copy.
+struct Piece {
+    start: *mut u8,
+    event: sys::CUevent,
+}
+
+// SAFETY: owned memory and a handle, both usable from any thread.
+unsafe impl Send for Piece {}
+
+/// A context that is made current on the calling thread.
+#[derive(Clone, Copy)]
+struct Context(sys::CUcontext);
+
+// SAFETY: contexts may be used from any thread.
+unsafe impl Send for Context {}
+
+impl Context {
+    fn enter(self) -> Result<()> {
+        // SAFETY: the primary context, kept as long as the device.
+        unsafe { result::ctx::set_current(self.0)? };
+        Ok(())
+    }
+}
+
+pub struct Device {
+    device: sys::CUdevice,
+    context: Context,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    kernels: HashMap<&'static str, sys::CUfunction>,
+    arena: Option<Address>,
+    pieces: Vec<Piece>,
+    next: usize,
+    /// Pieces for reading back, when none is under way.
+    readbacks: Arc<Mutex<Vec<Piece>>>,
+    products: Products,
+}
+
+// SAFETY: handles of the driver may be used from any thread, and this value is used by one at a time.
+unsafe impl Send for Device {}
+
+impl Device {
+    /// Opens the GPU of a number. Errors name what is missing.
+    pub fn open(ordinal: usize) -> Result<Device> {
+        ensure!(has_kernels(), "this program was built without nvcc and has no kernels for a GPU; build it with nvcc, or use --device cpu");
+        library::load()?;
+        let count = result::device::get_count().context("counting the GPUs")?;
+        ensure!(count > 0, "the NVIDIA driver finds no GPU; use --device cpu");
+        ensure!(ordinal < count as usize, "there is no GPU {ordinal}: this machine has {count}, counted from 0");
+        let device = result::device::get(ordinal as i32)?;
+        // SAFETY: a device that was just found; the context is released with this value.
+        let context = Context(unsafe { result::primary_ctx::retain(device) }.context("the GPU gives no context")?);
+        context.enter()?;
+        let stream = stream::create(stream::StreamKind::NonBlocking)?;
+        let mut modules = Vec::new();
+        for (name, bytes) in FATBINS {
+            // The driver reads whole words.
+            let image: Vec<u64> =
+                bytes.chunks(8).map(|chunk| std::array::from_fn(|i| chunk.get(i).copied().unwrap_or(0))).map(u64::from_ne_bytes).collect();
+            // SAFETY: a fatbin that nvcc made, which the driver copies.
+            let module = unsafe { module::load_data(image.as_ptr().cast()) };
+            modules.push(module.with_context(|| format!("the GPU takes no kernels of {name}; this build is for {}", architectures()))?);
+        }
+        let piece = || -> Result<Piece> {
+            // SAFETY: pinned memory for this process, cached as any other: it is written and read by the host.
+            let start = unsafe { result::malloc_host(PIECE, 0) }.context("pinned host memory")?;
+            Ok(Piece { start: start.cast(), event: event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)? })
+        };
+        let pieces = (0..PIECES).map(|_| piece()).collect::<Result<_>>()?;
+        let readbacks = Arc::new(Mutex::new((0..4).map(|_| piece()).collect::<Result<_>>()?));
+        let products = Products::new(WORKSPACE)?;
+        let kernels = HashMap::new();
+        Ok(Device { device, context, stream, modules, kernels, arena: None, pieces, next: 0, readbacks, products })
+    }
+
+    /// The kernel of a name, ready for that much shared memory.
+    fn kernel(&mut self, name: &'static str, shared: u32) -> Result<sys::CUfunction> {
+        if let Some(&kernel) = self.kernels.get(name) {
+            return Ok(kernel);
+        }
+        let symbol = CString::new(name)?;
+        // SAFETY: modules stay loaded.
+        let found = self.modules.iter().find_map(|&module| unsafe { module::get_function(module, symbol.clone()) }.ok());
+        let kernel = found.with_context(|| format!("this build has no kernel {name}"))?;
+        if shared > PLAIN_SHARED {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a kernel of a loaded module. Its launches all ask for the same.
+            unsafe { function::set_function_attribute(kernel, attribute, shared as i32) }
+                .with_context(|| format!("{name}: the GPU has less than {shared} bytes of shared memory a block"))?;
+        }
+        self.kernels.insert(name, kernel);
+        Ok(kernel)
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as this value.
+        unsafe { stream::synchronize(self.stream) }.context("the GPU reports a failure of earlier work")
+    }
+}
+
+/// What the build's kernels are for.
+pub fn architectures() -> &'static str {
+    option_env!("PTUNE_CUDA").unwrap_or("no GPU")
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Failures while everything is given back change nothing any more.
+        let _ = self.context.enter();
+        let _ = self.synchronise();
+        let readbacks = self.readbacks.lock().map(|mut pieces| std::mem::take(&mut *pieces)).unwrap_or_default();
+        // SAFETY: nothing is under way, and each handle is given back once.
+        unsafe {
+            for piece in self.pieces.drain(..).chain(readbacks) {
+                let _ = event::destroy(piece.event);
+                let _ = result::free_host(piece.start.cast());
+            }
+            if let Some(arena) = self.arena {
+                let _ = result::free_sync(arena);
+            }
+            self.products.release();
+            for &module in &self.modules {
+                let _ = module::unload(module);
+            }
+            let _ = stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// A copy to the host under way; its piece goes back to the others when it is done with.
+struct Download {
+    context: Context,
+    piece: Option<Piece>,
+    home: Arc<Mutex<Vec<Piece>>>,
+}
+
+impl Download {
+    fn wait(&self, bytes: usize) -> Vec<u8> {
+        let Some(piece) = &self.piece else { return Vec::new() };
+        // SAFETY: recorded after the copy into the piece.
+        let done = self.context.enter().and_then(|()| Ok(unsafe { event::synchronize(piece.event) }?));
+        match done {
+            // SAFETY: the copy wrote that many bytes.
+            Ok(()) => unsafe { std::slice::from_raw_parts(piece.start, bytes) }.to_vec(),
+            // The failure itself is found by the next operation.
+            Err(_) => vec![super::VOID; bytes],
+        }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if let (Some(piece), Ok(mut home)) = (self.piece.take(), self.home.lock()) {
+            home.push(piece);
+        }
+    }
+}
+
+impl Driver for Device {
+    fn describe(&self) -> String {
+        let name = result::device::get_name(self.device).unwrap_or_else(|_| "GPU".into());
+        let attribute = |which| {
+            // SAFETY: a device that exists.
+            unsafe { result::device::get_attribute(self.device, which) }.unwrap_or(0)
+        };
+        let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+        let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+        format!("{name} (compute capability {major}.{minor})")
+    }
+
+    fn workspace_bytes(&self) -> usize {
+        WORKSPACE
+    }
+
+    fn allocate(&mut self, bytes: usize, workspace: usize) -> Result<Address> {
+        ensure!(self.arena.is_none(), "the arena is allocated once");
+        self.context.enter()?;
+        // SAFETY: zeroed below, and freed with this value.
+        let arena = match unsafe { result::malloc_sync(bytes) } {
+            Ok(arena) => arena,
+            Err(error) => {
+                let free = result::mem_get_info().map_or(0, |(free, _)| free);
+                bail!(
+                    "cannot allocate {bytes} bytes of GPU memory, {free} are free ({error}); use a smaller batch, a shorter text or a shorter prefix"
+                );
+            }
+        };
+        self.arena = Some(arena);
+        self.products.set_workspace(arena + workspace as u64);
+        self.zero(arena, bytes)?;
+        Ok(arena)
+    }
+
+    fn write(&mut self, to: Address, bytes: &[u8]) -> Result<()> {
+        self.context.enter()?;
+        for (number, chunk) in bytes.chunks(PIECE).enumerate() {
+            let piece = &self.pieces[self.next];
+            // SAFETY: the event is that of the copy that used the piece before (or none); the piece holds a chunk and
+            // is not written again before this copy's event.
+            unsafe {
+                event::synchronize(piece.event)?;
+                std::ptr::copy_nonoverlapping(chunk.as_ptr(), piece.start, chunk.len());
+                let pinned = std::slice::from_raw_parts(piece.start, chunk.len());
+                result::memcpy_htod_async(to + (number * PIECE) as u64, pinned, self.stream)?;
+                event::record(piece.event, self.stream)?;
+            }
+            self.next = (self.next + 1) % self.pieces.len();
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the copy is waited for before `bytes` are anyone else's.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream)? };
+        self.synchronise()
+    }
+
+    fn read_later(&mut self, from: Address, bytes: usize) -> Result<Readback> {
+        ensure!(bytes <= PIECE, "{bytes} bytes to read later");
+        self.context.enter()?;
+        let piece = self.readbacks.lock().ok().and_then(|mut pieces| pieces.pop());
+        let piece = piece.context("more results are on their way to the host than there is room for")?;
+        let (start, event) = (piece.start, piece.event);
+        let copy = Download { context: self.context, piece: Some(piece), home: self.readbacks.clone() };
+        // SAFETY: the piece is this copy's alone until its event.
+        unsafe {
+            let pinned = std::slice::from_raw_parts_mut(start, bytes);
+            result::memcpy_dtoh_async(pinned, from, self.stream)?;
+            event::record(event, self.stream)?;
+        }
+        Ok(Box::new(move || copy.wait(bytes)))
+    }
+
+    fn zero(&mut self, at: Address, bytes: usize) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the caller's addresses are views of the arena.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream)? };
+        Ok(())
+    }
+
+    unsafe fn launch(&mut self, launch: Launch, arguments: &mut Arguments) -> Result<()> {
+        self.context.enter()?;
+        let kernel = self.kernel(launch.kernel, launch.shared)?;
+        let pointers: &mut [*mut c_void] = arguments.pointers();
+        // SAFETY: the caller's promise; the driver copies the arguments.
+        unsafe { result::launch_kernel(kernel, launch.grid.into(), launch.block.into(), launch.shared, self.stream, pointers) }
+            .with_context(|| format!("starting {launch:?}"))
+    }
+
+    unsafe fn product(&mut self, product: &Product) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.products.run(product, self.stream) }.with_context(|| format!("cuBLASLt: {product:?}"))
+    }
+}

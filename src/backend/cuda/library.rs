@@ -1,0 +1,56 @@
+//! NVIDIA's libraries, found at run time: the program starts without them, and says which one is missing.
+
+use anyhow::{Context, Result, bail, ensure};
+use cudarc::{cublaslt, driver};
+use std::ffi::CString;
+use std::path::Path;
+
+/// The driver's interface that the kernels' toolkit needs, and the first release of the driver that has it.
+const LEAST_VERSION: i32 = 13000;
+const LEAST_DRIVER: &str = "580";
+
+/// Where installers put cuBLASLt without telling the loader.
+const FOLDERS: [&str; 4] =
+    ["/usr/local/cuda/lib64", "/usr/local/cuda-13/lib64", "/usr/local/cuda/targets/x86_64-linux/lib", "/opt/cuda/lib64"];
+
+/// Loads libcuda and libcublasLt; an error names what is missing or too old.
+pub fn load() -> Result<()> {
+    // SAFETY: opens the library and closes it again.
+    let has_driver = unsafe { driver::sys::is_culib_present() };
+    ensure!(has_driver, "no NVIDIA driver here: libcuda.so.1 is not found; install driver {LEAST_DRIVER} or later, or use --device cpu");
+    driver::result::init().context("the NVIDIA driver does not start (cuInit)")?;
+    let mut version = 0;
+    // SAFETY: writes one number.
+    unsafe { driver::sys::cuDriverGetVersion(&mut version).result().context("cuDriverGetVersion")? };
+    if version < LEAST_VERSION {
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        bail!(
+            "the NVIDIA driver is for CUDA {major}.{minor}; this program needs driver {LEAST_DRIVER} (CUDA 13.0) or later, or use --device cpu"
+        );
+    }
+    // SAFETY: as above.
+    let has_products = || unsafe { cublaslt::sys::is_culib_present() };
+    if !has_products() {
+        open_elsewhere();
+    }
+    ensure!(
+        has_products(),
+        "libcublasLt.so.13 is not found: install cuBLAS 13 (package libcublas-13-0, or nvidia-cublas from PyPI) and put its folder into \
+         LD_LIBRARY_PATH, or use --device cpu"
+    );
+    Ok(())
+}
+
+/// Opens cuBLASLt by its path. It stays loaded, so that the loader finds it by its name from then on.
+fn open_elsewhere() {
+    let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("lib64"));
+    for folder in home.into_iter().chain(FOLDERS.map(Into::into)) {
+        for name in ["libcublasLt.so.13", "libcublasLt.so.12"] {
+            let Ok(path) = CString::new(folder.join(name).to_string_lossy().into_owned()) else { continue };
+            // SAFETY: NVIDIA's library, whose initialisers have no demands on us.
+            if !unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
+                return;
+            }
+        }
+    }
+}
