@@ -92,6 +92,7 @@ fn texts_with_labels() {
     bad("d.jsonl", &[GOOD.as_bytes(), b"{\"text\": \"\xff\"}\n"].concat(), "", &["d.jsonl, line 3", "UTF-8"]);
     bad("d.jsonl", b"{\"text\": \"c\", \"label\": \"x\"}\n", "", &["d.jsonl, line 1", "only label", "\"x\""]);
     bad("d.json", b"[{\"text\": \"c\", \"label\": 0},\n {\"text\" 1}]", "", &["d.json", "line 2"]);
+    bad("d.json", &line("{\"text\": \"c\"}"), "", &["d.json, line 3", "\"label\""]);
     bad("d.csv", b"text,label\na,0\nb\n", "", &["d.csv, line 3"]);
     bad("d.csv", b"sentence,label\na,0\nb,1\n", "", &["d.csv", "\"text\"", "sentence", "--text-column"]);
     bad("d.tsv", b"text\tlabel\na\t0\nb\xfe\t1\n", "", &["d.tsv, line 3", "UTF-8"]);
