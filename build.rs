@@ -78,8 +78,9 @@ fn architectures() -> Vec<String> {
 fn fatbins(sources: &[PathBuf]) {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let mut list = String::new();
-    match find_nvcc() {
-        None => println!("cargo::warning=no nvcc ($NVCC, $CUDA_HOME/bin, PATH): this build computes on the CPU only"),
+    // The program does not open a GPU yet: kernels are compiled only where that is asked for.
+    match find_nvcc().filter(|_| env::var_os("PTUNE_CUDA_ARCHS").is_some()) {
+        None => {}
         Some(nvcc) => {
             let architectures = architectures();
             let mut generate: Vec<String> =
