@@ -11,7 +11,8 @@ use crate::model::TaskKind;
 use crate::run::{Device, device};
 use crate::usage;
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -114,7 +115,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Runs the program: parses, dispatches, prints at most one error line. Exit code 0; 1: a failure; 2: a wrong command
 /// line or configuration; 128 + signal: interrupted.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && error.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             eprintln!("{}", one_line(&error.render().to_string()));
@@ -135,6 +136,16 @@ pub fn main() -> ExitCode {
         eprintln!("{}", one_line(&format!("error: {error:#}")));
         ExitCode::from(if error.chain().any(|cause| cause.is::<UsageError>()) { 2 } else { 1 })
     })
+}
+
+/// Reads a command line. Any option may be given a negative number, so that the error for it names the option.
+fn parse(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
+    let negative = |argument: clap::Arg| {
+        let takes_values = argument.get_action().takes_values() && argument.get_num_args().is_none_or(|count| count.takes_values());
+        if takes_values { argument.allow_negative_numbers(true) } else { argument }
+    };
+    let command = Cli::command().mut_subcommands(|command| command.mut_args(negative));
+    Cli::from_arg_matches(&command.try_get_matches_from(line)?)
 }
 
 /// A message without line breaks, and of clap's messages the part before the usage.
@@ -168,7 +179,6 @@ fn set_threads(threads: Option<usize>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -177,7 +187,7 @@ mod tests {
 
     #[test]
     fn messages_fit_on_one_line() {
-        let error = |line: &str| match Cli::try_parse_from(line.split(' ')) {
+        let error = |line: &str| match parse(line.split(' ')) {
             Ok(_) => panic!("accepted: {line}"),
             Err(error) => one_line(&error.render().to_string()),
         };
@@ -186,6 +196,7 @@ mod tests {
             "error: unexpected argument '--batch' found tip: a similar argument exists: '--batch-size'"
         );
         assert!(error("ptune eval --model m").starts_with("error: the following required arguments were not provided: --"));
+        assert!(error("ptune train --batch-size -1").starts_with("error: invalid value '-1' for '--batch-size"));
         assert!(error("ptune train --prefix-layers 0").contains("layers are counted from 1"));
     }
 }

@@ -84,29 +84,29 @@ pub struct TrainOptions {
     #[arg(long, value_name = "HEAD", hide_possible_values = true, help_heading = "Prefix and head")]
     pub head: Option<HeadKind>,
     /// Dropout on prefix keys and values [default: 0.1]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Prefix and head")]
+    #[arg(long, value_name = "RATE", help_heading = "Prefix and head")]
     pub prefix_dropout: Option<f64>,
     /// Dropout of the frozen model's hidden states and of the head [default: 0.1]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Prefix and head")]
+    #[arg(long, value_name = "RATE", help_heading = "Prefix and head")]
     pub hidden_dropout: Option<f64>,
     /// Dropout on attention probabilities [default: the model's config.json]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Prefix and head")]
+    #[arg(long, value_name = "RATE", help_heading = "Prefix and head")]
     pub attention_dropout: Option<f64>,
 
     /// Peak learning rate of AdamW [default: 5e-3]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimization")]
+    #[arg(long, value_name = "RATE", help_heading = "Optimization")]
     pub learning_rate: Option<f64>,
     /// linear (down to 0), constant or exponential (times 0.95 an epoch) [default: linear]
     #[arg(long, value_name = "SCHEDULE", hide_possible_values = true, help_heading = "Optimization")]
     pub schedule: Option<Schedule>,
     /// Warm-up: whole number of steps, or a ratio below 1 [default: 0]
-    #[arg(long, value_name = "N|RATIO", allow_negative_numbers = true, help_heading = "Optimization")]
+    #[arg(long, value_name = "N|RATIO", help_heading = "Optimization")]
     pub warmup: Option<Warmup>,
     /// Decoupled weight decay [default: 0]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimization")]
+    #[arg(long, value_name = "RATE", help_heading = "Optimization")]
     pub weight_decay: Option<f64>,
     /// Clip the gradient's global norm; 0 is off [default: 1.0]
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Optimization")]
+    #[arg(long, value_name = "NORM", help_heading = "Optimization")]
     pub max_grad_norm: Option<f64>,
     /// Examples (qa: windows) of a micro-batch [default: 32]
     #[arg(long, value_name = "N", help_heading = "Optimization")]
@@ -179,7 +179,16 @@ impl TrainOptions {
 
     /// As a table of TOML values under the names of the flags.
     pub fn to_table(&self) -> Result<toml::Table> {
-        toml::Table::try_from(self).map_err(|error| UsageError(format!("an option is out of range: {error}")).into())
+        toml::Table::try_from(self).map_err(|error| {
+            // The only thing that TOML cannot hold is a whole number beyond 63 bits.
+            let fields = serde_json::to_value(self).unwrap_or_default();
+            let large = |(_, value): &(&String, &serde_json::Value)| value.as_u64().is_some_and(|value| i64::try_from(value).is_err());
+            let message = match fields.as_object().and_then(|fields| fields.iter().find(large)) {
+                Some((name, value)) => format!("--{name} {value}: must be at most {}", i64::MAX),
+                None => format!("the options cannot be written as TOML: {error}"),
+            };
+            UsageError(message).into()
+        })
     }
 
     fn from_table(table: toml::Table) -> Result<TrainOptions> {
@@ -263,6 +272,13 @@ mod tests {
         assert!(message("seed = 1\nlearning_rate = 1").contains("line 2: unknown field `learning_rate`"));
         assert!(message("prefix-layers = '0'").contains("layers are counted from 1"));
         assert!(message("seed = -1").contains("line 1"));
+    }
+
+    #[test]
+    fn numbers_beyond_toml_are_named() {
+        let error = flags("--seed 9223372036854775808").to_table().unwrap_err();
+        assert!(error.is::<UsageError>() && error.to_string().starts_with("--seed 9223372036854775808: must be at most"));
+        assert!(flags("--seed 9223372036854775807").to_table().is_ok());
     }
 
     #[test]

@@ -224,6 +224,10 @@ impl Prepared {
         self.describe(&engine, &extent, terminal);
 
         let _lock = folder.open()?;
+        // Another run may have come and gone since this one looked at the folder.
+        if latest_checkpoint(folder.root())? != checkpoint {
+            bail!("{}: another run wrote to this folder meanwhile; start again with --resume", folder.root().display());
+        }
         if checkpoint.is_none() {
             write_text(&folder.file(CONFIG), &self.options.clone().recorded(&self.model.spec).to_toml()?)?;
         } else {
