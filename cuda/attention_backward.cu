@@ -15,7 +15,8 @@
 
 // A head of a row is summed by 1, 2, 4, 8 or 16 lanes, the least that is at least head_dim / 8, of 8 dims each.
 template <class T>
-__device__ __forceinline__ void attention_delta(const T* out, int ld_out, const T* d_out, int ld_d_out, int heads, int head_dim, float* delta, int ld_delta, int rows) {
+__device__ __forceinline__ void attention_delta(const T* out, int ld_out, const T* d_out, int ld_d_out, int heads, int head_dim, float* delta,
+                                                int ld_delta, int rows) {
     int lanes = 1;
     while (lanes * 8 < head_dim) lanes *= 2;
     const int64_t index = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / lanes;
@@ -24,8 +25,8 @@ __device__ __forceinline__ void attention_delta(const T* out, int ld_out, const 
     float sum = 0.0f;
     if (row < rows && part < head_dim) {
         float a[8], b[8];
-        load_some<8>(row_of(out, row, ld_out) + head * head_dim, part, head_dim, wide, a);
-        load_some<8>(row_of(d_out, row, ld_d_out) + head * head_dim, part, head_dim, wide, b);
+        load_some<8>(head_of(out, row, ld_out, head, head_dim), part, head_dim, wide, a);
+        load_some<8>(head_of(d_out, row, ld_d_out, head, head_dim), part, head_dim, wide, b);
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
     }
@@ -33,18 +34,20 @@ __device__ __forceinline__ void attention_delta(const T* out, int ld_out, const 
     if (row < rows && part == 0) row_of(delta, row, ld_delta)[head] = sum;
 }
 
-#define ATTENTION_DELTA(T, SUFFIX)                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256)                                                                                    \
-        attention_delta_##SUFFIX(const T* out, int ld_out, const T* d_out, int ld_d_out, int heads, int head_dim, float* delta, int ld_delta, int rows) { \
-        attention_delta<T>(out, ld_out, d_out, ld_d_out, heads, head_dim, delta, ld_delta, rows);                                        \
-    }                                                                                                                                    \
+#define ATTENTION_DELTA(T, SUFFIX)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256)                                                                           \
+        attention_delta_##SUFFIX(const T* out, int ld_out, const T* d_out, int ld_d_out, int heads, int head_dim, float* delta, \
+                                 int ld_delta, int rows) {                                                                      \
+        attention_delta<T>(out, ld_out, d_out, ld_d_out, heads, head_dim, delta, ld_delta, rows);                               \
+    }                                                                                                                           \
     KERNEL_ENTRY(attention_delta_##SUFFIX);
 FOR_BOTH_HALVES(ATTENTION_DELTA)
 
 // ---- dK, dV -----------------------------------------------------------------------------------------------------
 
 template <class T, int kDim>
-__device__ __forceinline__ void attention_backward_key(const Operands<T>& o, const Saved<T>& saved, T* d_key, int ld_d_key, T* d_value, int ld_d_value) {
+__device__ __forceinline__ void attention_backward_key(const Operands<T>& o, const Saved<T>& saved, T* d_key, int ld_d_key, T* d_value,
+                                                       int ld_d_value) {
     constexpr Tile kTile = kBackwardKey[tile_index(kDim)];
     using Block = KeyMajor<T, kDim, kTile.warps, kTile.blocks, kTile.step, kTile.chunk>;
     // Masks come in fours of score columns, so a block's columns start at a multiple of 4: the first block's may be up
@@ -56,24 +59,29 @@ __device__ __forceinline__ void attention_backward_key(const Operands<T>& o, con
 
     DYN_SMEM(shared);
     Block block(shared);
-    const int key = s.first_key + offset + first, dims = kv_head * o.head_dim;
+    const int key_row = s.first_key + offset + first;
     const int row = threadIdx.x / 32 * 16 * kTile.blocks;
     if (s.queries > 0) {
-        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.keys, row_of(o.key, key, o.ld_key) + dims, o.ld_key, first, end, o.head_dim);
-        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.values, row_of(o.value, key, o.ld_value) + dims, o.ld_value, first, end, o.head_dim);
+        const T* key = head_of(o.key, key_row, o.ld_key, kv_head, o.head_dim);
+        const T* value = head_of(o.value, key_row, o.ld_value, kv_head, o.head_dim);
+        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.keys, key, o.ld_key, first, end, o.head_dim);
+        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.values, value, o.ld_value, first, end, o.head_dim);
         block.add(o, saved, kv_head, s.first_query, s.first_query + s.queries, column, row < end);
     }
     if (row >= end) return;
-    store_rows<T, kDim, kTile.blocks>(block.keys, row, block.d_key, key_factor(o), row_of(d_key, key, ld_d_key) + dims, ld_d_key, first, end, o.head_dim);
-    store_rows<T, kDim, kTile.blocks>(block.values, row, block.d_value, value_factor(o), row_of(d_value, key, ld_d_value) + dims, ld_d_value, first, end, o.head_dim);
+    d_key = head_of(d_key, key_row, ld_d_key, kv_head, o.head_dim);
+    d_value = head_of(d_value, key_row, ld_d_value, kv_head, o.head_dim);
+    store_rows<T, kDim, kTile.blocks>(block.keys, row, block.d_key, key_factor(o), d_key, ld_d_key, first, end, o.head_dim);
+    store_rows<T, kDim, kTile.blocks>(block.values, row, block.d_value, value_factor(o), d_value, ld_d_value, first, end, o.head_dim);
 }
 
-#define ATTENTION_BACKWARD_KEY(T, SUFFIX, D)                                                                              \
-    extern "C" __global__ void __launch_bounds__(32 * kBackwardKey[tile_index(D)].warps, 8 / kBackwardKey[tile_index(D)].warps) attention_backward_key_##SUFFIX##_##D( \
-        ATTENTION_PARAMETERS(T), SAVED_PARAMETERS(T), T* d_key, int ld_d_key, T* d_value, int ld_d_value, int max_keys) { \
-        (void)max_keys; /* only the grid depends on it */                                                                 \
-        attention_backward_key<T, D>(ATTENTION_OPERANDS(T), SAVED_OPERANDS(T), d_key, ld_d_key, d_value, ld_d_value);     \
-    }                                                                                                                     \
+#define ATTENTION_BACKWARD_KEY(T, SUFFIX, D)                                                                                    \
+    extern "C" __global__ void ATTENTION_LAUNCH_BOUNDS(kBackwardKey, D)                                                         \
+        attention_backward_key_##SUFFIX##_##D(ATTENTION_PARAMETERS(T), SAVED_PARAMETERS(T), T* d_key, int ld_d_key, T* d_value, \
+                                              int ld_d_value, int max_keys) {                                                   \
+        (void)max_keys; /* only the grid depends on it */                                                                       \
+        attention_backward_key<T, D>(ATTENTION_OPERANDS(T), SAVED_OPERANDS(T), d_key, ld_d_key, d_value, ld_d_value);           \
+    }                                                                                                                           \
     KERNEL_ENTRY(attention_backward_key_##SUFFIX##_##D);
 
 // ---- dQ ---------------------------------------------------------------------------------------------------------
@@ -93,8 +101,10 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     const uint32_t ordinal = ordinal_of(o, s.first_query);
     const bool active = row < rows;
 
-    load_tile<T, kDim, kRows, kThreads>(queries, row_of(o.query, first_row, o.ld_query) + head * o.head_dim, o.ld_query, 0, rows, o.head_dim);
-    load_tile<T, kDim, kRows, kThreads>(d_outs, row_of(saved.d_out, first_row, saved.ld_d_out) + head * o.head_dim, saved.ld_d_out, 0, rows, o.head_dim);
+    const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
+    const T* d_out = head_of(saved.d_out, first_row, saved.ld_d_out, head, o.head_dim);
+    load_tile<T, kDim, kRows, kThreads>(queries, query, o.ld_query, 0, rows, o.head_dim);
+    load_tile<T, kDim, kRows, kThreads>(d_outs, d_out, saved.ld_d_out, 0, rows, o.head_dim);
     if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, ordinal, kv_head, 0);
     copy_async_commit();
 
@@ -126,6 +136,7 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
             copy_async_commit();
         }
         if (!active) continue;
+        __syncwarp();  // lanes may have loaded different things; ldmatrix and mma want them together
         const T *keys = stages + stage * 2 * kStep * kDim, *values = keys + kStep * kDim;
         for (int chunk = 0; chunk < min(kStep, columns - column); chunk += kTile.chunk) {
             float scores[M][N][4], gradients[M][N][4];
@@ -156,18 +167,20 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     copy_async_wait<0>();
     __syncthreads();  // without any columns the queries' copies may still be under way, to where the gradient goes
     if (!active) return;
-    store_rows<T, kDim, M>(queries, row, sums, o.scale, row_of(d_query, first_row, ld_d_query) + head * o.head_dim, ld_d_query, 0, rows, o.head_dim);
+    T* to = head_of(d_query, first_row, ld_d_query, head, o.head_dim);
+    store_rows<T, kDim, M>(queries, row, sums, o.scale, to, ld_d_query, 0, rows, o.head_dim);
 }
 
-#define ATTENTION_BACKWARD_QUERY(T, SUFFIX, D)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(32 * kBackwardQuery[tile_index(D)].warps, 8 / kBackwardQuery[tile_index(D)].warps)                                       \
-        attention_backward_query_##SUFFIX##_##D(ATTENTION_PARAMETERS(T), SAVED_PARAMETERS(T), T* d_query, int ld_d_query) {      \
-        attention_backward_query<T, D>(ATTENTION_OPERANDS(T), SAVED_OPERANDS(T), d_query, ld_d_query);                           \
-    }                                                                                                                            \
+#define ATTENTION_BACKWARD_QUERY(T, SUFFIX, D)                                                                              \
+    extern "C" __global__ void ATTENTION_LAUNCH_BOUNDS(kBackwardQuery, D)                                                   \
+        attention_backward_query_##SUFFIX##_##D(ATTENTION_PARAMETERS(T), SAVED_PARAMETERS(T), T* d_query, int ld_d_query) { \
+        attention_backward_query<T, D>(ATTENTION_OPERANDS(T), SAVED_OPERANDS(T), d_query, ld_d_query);                      \
+    }                                                                                                                       \
     KERNEL_ENTRY(attention_backward_query_##SUFFIX##_##D);
 
-#define ATTENTION_BACKWARD_DIMS(T, SUFFIX)                                                                                              \
-    ATTENTION_BACKWARD_KEY(T, SUFFIX, 16) ATTENTION_BACKWARD_KEY(T, SUFFIX, 32) ATTENTION_BACKWARD_KEY(T, SUFFIX, 64)                   \
-    ATTENTION_BACKWARD_KEY(T, SUFFIX, 128) ATTENTION_BACKWARD_QUERY(T, SUFFIX, 16) ATTENTION_BACKWARD_QUERY(T, SUFFIX, 32)              \
+#define ATTENTION_BACKWARD_DIMS(T, SUFFIX)                                          \
+    ATTENTION_BACKWARD_KEY(T, SUFFIX, 16) ATTENTION_BACKWARD_KEY(T, SUFFIX, 32)     \
+    ATTENTION_BACKWARD_KEY(T, SUFFIX, 64) ATTENTION_BACKWARD_KEY(T, SUFFIX, 128)    \
+    ATTENTION_BACKWARD_QUERY(T, SUFFIX, 16) ATTENTION_BACKWARD_QUERY(T, SUFFIX, 32) \
     ATTENTION_BACKWARD_QUERY(T, SUFFIX, 64) ATTENTION_BACKWARD_QUERY(T, SUFFIX, 128)
 FOR_BOTH_HALVES(ATTENTION_BACKWARD_DIMS)

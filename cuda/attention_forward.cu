@@ -20,14 +20,15 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
     T* stages = queries + kRows * kDim;  // two, each kStep keys and kStep values
 
     const Sequence s = sequence(o, blockIdx.z);
-    const int first = blockIdx.x * kRows, rows = min(kRows, s.queries - first);
+    const int first = blockIdx.x * kRows, rows = min(kRows, s.queries - first), first_row = s.first_query + first;
     if (rows <= 0) return;
     const int head = blockIdx.y, kv_head = head / (o.heads / o.kv_heads), columns = o.prefix_length + s.keys;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 * 16 * M;
     const uint32_t ordinal = ordinal_of(o, s.first_query);
     const bool active = row < rows;  // a warp without queries only helps loading
 
-    load_tile<T, kDim, kRows, kThreads>(queries, row_of(o.query, s.first_query + first, o.ld_query) + head * o.head_dim, o.ld_query, 0, rows, o.head_dim);
+    const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
+    load_tile<T, kDim, kRows, kThreads>(queries, query, o.ld_query, 0, rows, o.head_dim);
     if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, ordinal, kv_head, 0);
     copy_async_commit();
 
@@ -40,7 +41,7 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
     for (int m = 0; m < M; ++m) {
         largest[m][0] = largest[m][1] = -INFINITY;
         const int drawn = row + m * 16 + g + lane % 2 * 8;
-        if (o.dropout.threshold && drawn < rows) token[m] = o.query_tokens[s.first_query + first + drawn];
+        if (o.dropout.threshold && drawn < rows) token[m] = o.query_tokens[first_row + drawn];
     }
     const float scale = o.scale * kLog2E;  // exponentials are powers of two
 
@@ -52,6 +53,7 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
             copy_async_commit();
         }
         if (!active) continue;
+        __syncwarp();  // lanes may have loaded different things; ldmatrix and mma want them together
         if (column == 0) left.hold();
         const T *keys = stages + stage * 2 * kStep * kDim, *values = keys + kStep * kDim;
         float scores[M][N][4];
@@ -116,16 +118,17 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
                 output[m][n][half * 2 + 1] *= factor;
             }
             const int at = row + m * 16 + half * 8 + g;
-            if (t == 0 && at < rows) row_of(log_sum_exp, s.first_query + first + at, ld_log_sum_exp)[head] = largest[m][half] * o.scale + logf(total);
+            if (t == 0 && at < rows) row_of(log_sum_exp, first_row + at, ld_log_sum_exp)[head] = largest[m][half] * o.scale + logf(total);
         }
-    store_rows<T, kDim, M>(queries, row, output, 1.0f, row_of(out, s.first_query + first, ld_out) + head * o.head_dim, ld_out, 0, rows, o.head_dim);
+    T* to = head_of(out, first_row, ld_out, head, o.head_dim);
+    store_rows<T, kDim, M>(queries, row, output, 1.0f, to, ld_out, 0, rows, o.head_dim);
 }
 
-#define ATTENTION_FORWARD(T, SUFFIX, D)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(32 * kForward[tile_index(D)].warps, 8 / kForward[tile_index(D)].warps)                                         \
+#define ATTENTION_FORWARD(T, SUFFIX, D)                                                                                         \
+    extern "C" __global__ void ATTENTION_LAUNCH_BOUNDS(kForward, D)                                                             \
         attention_forward_##SUFFIX##_##D(ATTENTION_PARAMETERS(T), T* out, int ld_out, float* log_sum_exp, int ld_log_sum_exp) { \
-        attention_forward<T, D>(ATTENTION_OPERANDS(T), out, ld_out, log_sum_exp, ld_log_sum_exp);                            \
-    }                                                                                                                        \
+        attention_forward<T, D>(ATTENTION_OPERANDS(T), out, ld_out, log_sum_exp, ld_log_sum_exp);                               \
+    }                                                                                                                           \
     KERNEL_ENTRY(attention_forward_##SUFFIX##_##D);
 #define ATTENTION_FORWARD_DIMS(T, SUFFIX) \
     ATTENTION_FORWARD(T, SUFFIX, 16) ATTENTION_FORWARD(T, SUFFIX, 32) ATTENTION_FORWARD(T, SUFFIX, 64) ATTENTION_FORWARD(T, SUFFIX, 128)

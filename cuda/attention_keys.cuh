@@ -24,7 +24,10 @@ struct KeyMajor {
     }
     __device__ __forceinline__ void clear() {
 #pragma unroll
-        for (int i = 0; i < M * kDim / 2; ++i) d_key[i / (kDim / 2)][i / 4 % (kDim / 8)][i % 4] = d_value[i / (kDim / 2)][i / 4 % (kDim / 8)][i % 4] = 0.0f;
+        for (int i = 0; i < M * kDim / 2; ++i) {
+            d_key[i / (kDim / 2)][i / 4 % (kDim / 8)][i % 4] = 0.0f;
+            d_value[i / (kDim / 2)][i / 4 % (kDim / 8)][i % 4] = 0.0f;
+        }
     }
 
     // A stage: queries, output gradients [kStep, kDim], then L, D, tokens and ordinals of its queries.
@@ -34,8 +37,10 @@ struct KeyMajor {
 
     // Starts loading query rows row.. of which `count` exist.
     __device__ __forceinline__ void load(int stage, const Operands<T>& o, const Saved<T>& saved, int head, int row, int count) {
-        load_tile<T, kDim, kStep, kThreads>(queries(stage), row_of(o.query, row, o.ld_query) + head * o.head_dim, o.ld_query, 0, count, o.head_dim);
-        load_tile<T, kDim, kStep, kThreads>(d_outs(stage), row_of(saved.d_out, row, saved.ld_d_out) + head * o.head_dim, saved.ld_d_out, 0, count, o.head_dim);
+        const T* query = head_of(o.query, row, o.ld_query, head, o.head_dim);
+        const T* d_out = head_of(saved.d_out, row, saved.ld_d_out, head, o.head_dim);
+        load_tile<T, kDim, kStep, kThreads>(queries(stage), query, o.ld_query, 0, count, o.head_dim);
+        load_tile<T, kDim, kStep, kThreads>(d_outs(stage), d_out, saved.ld_d_out, 0, count, o.head_dim);
         float* to = numbers(stage);
         for (int i = threadIdx.x; i < kStep; i += kThreads) {
             const bool valid = i < count;
@@ -53,7 +58,8 @@ struct KeyMajor {
     // Adds the gradients that the queries first_row..end_row of all heads of `kv_head` give. The keys' tiles may still
     // be on their way; `column` is the score column of the block's first key row, a multiple of 4; `active` is whether
     // this warp has keys. All threads call it; nothing in shared memory is in use any more when it returns.
-    __device__ __forceinline__ void add(const Operands<T>& o, const Saved<T>& saved, int kv_head, int first_row, int end_row, int column, bool active) {
+    __device__ __forceinline__ void add(const Operands<T>& o, const Saved<T>& saved, int kv_head, int first_row, int end_row, int column,
+                                        bool active) {
         const int group = o.heads / o.kv_heads, tiles = (end_row - first_row + kStep - 1) / kStep;
         const int row = threadIdx.x / 32 * 16 * M;
         LeftRows<T, kDim, M, false> key_rows, value_rows;
@@ -71,13 +77,17 @@ struct KeyMajor {
             if (at >= end_row) at = first_row, ++head;
             if (rest > 1) load(stage ^ 1, o, saved, head, at, min(kStep, end_row - at));
             if (!active) continue;
-            for (int chunk = 0; chunk < count; chunk += kChunk) add_chunk(o, key_rows, value_rows, stage, chunk, this_head, column + row, scale);
+            __syncwarp();  // lanes may have loaded different things; ldmatrix and mma want them together
+            for (int chunk = 0; chunk < count; chunk += kChunk)
+                add_chunk(o, key_rows, value_rows, stage, chunk, this_head, column + row, scale);
         }
         __syncthreads();
     }
 
-    __device__ __forceinline__ void add_chunk(const Operands<T>& o, const LeftRows<T, kDim, M, false>& key_rows, const LeftRows<T, kDim, M, false>& value_rows,
-                                              int stage, int chunk, int head, int column, float scale) {
+    // The part of add() for queries chunk .. chunk + kChunk of a stage; `column` is that of the warp's first key.
+    __device__ __forceinline__ void add_chunk(const Operands<T>& o, const LeftRows<T, kDim, M, false>& key_rows,
+                                              const LeftRows<T, kDim, M, false>& value_rows, int stage, int chunk, int head, int column,
+                                              float scale) {
         const int t = threadIdx.x % 4;
         float probabilities[M][N][4], gradients[M][N][4];
         multiply_rows<T, kDim, M, N>(probabilities, key_rows, queries(stage), chunk);

@@ -5,13 +5,16 @@
 // A tile of streamed keys is a range of these columns and may hold both; the prefix rows are read from the float
 // masters, go through the sequence's own mask and are rounded to T on their way into shared memory.
 //
-// Launching (every kernel here: block size x = 32 * warps, y = z = 1; D = 16, 32, 64 or 128, the least >= head_dim):
-//   kernel                           grid x                               y         z          shared bytes
-//   attention_forward_T_D            ceil(max_queries / (16*warps*blocks)) heads     sequences  row_major_bytes(.., 1)
-//   attention_backward_query_T_D     the same, its own tile                heads     sequences  row_major_bytes(.., 2)
-//   attention_backward_key_T_D       ceil((P % 4 + max_keys) / (16*warps*blocks)) kv_heads  sequences  key_major_bytes
-//   prefix_gradient_partial_T_D      ceil(P / (16*warps*blocks))           kv_heads  chunks     key_major_bytes
-// with P = prefix_length, and the tile of kForward, kBackwardQuery, kBackwardKey or kPrefix for D.
+// Launching. T is f16 or bf16, D the least of 16, 32, 64, 128 that is at least head_dim; P = prefix_length; a tile is
+// the row for D of the kernel's table below; own = 16 * warps * blocks of it. Blocks are 32 * warps threads in x.
+//   kernel                        table           grid x                              y         z          shared memory
+//   attention_forward_T_D         kForward        ceil(max_queries / own)             heads     sequences  row_major_bytes(tile, D, 1)
+//   attention_backward_query_T_D  kBackwardQuery  ceil(max_queries / own)             heads     sequences  row_major_bytes(tile, D, 2)
+//   attention_backward_key_T_D    kBackwardKey    ceil((P % 4 + max_keys) / own)      kv_heads  sequences  key_major_bytes(tile, D)
+//   prefix_gradient_partial_T_D   kPrefix         ceil(P / own)                       kv_heads  chunks     key_major_bytes(tile, D)
+//   attention_delta_T             256 threads     ceil(rows * heads * lanes / 256)    1         1          0
+//   prefix_gradient_sum           256 threads     ceil(P * ceil(width / 4) / 256)     2         1          0
+// with lanes = the least power of two >= head_dim / 8.
 #pragma once
 #include "instructions.cuh"
 #include "numbers.cuh"
@@ -63,9 +66,12 @@ constexpr int key_major_bytes(Tile tile, int head_dim) {
 }
 constexpr int kSharedLimit = 99 * 1024;  // of a block on sm_86, sm_89 and sm_120
 constexpr bool tiles_fit(int index, int head_dim) {
-    return row_major_bytes(kForward[index], head_dim, 1) <= kSharedLimit && row_major_bytes(kBackwardQuery[index], head_dim, 2) <= kSharedLimit &&
+    return row_major_bytes(kForward[index], head_dim, 1) <= kSharedLimit &&
+           row_major_bytes(kBackwardQuery[index], head_dim, 2) <= kSharedLimit &&
            key_major_bytes(kBackwardKey[index], head_dim) <= kSharedLimit && key_major_bytes(kPrefix[index], head_dim) <= kSharedLimit;
 }
+// Two blocks of four warps share a multiprocessor's registers, or one of eight has them.
+#define ATTENTION_LAUNCH_BOUNDS(TABLE, D) __launch_bounds__(32 * TABLE[tile_index(D)].warps, 8 / TABLE[tile_index(D)].warps)
 static_assert(tiles_fit(0, 16) && tiles_fit(1, 32) && tiles_fit(2, 64) && tiles_fit(3, 128), "a tile outgrows shared memory");
 
 // The operands that every attention kernel takes first, in this order. Strides (ld_) in elements.
@@ -133,6 +139,12 @@ __device__ __forceinline__ uint32_t ordinal_of(const Operands<T>& o, int first_q
     return o.dropout.threshold | o.key_dropout.threshold | o.value_dropout.threshold ? (uint32_t)o.query_ordinals[first_query] : 0;
 }
 
+// Where a head's dims of row `row` are.
+template <class T>
+__device__ __forceinline__ T* head_of(T* matrix, int row, int ld, int head, int head_dim) {
+    return row_of(matrix, row, ld) + head * head_dim;
+}
+
 // ---- tiles in shared memory -------------------------------------------------------------------------------------
 
 // Where 16-byte chunk `chunk` of row `row` of a tile of rows of kDim lies (in elements): chunks are exchanged within
@@ -171,7 +183,8 @@ __device__ __forceinline__ void load_tile(T* tile, const T* from, int ld, int fi
 
 // One chunk of a prefix row as sequence `ordinal` sees it.
 template <class T>
-__device__ __forceinline__ void load_prefix_chunk(T* target, const float* from, Dropout dropout, uint32_t ordinal, int position, int kv_head, int chunk) {
+__device__ __forceinline__ void load_prefix_chunk(T* target, const float* from, const Dropout& dropout, uint32_t ordinal, int position,
+                                                  int kv_head, int chunk) {
     float x[8];
     load_some<8>(from, 0, 8, (uintptr_t)from % 16 == 0, x);
     if (dropout.threshold) apply_dropout(x, dropout, ordinal, position, kv_head, chunk * 8);
@@ -181,7 +194,8 @@ __device__ __forceinline__ void load_prefix_chunk(T* target, const float* from, 
 // Rows of keys and values for the prefix positions from `first` on: row r takes position first + r where that is below
 // the prefix's length; the other rows are left alone, or zeroed if `clear`. Complete at the next barrier.
 template <class T, int kDim, int kRows, int kThreads>
-__device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T>& o, uint32_t ordinal, int kv_head, int first, bool clear) {
+__device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T>& o, uint32_t ordinal, int kv_head, int first,
+                                            bool clear) {
     constexpr int kChunks = kDim / 8;
     int rows = clear ? kRows : min(kRows, o.prefix_length - first);
 #pragma unroll 1
@@ -202,11 +216,12 @@ __device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T
 template <class T, int kDim, int kRows, int kThreads>
 __device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, const Sequence& s, uint32_t ordinal, int kv_head, int column) {
     T *keys = stage, *values = stage + kRows * kDim;
-    int prefix_rows = max(0, min(kRows, o.prefix_length - column));
+    const int prefix_rows = max(0, min(kRows, o.prefix_length - column));
     if (prefix_rows < kRows) {
-        int row = s.first_key + column + prefix_rows - o.prefix_length, end = o.prefix_length + s.keys - column;
-        load_tile<T, kDim, kRows, kThreads>(keys, o.key + (size_t)row * o.ld_key + kv_head * o.head_dim, o.ld_key, prefix_rows, end, o.head_dim);
-        load_tile<T, kDim, kRows, kThreads>(values, o.value + (size_t)row * o.ld_value + kv_head * o.head_dim, o.ld_value, prefix_rows, end, o.head_dim);
+        const int row = s.first_key + column + prefix_rows - o.prefix_length, end = o.prefix_length + s.keys - column;
+        const T *key = head_of(o.key, row, o.ld_key, kv_head, o.head_dim), *value = head_of(o.value, row, o.ld_value, kv_head, o.head_dim);
+        load_tile<T, kDim, kRows, kThreads>(keys, key, o.ld_key, prefix_rows, end, o.head_dim);
+        load_tile<T, kDim, kRows, kThreads>(values, value, o.ld_value, prefix_rows, end, o.head_dim);
     }
     if (prefix_rows > 0) load_prefix<T, kDim, kRows, kThreads>(keys, values, o, ordinal, kv_head, column, false);
 }
@@ -298,7 +313,8 @@ __device__ __forceinline__ void multiply_columns(float (&acc)[M][kDim / 8][4], c
 // tile is row 0 of `to`; rows outside first .. end are not written). They go through the same rows of `tile`, which only
 // this warp may be using, so that memory sees whole rows.
 template <class T, int kDim, int M>
-__device__ __forceinline__ void store_rows(T* tile, int row, const float (&acc)[M][kDim / 8][4], float factor, T* to, int ld, int first, int end, int head_dim) {
+__device__ __forceinline__ void store_rows(T* tile, int row, const float (&acc)[M][kDim / 8][4], float factor, T* to, int ld, int first,
+                                           int end, int head_dim) {
     constexpr int kChunks = kDim / 8;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     __syncwarp();
@@ -341,7 +357,8 @@ __device__ __forceinline__ uint32_t keep_four(const Dropout& dropout, uint32_t o
 // row g + 8, and they exchange the bits. `token` is that of the lane's row, g + 8 * (lane % 2).
 // Element (n, i) is kept where bits[i / 2] >> (4 * n + i % 2) & 1.
 template <int N>
-__device__ __forceinline__ void keep_rows(uint32_t (&bits)[2], const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
+__device__ __forceinline__ void keep_rows(uint32_t (&bits)[2], const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head,
+                                          uint32_t column) {
     static_assert(N <= 8, "four bits for each of N blocks");
     const int lane = threadIdx.x % 32, odd = lane % 2;
     uint32_t mine = 0;
@@ -357,12 +374,16 @@ __device__ __forceinline__ void keep_rows(uint32_t (&bits)[2], const Dropout& dr
 // query 8 n + l % 8, and every lane fetches its four elements' bits. `tokens` and `ordinals` are the queries'.
 // Element (n, i) is kept where bits[i] >> 4 * n & 1.
 template <int N>
-__device__ __forceinline__ void keep_columns(uint32_t (&bits)[4], const Dropout& dropout, const int* ordinals, const int* tokens, uint32_t head, uint32_t column) {
+__device__ __forceinline__ void keep_columns(uint32_t (&bits)[4], const Dropout& dropout, const int* ordinals, const int* tokens,
+                                             uint32_t head, uint32_t column) {
     static_assert(N <= 8, "four bits for each of N blocks");
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     uint32_t mine = 0;
 #pragma unroll
-    for (int n = 0; n < N; ++n) mine |= keep_four(dropout, ordinals[n * 8 + lane % 8], tokens[n * 8 + lane % 8], head, column + lane / 8 * 4) << 4 * n;
+    for (int n = 0; n < N; ++n) {
+        const int query = n * 8 + lane % 8;
+        mine |= keep_four(dropout, ordinals[query], tokens[query], head, column + lane / 8 * 4) << 4 * n;
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) bits[i] = __shfl_sync(~0u, mine, (i / 2 * 2 + g / 4) * 8 + 2 * t + i % 2) >> g % 4;
 }

@@ -11,10 +11,11 @@
 // read (with prefix dropout also a sequence, out of L2).
 #include "attention_keys.cuh"
 
-// Writes, or adds to, rows of a chunk's sum: a warp's accumulators times `factor`, through the mask of `dropout`.
-template <int kDim, int M>
-__device__ __forceinline__ void put_partial(float* to, int width, const float (&acc)[M][kDim / 8][4], float factor, int position, int positions, int kv_head,
-                                            int head_dim, const Dropout& dropout, uint32_t ordinal, bool add) {
+// Writes, or adds to, the rows of a chunk's sum from prefix position `position` on: a warp's accumulators times `factor`,
+// through the mask of `dropout`.
+template <class T, int kDim, int M>
+__device__ __forceinline__ void put_partial(float* to, const float (&acc)[M][kDim / 8][4], float factor, const Operands<T>& o,
+                                            const Dropout& dropout, uint32_t ordinal, int position, int kv_head, bool add) {
     constexpr int N = kDim / 8 < 8 ? kDim / 8 : 8;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -30,8 +31,8 @@ __device__ __forceinline__ void put_partial(float* to, int width, const float (&
 #pragma unroll
             for (int i = 0; i < N * 2; ++i) {
                 const int n = i / 2, half = i % 2, at = position + m * 16 + half * 8 + g, dim = (block + n) * 8 + 2 * t;
-                if (at >= positions || dim >= head_dim) continue;
-                float2* target = (float2*)(to + (size_t)at * width + kv_head * head_dim + dim);
+                if (at >= o.prefix_length || dim >= o.head_dim) continue;
+                float2* target = (float2*)(head_of(to, at, o.kv_heads * o.head_dim, kv_head, o.head_dim) + dim);
                 const uint32_t kept = bits[half] >> n * 4;
                 float2 value = add ? *target : make_float2(0.0f, 0.0f);
                 if (kept & 1) value.x += acc[m][block + n][half * 2] * scale;
@@ -42,7 +43,8 @@ __device__ __forceinline__ void put_partial(float* to, int width, const float (&
 }
 
 template <class T, int kDim>
-__device__ __forceinline__ void prefix_gradient_partial(const Operands<T>& o, const Saved<T>& saved, float* partial_key, float* partial_value, int chunks, int total_queries) {
+__device__ __forceinline__ void prefix_gradient_partial(const Operands<T>& o, const Saved<T>& saved, float* partial_key,
+                                                        float* partial_value, int chunks, int total_queries) {
     constexpr Tile kTile = kPrefix[tile_index(kDim)];
     using Block = KeyMajor<T, kDim, kTile.warps, kTile.blocks, kTile.step, kTile.chunk>;
     DYN_SMEM(shared);
@@ -75,27 +77,29 @@ __device__ __forceinline__ void prefix_gradient_partial(const Operands<T>& o, co
             block.add(o, saved, kv_head, first_row, end_row, first, active);
         }
         if (active) {
-            put_partial<kDim, kTile.blocks>(partial_key, width, block.d_key, key_factor(o), first + row, o.prefix_length, kv_head, o.head_dim, o.key_dropout, ordinal, add);
-            put_partial<kDim, kTile.blocks>(partial_value, width, block.d_value, value_factor(o), first + row, o.prefix_length, kv_head, o.head_dim, o.value_dropout, ordinal, add);
+            const int position = first + row;
+            put_partial<T, kDim, kTile.blocks>(partial_key, block.d_key, key_factor(o), o, o.key_dropout, ordinal, position, kv_head, add);
+            put_partial<T, kDim, kTile.blocks>(partial_value, block.d_value, value_factor(o), o, o.value_dropout, ordinal, position, kv_head, add);
         }
         block.clear();
         add = true;
     }
 }
 
-#define PREFIX_GRADIENT(T, SUFFIX, D)                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(32 * kPrefix[tile_index(D)].warps, 8 / kPrefix[tile_index(D)].warps) prefix_gradient_partial_##SUFFIX##_##D(               \
-        ATTENTION_PARAMETERS(T), SAVED_PARAMETERS(T), float* partial_key, float* partial_value, int chunks, int total_queries) {          \
-        prefix_gradient_partial<T, D>(ATTENTION_OPERANDS(T), SAVED_OPERANDS(T), partial_key, partial_value, chunks, total_queries);       \
-    }                                                                                                                                     \
+#define PREFIX_GRADIENT(T, SUFFIX, D)                                                                                                  \
+    extern "C" __global__ void ATTENTION_LAUNCH_BOUNDS(kPrefix, D)                                                                     \
+        prefix_gradient_partial_##SUFFIX##_##D(ATTENTION_PARAMETERS(T), SAVED_PARAMETERS(T), float* partial_key, float* partial_value, \
+                                               int chunks, int total_queries) {                                                        \
+        prefix_gradient_partial<T, D>(ATTENTION_OPERANDS(T), SAVED_OPERANDS(T), partial_key, partial_value, chunks, total_queries);    \
+    }                                                                                                                                  \
     KERNEL_ENTRY(prefix_gradient_partial_##SUFFIX##_##D);
 #define PREFIX_GRADIENT_DIMS(T, SUFFIX) \
     PREFIX_GRADIENT(T, SUFFIX, 16) PREFIX_GRADIENT(T, SUFFIX, 32) PREFIX_GRADIENT(T, SUFFIX, 64) PREFIX_GRADIENT(T, SUFFIX, 128)
 FOR_BOTH_HALVES(PREFIX_GRADIENT_DIMS)
 
 // d_key (blockIdx.y 0), d_value (1) += the chunks' sums, in order; a thread takes four elements of a row.
-extern "C" __global__ void __launch_bounds__(256) prefix_gradient_sum(const float* partial_key, const float* partial_value, int chunks, float* d_key, float* d_value,
-                                                                      int ld, int prefix_length, int width) {
+extern "C" __global__ void __launch_bounds__(256) prefix_gradient_sum(const float* partial_key, const float* partial_value, int chunks,
+                                                                      float* d_key, float* d_value, int ld, int prefix_length, int width) {
     const int groups = (width + 3) / 4, index = blockIdx.x * blockDim.x + threadIdx.x;
     const int row = index / groups, column = index % groups * 4;
     if (row >= prefix_length) return;
