@@ -5,11 +5,15 @@ MINILM  := weights/all-MiniLM-L6-v2
 EXAMPLE := examples/library-messages
 DEMO    := runs/demo
 
-.PHONY: build demo test bench fetch clean
+.PHONY: build demo test bench fetch nvcc clean
 
-# The program, target/release/ptune.
-build:
+# The program, target/release/ptune, with kernels for GPUs wherever an nvcc is or can be fetched.
+build: nvcc
 	cargo build --release --locked
+
+# nvcc into .nvcc/, once, where the machine has none.
+nvcc:
+	@scripts/fetch-nvcc.sh
 
 # A small pretrained model into weights/, once.
 fetch:
@@ -24,17 +28,18 @@ demo: build fetch
 	$(PTUNE) predict --model $(MINILM) --adapter $(DEMO) --input $(EXAMPLE)/new.jsonl --output $(DEMO)/predictions.jsonl
 	@awk -f scripts/show-predictions.awk $(DEMO)/predictions.jsonl $(EXAMPLE)/new.jsonl
 
-# Formatting, lints and all tests.
-test:
+# Formatting, lints and all tests: those of the program, of the kernels on an emulated device, and of their machine code.
+test: nvcc
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo test --locked
+	cargo clippy --locked --all-targets --features emulation -- -D warnings
+	cargo test --locked --features emulation
 
 # The speed of a training step on the CPU, in tokens a second.
 bench:
 	cargo bench --locked
 
-# Build outputs and the demo's run. The fetched model stays (rm -r weights/*/ removes it).
+# Build outputs and the demo's run. The fetched model and nvcc stay (rm -r weights/*/ .nvcc removes them).
 clean:
 	cargo clean
 	rm -rf $(DEMO)

@@ -9,7 +9,11 @@ use std::process::{Child, Command};
 
 /// Machine code for each of these; what comes after them translates the PTX of the first at its first start.
 const ARCHITECTURES: [&str; 4] = ["80", "90a", "100", "120"];
-const FLAGS: [&str; 5] = ["-O3", "-std=c++17", "-fatbin", "-Icuda", "--compress-mode=size"];
+const FLAGS: [&str; 7] = ["-O3", "-std=c++17", "-fatbin", "-Icuda", "--compress-mode=size", "-Xptxas", "-v"];
+/// The first nvcc that knows them all.
+const LEAST_NVCC: [u32; 2] = [12, 8];
+/// Where `make` puts an nvcc on a machine that has none.
+const FETCHED: &str = ".nvcc/nvidia/cu13/bin/nvcc";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -51,19 +55,33 @@ fn tiles() {
     std::fs::write(Path::new(&out).join("tiles.rs"), text).expect("OUT_DIR can be written");
 }
 
-/// nvcc by $NVCC, $CUDA_HOME or PATH; an explicit choice that does not run is an error.
+/// nvcc by $NVCC, $CUDA_HOME, PATH, or where `make` puts it; an explicit choice that does not run is an error.
 fn find_nvcc() -> Option<PathBuf> {
     for name in ["NVCC", "CUDA_HOME", "PTUNE_CUDA_ARCHS"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    let runs = |path: &Path| Command::new(path).arg("--version").output().is_ok_and(|output| output.status.success());
-    let given = env::var_os("NVCC").map(PathBuf::from);
-    let home = env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
-    if let Some(path) = given {
-        assert!(runs(&path), "NVCC={}: it does not run; unset it to build without CUDA", path.display());
+    if let Some(path) = env::var_os("NVCC").map(PathBuf::from) {
+        let version = release(&path).unwrap_or_else(|| panic!("NVCC={}: it does not run; unset it to look elsewhere", path.display()));
+        assert!(version >= LEAST_NVCC, "NVCC={}: its release {version:?} is older than {LEAST_NVCC:?}", path.display());
         return Some(path);
     }
-    home.into_iter().chain([PathBuf::from("nvcc")]).find(|path| runs(path))
+    let home = env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
+    let fetched = env::var_os("CARGO_MANIFEST_DIR").map(|folder| Path::new(&folder).join(FETCHED));
+    let places = home.into_iter().chain([PathBuf::from("nvcc")]).chain(fetched);
+    let found = places.into_iter().find(|path| release(path).is_some_and(|version| version >= LEAST_NVCC));
+    if found.is_none() {
+        let [major, minor] = LEAST_NVCC;
+        println!("cargo::warning=no nvcc {major}.{minor} or later: this build runs on the CPU only (`make` fetches one; or set NVCC)");
+    }
+    found
+}
+
+/// Release of an nvcc that runs.
+fn release(nvcc: &Path) -> Option<[u32; 2]> {
+    let output = Command::new(nvcc).arg("--version").output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let mut numbers = text.split("release ").nth(1)?.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    Some([numbers.next()??, numbers.next()??])
 }
 
 /// The architectures of this build: all, or those of PTUNE_CUDA_ARCHS ("80,90a").
@@ -74,42 +92,44 @@ fn architectures() -> Vec<String> {
     }
 }
 
-/// Writes `fatbins.rs`: the list of (file, bytes), empty without nvcc.
+/// Writes `fatbins.rs`, the list of (file, bytes), empty without nvcc; beside each fatbin a `.ptxas` with what the
+/// assembler says of registers and memory, which tests read.
 fn fatbins(sources: &[PathBuf]) {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let mut list = String::new();
-    // The program does not open a GPU yet: kernels are compiled only where that is asked for.
-    match find_nvcc().filter(|_| env::var_os("PTUNE_CUDA_ARCHS").is_some()) {
-        None => {}
-        Some(nvcc) => {
-            let architectures = architectures();
-            let mut generate: Vec<String> =
-                architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")).collect();
-            if architectures.iter().any(|name| name == "80") {
-                generate.push("-gencode=arch=compute_80,code=compute_80".into());
-            }
-            let mut running: Vec<(&PathBuf, Child)> = Vec::new();
-            let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-            for source in sources {
-                let fatbin = out.join(source.file_stem().expect("a name")).with_extension("fatbin");
-                list += &format!("({:?}, include_bytes!({:?}) as &[u8]),\n", source.file_name().expect("a name"), fatbin);
-                if running.len() >= jobs {
-                    finish(running.remove(0));
-                }
-                let mut command = Command::new(&nvcc);
-                command.args(FLAGS).args(&generate).arg(source).arg("-o").arg(&fatbin);
-                running.push((source, command.spawn().expect("nvcc ran a moment ago")));
-            }
-            running.into_iter().for_each(finish);
-            println!("cargo::rustc-env=PTUNE_CUDA={}", architectures.iter().map(|name| format!("sm_{name}")).collect::<Vec<_>>().join(" "));
+    if let Some(nvcc) = find_nvcc() {
+        let architectures = architectures();
+        let mut generate: Vec<String> = architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")).collect();
+        if architectures.iter().any(|name| name == "80") {
+            generate.push("-gencode=arch=compute_80,code=compute_80".into());
         }
+        let mut running: Vec<(&PathBuf, Child)> = Vec::new();
+        let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+        for source in sources {
+            let fatbin = out.join(source.file_stem().expect("a name")).with_extension("fatbin");
+            list += &format!("({:?}, include_bytes!({:?}) as &[u8]),\n", source.file_name().expect("a name"), fatbin);
+            if running.len() >= jobs {
+                finish(running.remove(0));
+            }
+            let log = std::fs::File::create(fatbin.with_extension("ptxas")).expect("OUT_DIR can be written");
+            let mut command = Command::new(&nvcc);
+            command.args(FLAGS).args(&generate).arg(source).arg("-o").arg(&fatbin);
+            running.push((source, command.stderr(log).spawn().expect("nvcc ran a moment ago")));
+        }
+        running.into_iter().for_each(finish);
+        println!("cargo::rustc-env=PTUNE_CUDA={}", architectures.iter().map(|name| format!("sm_{name}")).collect::<Vec<_>>().join(" "));
+        println!("cargo::rustc-env=PTUNE_NVCC={}", nvcc.display());
     }
     std::fs::write(out.join("fatbins.rs"), format!("&[\n{list}]")).expect("OUT_DIR can be written");
 }
 
 fn finish((source, mut child): (&PathBuf, Child)) {
     let status = child.wait().expect("nvcc was started");
-    assert!(status.success(), "nvcc failed on {}", source.display());
+    if !status.success() {
+        let log = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join(source.file_name().expect("a name"));
+        let log = std::fs::read_to_string(log.with_extension("ptxas")).unwrap_or_default();
+        panic!("nvcc failed on {}:\n{log}", source.display());
+    }
 }
 
 /// The kernels as host code. Each object registers its kernels when the program starts, so all are linked.

@@ -5,6 +5,7 @@ use crate::checkpoint::{Adapter, FrozenModel};
 use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
 use crate::model::{HeadKind, HeadSpec, Pooling, Positions, TaskKind};
 use crate::run::memory::{grouped, readable};
+use crate::run::terminal::Terminal;
 use crate::run::{Device, device};
 use anyhow::{Result, bail};
 use std::fmt::Write;
@@ -110,7 +111,7 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> R
     let rows = if head.reads_every_token() || head.pooling == Pooling::None { BATCH * length } else { BATCH };
     let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true };
     let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
-    let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto)?)?;
+    let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto, model, &Terminal::new(true))?)?;
     Ok(format!("{title}{plan}\n"))
 }
 

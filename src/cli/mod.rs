@@ -109,7 +109,7 @@ impl ScoringArguments {
 /// Version, commit (where the build knows it) and backends.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let commit = option_env!("PTUNE_COMMIT").map_or(String::new(), |commit| format!(", commit {commit}"));
-    format!("{}{commit}, backends: {}", env!("CARGO_PKG_VERSION"), device::BACKENDS.join(", "))
+    format!("{}{commit}, backends: {}", env!("CARGO_PKG_VERSION"), device::backends())
 });
 
 /// Runs the program: parses, dispatches, prints at most one error line. Exit code 0; 1: a failure; 2: a wrong command

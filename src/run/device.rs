@@ -1,24 +1,57 @@
 //! From `--device` to a backend.
 
+use super::terminal::Terminal;
 use super::values::Device;
-use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
+use crate::backend::cuda::{self, Cuda};
+use crate::backend::{Backend, DType};
+use crate::checkpoint::FrozenModel;
+use crate::model::Slot;
 use crate::usage;
 use anyhow::Result;
 
-/// The backends that this build has.
-pub const BACKENDS: &[&str] = &["cpu"];
-
-/// The device that `auto` stands for; a usage error for one that this build cannot use.
-pub fn resolve(device: Device) -> Result<Device> {
-    match device {
-        Device::Auto | Device::Cpu => Ok(Device::Cpu),
-        Device::Cuda(_) => usage!("--device {device}: this build has no CUDA backend; use --device cpu"),
+/// The backends that this build has, for `--version`.
+pub fn backends() -> String {
+    match cuda::architectures() {
+        Some(architectures) => format!("cpu, cuda ({architectures})"),
+        None => "cpu (built without nvcc, so without cuda)".to_string(),
     }
 }
 
-/// Opens a device.
-pub fn open(device: Device) -> Result<Box<dyn Backend>> {
-    resolve(device)?;
-    Ok(Box::new(Cpu::<f32>::new()))
+/// Refuses a device that this build has no code for (a usage error) and one that is not here.
+pub fn check(device: Device) -> Result<()> {
+    let Device::Cuda(ordinal) = device else { return Ok(()) };
+    if cuda::architectures().is_none() {
+        usage!("--device {device}: this program was built without nvcc; build it where `make` finds or fetches one, or use --device cpu");
+    }
+    cuda::Device::check(ordinal)
+}
+
+/// The device that `auto` stands for: the first GPU where there is one. A GPU that cannot be used is warned of.
+pub fn resolve(device: Device, terminal: &Terminal) -> Result<Device> {
+    check(device)?;
+    if device != Device::Auto {
+        return Ok(device);
+    }
+    match cuda::Device::count() {
+        Ok(0) => {}
+        Ok(_) if cuda::architectures().is_some() => return Ok(Device::Cuda(0)),
+        Ok(_) => terminal.warn("this machine has a GPU, but this build has no kernels for it, because there was no nvcc; using the CPU"),
+        Err(error) => terminal.warn(format!("the GPU is not used: {error:#}")),
+    }
+    Ok(Device::Cpu)
+}
+
+/// Opens a device for a model: on a GPU activations are fp16, or bf16 where the checkpoint is.
+pub fn open(device: Device, model: &FrozenModel, terminal: &Terminal) -> Result<Box<dyn Backend>> {
+    let activation = match model.weight(Slot::WordEmbedding)?.dtype {
+        DType::BF16 => DType::BF16,
+        _ => DType::F16,
+    };
+    match resolve(device, terminal)? {
+        Device::Cuda(ordinal) => Ok(Box::new(Cuda::new(cuda::Device::open(ordinal)?, activation)?)),
+        #[cfg(feature = "emulation")]
+        Device::Emulated => Ok(Box::new(Cuda::new(cuda::Emulated::new(0), activation)?)),
+        Device::Auto | Device::Cpu => Ok(Box::new(Cpu::<f32>::new())),
+    }
 }

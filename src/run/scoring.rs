@@ -48,7 +48,7 @@ impl Scoring {
         check_size("batch-size", Some(options.batch_size), 1)?;
         check_size("max-length", options.max_length, 1)?;
         check_size("doc-stride", options.doc_stride, 0)?;
-        device::resolve(options.device)?;
+        device::check(options.device)?;
         let model = FrozenModel::open(&options.model)?;
         let mut adapter = Adapter::read(&options.adapter)?;
         let known = adapter.metadata.task;
@@ -95,7 +95,7 @@ impl Scoring {
         let head = task.head(metadata.head);
         let capacity = Capacity::for_items(set, &head, options.batch_size, false);
         let engine_options = EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0 };
-        let mut engine = Engine::new(device::open(options.device)?, &model, engine_options, capacity)?;
+        let mut engine = Engine::new(device::open(options.device, &model, terminal)?, &model, engine_options, capacity)?;
         engine.load_adapter(&adapter)?;
         let Some(logits) = evaluate::forward(&mut engine, set, options.batch_size, terminal, interrupt)? else {
             bail!("stopped by a signal; nothing was written");

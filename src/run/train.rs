@@ -39,7 +39,10 @@ pub fn train(mut given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> 
     let Some(output) = &given.output else { usage!("--output is missing") };
     let folder = Folder::new(output);
     let resume = given.resume == Some(true);
-    given.device = given.device.map(device::resolve).transpose()?;
+    given.device.map_or(Ok(()), device::check)?;
+    if resume && given.device == Some(Device::Auto) {
+        given.device = None; // a run goes on where it began
+    }
     if !resume {
         given.validate()?;
     }
@@ -83,7 +86,7 @@ pub(super) struct Prepared {
 impl Prepared {
     fn new(options: TrainOptions, terminal: &Terminal) -> Result<Prepared> {
         let mut options = options.with_defaults();
-        options.device = Some(device::resolve(options.device.unwrap_or(Device::Auto))?);
+        options.device = Some(device::resolve(options.device.unwrap_or(Device::Auto), terminal)?);
         let model = FrozenModel::open(options.model.as_deref().context("--model is missing")?)?;
         let mut adapter = options.init_adapter.as_deref().map(Adapter::read).transpose()?;
         options = options.complete(&model.spec, adapter.as_ref())?;
@@ -191,7 +194,7 @@ impl Prepared {
     }
 
     /// The engine with its initial values, or those of the adapter to start from.
-    fn engine(&self) -> Result<Engine> {
+    fn engine(&self, terminal: &Terminal) -> Result<Engine> {
         let settings = &self.settings;
         let mut capacity = Capacity::for_items(&self.train.encoding.set, &self.head, settings.batch_size, true);
         if let Some(split) = &self.validation {
@@ -204,7 +207,7 @@ impl Prepared {
             attention_dropout: settings.attention_dropout,
             seed: settings.seed,
         };
-        let mut engine = Engine::new(device::open(settings.device)?, &self.model, options, capacity)?;
+        let mut engine = Engine::new(device::open(settings.device, &self.model, terminal)?, &self.model, options, capacity)?;
         engine.initialise(settings.prefix_init);
         if let Some(adapter) = &self.adapter {
             engine.load_adapter(adapter)?;
@@ -216,7 +219,7 @@ impl Prepared {
         let settings = &self.settings;
         let (extent, rate) = self.extent()?;
         let checkpoint = latest_checkpoint(folder.root())?;
-        let mut engine = self.engine()?;
+        let mut engine = self.engine(terminal)?;
         let state = match &checkpoint {
             Some(path) => self.restore(path, &mut engine).with_context(|| format!("cannot resume from {}", path.display()))?,
             None => RunState { inputs: self.inputs.clone(), ..RunState::default() },

@@ -209,6 +209,9 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda(usize),
+    /// A GPU's kernels on the host: for tests.
+    #[cfg(feature = "emulation")]
+    Emulated,
 }
 
 scalar!(Device);
@@ -222,6 +225,8 @@ impl FromStr for Device {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
             "cuda" => Ok(Device::Cuda(0)),
+            #[cfg(feature = "emulation")]
+            "emulated" => Ok(Device::Emulated),
             _ => match text.strip_prefix("cuda:") {
                 Some(number) => index(number),
                 None => Err(format!("`{text}` is not a device; choose auto, cpu, cuda or cuda:N")),
@@ -236,6 +241,8 @@ impl fmt::Display for Device {
             Device::Auto => formatter.write_str("auto"),
             Device::Cpu => formatter.write_str("cpu"),
             Device::Cuda(index) => write!(formatter, "cuda:{index}"),
+            #[cfg(feature = "emulation")]
+            Device::Emulated => formatter.write_str("emulated"),
         }
     }
 }

@@ -54,9 +54,8 @@ fn numbers_out_of_range() {
         "--eval-every 2",
         "--patience 2",
         "--metric accuracy",
-        "--device cuda",
-        "--device cuda:1",
         "--device tpu",
+        "--device cuda:x",
         "--schedule cosine",
         "--head none",
         "--positions x",
@@ -77,7 +76,7 @@ fn numbers_out_of_range() {
         &["--doc-stride 64", "--max-length 64"],
     );
     place.refuses(2, "eval --model model --data data.jsonl", &["--adapter"]);
-    for flags in ["--batch-size 0", "--batch-size -3", "--max-length 0", "--threads 0", "--device cuda"] {
+    for flags in ["--batch-size 0", "--batch-size -3", "--max-length 0", "--threads 0", "--device tpu"] {
         let flag = flags.split_whitespace().next().unwrap();
         place.refuses(2, &format!("eval --model model --adapter adapter --data data.jsonl {flags}"), &[flag]);
         place.refuses(2, &format!("predict --model model --adapter adapter --input data.jsonl --output p.jsonl {flags}"), &[flag]);
@@ -115,7 +114,7 @@ fn configuration_files() {
         ("prefix-dropout = 2", &["--prefix-dropout 2"]),
         ("learning-rate = nan", &["--learning-rate"]),
         ("batch-size = -4", &["c.toml", "line 1"]),
-        ("device = 'cuda'", &["--device cuda"]),
+        ("device = 'cuda:'", &["c.toml", "line 1"]),
     ] {
         place.write("c.toml", contents);
         place.refuses_training(2, "--config c.toml", parts);
@@ -123,4 +122,20 @@ fn configuration_files() {
     place.write("c.toml", [0xff, 0xfe]);
     place.refuses_training(1, "--config c.toml", &["c.toml"]);
     place.refuses_training(1, "--config none.toml", &["none.toml"]);
+}
+
+/// A GPU that is not there: a usage error where the build has no kernels for any, a failure where it has.
+#[test]
+fn missing_gpu() {
+    let place = Place::new("bert-classification");
+    place.write("data.jsonl", GOOD);
+    let version = place.run("--version").ok();
+    let (code, part) = if version.contains("sm_") { (1, "--device cpu") } else { (2, "built without nvcc") };
+    for command in [
+        "train --model model --task classification --data data.jsonl --output out",
+        "eval --model model --adapter adapter --data data.jsonl",
+        "predict --model model --adapter adapter --input data.jsonl --output p.jsonl",
+    ] {
+        place.refuses(code, &format!("{command} --device cuda:99"), &[part]);
+    }
 }

@@ -8,6 +8,7 @@
 mod attention;
 mod engine;
 mod linear;
+mod plain;
 mod rowwise;
 mod training;
 
@@ -38,6 +39,8 @@ pub enum Place {
 }
 
 pub const PLACES: [Place; 3] = [Place::Tight, Place::Wide, Place::Odd];
+/// Ordinal of a case's first sequence in its step.
+pub const FIRST_ORDINAL: i32 = 3;
 pub const TYPES: [DType; 2] = [DType::F16, DType::BF16];
 
 struct Buffer {
@@ -228,7 +231,7 @@ impl Case {
         for (sequence, &length) in lengths.iter().enumerate() {
             let before = tokens.len();
             tokens.extend((0..length).filter(|&token| chosen(token)).map(|token| token as i32));
-            ordinals.resize(tokens.len(), 3 + sequence as i32);
+            ordinals.resize(tokens.len(), FIRST_ORDINAL + sequence as i32);
             offsets.push(tokens.len() as i32);
             longest = longest.max(tokens.len() - before);
         }
@@ -318,10 +321,20 @@ impl Case {
         self.run(&mut Cpu::<f64>::new(), &operation).into_iter().map(|(dtype, bytes)| from_bytes(dtype, &bytes)).collect()
     }
 
-    /// Runs the operation everywhere and applies the rule.
+    /// A buffer's values at the start.
+    pub fn values(&self, id: Id) -> &[f64] {
+        &self.buffers[id.0].values
+    }
+
+    /// Runs the operation everywhere and applies the rule; the plain implementation is the CPU's in f32.
     pub fn check(&self, operation: impl Fn(&mut dyn Backend, &Views)) {
+        let plain = self.run(&mut Cpu::<f32>::new(), &operation).into_iter().map(|(dtype, bytes)| from_bytes(dtype, &bytes)).collect();
+        self.check_beside(plain, operation);
+    }
+
+    /// As [`Case::check`], with the outputs of another plain implementation.
+    pub fn check_beside(&self, plain: Vec<Vec<f64>>, operation: impl Fn(&mut dyn Backend, &Views)) {
         let reference = self.reference(&operation);
-        let plain = self.run(&mut Cpu::<f32>::new(), &operation);
         let found = self.emulated(0, &operation);
         for order in [1, 2, 3] {
             assert!(self.emulated(order, &operation) == found, "{}: thread order {order} gives other bits", self.name);
@@ -330,7 +343,7 @@ impl Case {
         for (number, buffer) in checked.enumerate() {
             let largest = reference[number].iter().fold(0.0_f64, |a, b| a.max(b.abs()));
             let stored = if buffer.kind == Kind::Master { DType::F32 } else { self.dtype };
-            let plain: Vec<f64> = from_bytes(plain[number].0, &plain[number].1).iter().map(|&value| rounded(stored, value)).collect();
+            let plain: Vec<f64> = plain[number].iter().map(|&value| rounded(stored, value)).collect();
             let found = from_bytes(found[number].0, &found[number].1);
             let error = |values: &[f64]| {
                 let differences = values.iter().zip(&reference[number]).map(|(value, expected)| (value - expected).abs());

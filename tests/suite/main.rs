@@ -10,7 +10,10 @@ mod gradients;
 mod invariants;
 #[cfg(feature = "emulation")]
 mod kernels;
+mod machine_code;
 mod memory;
+#[cfg(feature = "emulation")]
+mod on_cuda;
 mod place;
 mod program;
 mod resume;

@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex};
 /// Kernels of this build: a fatbin a file of `cuda/`; none where it was built without nvcc.
 static FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// Whether this build has kernels for GPUs.
-pub fn has_kernels() -> bool {
-    !FATBINS.is_empty()
+/// What the build's kernels are for: "sm_80 sm_90a"; None where it has none.
+pub fn architectures() -> Option<&'static str> {
+    option_env!("PTUNE_CUDA").filter(|_| !FATBINS.is_empty())
 }
 
 /// Bytes of a piece of pinned memory, and how many copies to the device may be under way: those of several batches.
@@ -71,13 +71,31 @@ pub struct Device {
 unsafe impl Send for Device {}
 
 impl Device {
-    /// Opens the GPU of a number. Errors name what is missing.
-    pub fn open(ordinal: usize) -> Result<Device> {
-        ensure!(has_kernels(), "this program was built without nvcc and has no kernels for a GPU; build it with nvcc, or use --device cpu");
+    /// How many GPUs this machine has; 0 where it has no NVIDIA driver. An error names what keeps them from use.
+    pub fn count() -> Result<usize> {
+        if !library::has_driver() {
+            return Ok(0);
+        }
+        library::load()?;
+        Ok(result::device::get_count().context("counting the GPUs")? as usize)
+    }
+
+    /// Whether there is a GPU of a number, and all that its use needs. Errors name what is missing.
+    pub fn check(ordinal: usize) -> Result<()> {
         library::load()?;
         let count = result::device::get_count().context("counting the GPUs")?;
         ensure!(count > 0, "the NVIDIA driver finds no GPU; use --device cpu");
-        ensure!(ordinal < count as usize, "there is no GPU {ordinal}: this machine has {count}, counted from 0");
+        ensure!(
+            ordinal < count as usize,
+            "there is no GPU {ordinal}: this machine has {count}, counted from 0; use another or --device cpu"
+        );
+        Ok(())
+    }
+
+    /// Opens the GPU of a number.
+    pub fn open(ordinal: usize) -> Result<Device> {
+        let Some(architectures) = architectures() else { bail!("this build has no kernels for a GPU, because there was no nvcc") };
+        Device::check(ordinal)?;
         let device = result::device::get(ordinal as i32)?;
         // SAFETY: a device that was just found; the context is released with this value.
         let context = Context(unsafe { result::primary_ctx::retain(device) }.context("the GPU gives no context")?);
@@ -90,7 +108,7 @@ impl Device {
                 bytes.chunks(8).map(|chunk| std::array::from_fn(|i| chunk.get(i).copied().unwrap_or(0))).map(u64::from_ne_bytes).collect();
             // SAFETY: a fatbin that nvcc made, which the driver copies.
             let module = unsafe { module::load_data(image.as_ptr().cast()) };
-            modules.push(module.with_context(|| format!("the GPU takes no kernels of {name}; this build is for {}", architectures()))?);
+            modules.push(module.with_context(|| format!("the GPU takes no kernels of {name}; this build is for {architectures}"))?);
         }
         let piece = || -> Result<Piece> {
             // SAFETY: pinned memory for this process, cached as any other: it is written and read by the host.
@@ -127,11 +145,6 @@ impl Device {
         // SAFETY: the stream lives as long as this value.
         unsafe { stream::synchronize(self.stream) }.context("the GPU reports a failure of earlier work")
     }
-}
-
-/// What the build's kernels are for.
-pub fn architectures() -> &'static str {
-    option_env!("PTUNE_CUDA").unwrap_or("no GPU")
 }
 
 impl Drop for Device {

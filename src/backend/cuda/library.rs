@@ -13,11 +13,15 @@ const LEAST_DRIVER: &str = "580";
 const FOLDERS: [&str; 4] =
     ["/usr/local/cuda/lib64", "/usr/local/cuda-13/lib64", "/usr/local/cuda/targets/x86_64-linux/lib", "/opt/cuda/lib64"];
 
+/// Whether libcuda is here.
+pub fn has_driver() -> bool {
+    // SAFETY: opens the library and closes it again.
+    unsafe { driver::sys::is_culib_present() }
+}
+
 /// Loads libcuda and libcublasLt; an error names what is missing or too old.
 pub fn load() -> Result<()> {
-    // SAFETY: opens the library and closes it again.
-    let has_driver = unsafe { driver::sys::is_culib_present() };
-    ensure!(has_driver, "no NVIDIA driver here: libcuda.so.1 is not found; install driver {LEAST_DRIVER} or later, or use --device cpu");
+    ensure!(has_driver(), "no NVIDIA driver here: libcuda.so.1 is not found; install driver {LEAST_DRIVER} or later, or use --device cpu");
     driver::result::init().context("the NVIDIA driver does not start (cuInit)")?;
     let mut version = 0;
     // SAFETY: writes one number.

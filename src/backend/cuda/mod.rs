@@ -17,7 +17,7 @@ mod scratch;
 mod training;
 
 pub use arguments::Arguments;
-pub use device::{Device, has_kernels};
+pub use device::{Device, architectures};
 pub use driver::{Address, Driver, Launch, Operand, Product};
 #[cfg(feature = "emulation")]
 pub use emulated::Emulated;

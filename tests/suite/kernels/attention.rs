@@ -1,6 +1,7 @@
 //! Attention forward and backward and the prefix's gradient: head dims, prefix lengths, sequence lengths, grouped heads,
 //! masks and places of the operands, each value of each beside several of the others.
 
+use super::plain::{Plain, dot};
 use super::*;
 use Kind::*;
 use ptune::backend::{Attention, AttentionSaved, Dropout, Prefix};
@@ -73,17 +74,44 @@ impl Operands {
         [table.col_range(0, width), table.col_range(width, width)]
     }
 
+    fn dropout(&self) -> Option<Dropout> {
+        self.shape.drops.then(|| mask(3))
+    }
+
+    fn prefix_dropout(&self) -> Option<[Dropout; 2]> {
+        self.shape.drops_prefix.then(|| [mask(1), mask(2)])
+    }
+
+    fn plain<'a>(&self, case: &'a Case) -> Plain<'a> {
+        let Shape { head_dim, heads: [heads, kv_heads], prefix, lengths, every, .. } = self.shape;
+        Plain {
+            dtype: case.dtype,
+            query: case.values(self.query),
+            key: case.values(self.key),
+            value: case.values(self.value),
+            prefix: self.prefix.map_or(&[], |table| case.values(table)),
+            prefix_length: prefix,
+            lengths,
+            every,
+            heads,
+            kv_heads,
+            head_dim,
+            dropout: self.dropout(),
+            prefix_dropout: self.prefix_dropout(),
+            first_ordinal: FIRST_ORDINAL as u32,
+        }
+    }
+
     fn with(&self, view: &Views, run: impl FnOnce(&Attention)) {
-        let Shape { head_dim, heads: [heads, kv_heads], drops, drops_prefix, .. } = self.shape;
+        let Shape { head_dim, heads: [heads, kv_heads], .. } = self.shape;
         let [query_rows, key_rows] = [self.query_rows, self.key_rows].map(|rows| view.rows(rows));
-        let mask = |key| Dropout::new(0.25, [key, 99]).unwrap();
         run(&Attention {
             query: view[self.query],
             key: view[self.key],
             value: view[self.value],
             prefix: self.prefix.map(|table| {
                 let [key, value] = self.columns(view[table]);
-                Prefix { key, value, dropout: drops_prefix.then(|| [mask(1), mask(2)]) }
+                Prefix { key, value, dropout: self.prefix_dropout() }
             }),
             query_rows: &query_rows,
             key_rows: &key_rows,
@@ -91,9 +119,13 @@ impl Operands {
             kv_heads,
             head_dim,
             scale: 1.0 / (head_dim as f64).sqrt(),
-            dropout: drops.then(|| mask(3)),
+            dropout: self.dropout(),
         });
     }
+}
+
+fn mask(key: u32) -> Dropout {
+    Dropout::new(0.25, [key, 99]).unwrap()
 }
 
 fn every_shape(name: &str, mut test: impl FnMut(&mut Case, Shape)) {
@@ -111,7 +143,10 @@ fn forward() {
         let operands = Operands::new(case, shape);
         let out = case.output(Activation, operands.query_rows.count, operands.width()[0], Rounding::Activation);
         let log_sum_exp = case.output(Master, operands.query_rows.count, shape.heads[0], Rounding::Activation);
-        case.check(|backend, view| operands.with(view, |attention| backend.attention_forward(attention, view[out], view[log_sum_exp])));
+        let plain = operands.plain(case).forward();
+        case.check_beside(plain, |backend, view| {
+            operands.with(view, |attention| backend.attention_forward(attention, view[out], view[log_sum_exp]));
+        });
     });
 }
 
@@ -139,7 +174,13 @@ fn backward() {
         let d_key = case.output(Activation, keys, kv_width, Rounding::Activation);
         let d_value = case.output(Activation, keys, kv_width, Rounding::Activation);
         let d_prefix = (shape.prefix > 0).then(|| case.updated(Master, shape.prefix, 2 * kv_width, 1.0, Rounding::Activation));
-        case.check(|backend, view| {
+        let values = |id: Id| case.values(id);
+        let width = shape.head_dim;
+        let delta_values = values(out).chunks(width).zip(values(d_out).chunks(width)).map(|(out, d_out)| dot(out, d_out));
+        let delta_values: Vec<f64> = delta_values.collect();
+        let gradients = operands.plain(case).backward(values(log_sum_exp), &delta_values, values(d_out), d_prefix.map_or(&[], values));
+        let plain = std::iter::once(delta_values).chain(gradients).take(if d_prefix.is_some() { 5 } else { 4 }).collect();
+        case.check_beside(plain, |backend, view| {
             backend.attention_delta(view[out], view[d_out], heads, view[delta]);
             let saved = AttentionSaved { log_sum_exp: view[log_sum_exp], delta: view[delta], d_out: view[d_out] };
             operands.with(view, |attention| {
