@@ -51,6 +51,8 @@ pub struct Session {
     /// Time in steps: evaluations and checkpoints are not in it.
     training: Duration,
     last_loss: Option<f64>,
+    /// Steps whose gradients overflowed in fp16, so that they changed nothing but the loss scale.
+    skipped: u64,
     /// How the adapter at the root was written.
     pub export: Option<Export>,
 }
@@ -174,6 +176,7 @@ impl Trainer<'_> {
         let done = step + 1;
         let rate = self.rate.at(step);
         if skipped {
+            self.session.skipped += 1;
             let row = [("step", Value::from(done)), ("loss_scale", scale.into()), ("skipped", true.into())];
             return self.record.write(row.map(|(name, value)| (name.to_string(), value)).into_iter().collect(), None);
         }
@@ -209,7 +212,8 @@ impl Trainer<'_> {
         let rate = self.rate.at(self.state.step.saturating_sub(1));
         let speed = self.session.tokens_per_second().unwrap_or_default();
         let loss = self.session.last_loss.map_or("-".to_string(), |loss| format!("{loss:.4}"));
-        format!("epoch {:.2}  loss {loss}  lr {rate:.2e}  {speed:.0} tokens/s", self.extent.epoch(self.state.step))
+        let skipped = if self.session.skipped > 0 { format!("  {} skipped", self.session.skipped) } else { String::new() };
+        format!("epoch {:.2}  loss {loss}  lr {rate:.2e}  {speed:.0} tokens/s{skipped}", self.extent.epoch(self.state.step))
     }
 
     /// Evaluates after the current step, and keeps the adapter at the root if it is the best. Where a signal comes in
