@@ -99,7 +99,7 @@ fn kernels_use_tensor_cores() {
         assert!(**count > 0, "{kernel} for {architecture} has no tensor-core instruction");
     }
     let architectures: BTreeSet<&str> = wanted.iter().map(|((architecture, _), _)| architecture.as_str()).collect();
-    assert_eq!(architectures.len(), env!("PTUNE_CUDA").split_whitespace().count(), "{architectures:?}");
+    assert_eq!(architectures.len(), option_env!("PTUNE_CUDA").unwrap_or_default().split_whitespace().count(), "{architectures:?}");
     let attention: BTreeSet<&str> = counts.keys().map(|(_, name)| name.as_str()).filter(|name| name.starts_with("attention")).collect();
     assert!(attention.len() <= MOST_ATTENTION_KERNELS, "{} attention kernels", attention.len());
 }
