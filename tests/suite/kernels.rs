@@ -342,7 +342,11 @@ impl Case {
         let checked = self.buffers.iter().filter(|buffer| buffer.checked.is_some());
         for (number, buffer) in checked.enumerate() {
             let largest = reference[number].iter().fold(0.0_f64, |a, b| a.max(b.abs()));
-            let stored = if buffer.kind == Kind::Master { DType::F32 } else { self.dtype };
+            let stored = match buffer.kind {
+                Kind::Master => DType::F32,
+                Kind::Integer => DType::I32,
+                Kind::Activation | Kind::Frozen => self.dtype,
+            };
             let plain: Vec<f64> = plain[number].iter().map(|&value| rounded(stored, value)).collect();
             let found = from_bytes(found[number].0, &found[number].1);
             let error = |values: &[f64]| {

@@ -26,6 +26,21 @@ fn frozen_matrices() {
     }
 }
 
+/// Logits of a frozen language-model head are kept in fp32.
+#[test]
+fn frozen_matrices_with_wide_outputs() {
+    for (number, [rows, outputs, inputs]) in SHAPES.into_iter().enumerate() {
+        for dtype in TYPES {
+            let mut case = Case::new(format!("linear {rows} {outputs} {inputs} to fp32"), dtype, PLACES[number % 3]);
+            let x = case.input(Activation, rows, inputs, 1.0);
+            let weight = case.input(Frozen, outputs, inputs, 0.5);
+            let bias = (number % 2 == 1).then(|| case.input(Master, 1, outputs, 1.0));
+            let out = case.output(Master, rows, outputs, Rounding::Master);
+            case.check(|backend, view| backend.linear(view[x], view[weight], bias.map(|id| view[id]), view[out]));
+        }
+    }
+}
+
 /// The types that head and projection meet: (x, out), and in the backward (dy, x), (dy, dx).
 #[test]
 fn trained_matrices() {

@@ -2,7 +2,7 @@
 
 use super::*;
 use Kind::*;
-use ptune::backend::{AdamW, CrossEntropy};
+use ptune::backend::{AdamW, CrossEntropy, TokenGradient, TokenLoss};
 
 #[test]
 fn cross_entropy() {
@@ -39,6 +39,100 @@ fn cross_entropy() {
             });
         });
     }
+}
+
+/// Widths below, at and beyond what a block reads at a time; rows without a target; ties; d_logits apart from the logits
+/// or, as the engine has it, over them.
+#[test]
+fn token_losses() {
+    for (number, (rows, width)) in [(1, 1), (3, 7), (5, 420), (2, 2048), (4, 5003)].into_iter().enumerate() {
+        for dtype in TYPES {
+            for (gradient, weighted) in [(false, false), (true, false), (true, true)] {
+                let mut case = Case::new(format!("token loss {rows} x {width}, {gradient} {weighted}"), dtype, PLACES[number % 3]);
+                let mut values = case.normals(Master, rows * width, 0.0, 3.0);
+                values[(rows - 1) * width + width / 2] = 9.5;
+                values[rows * width - 1] = 9.5;
+                let logits = case.given(Master, rows, width, values);
+                let targets: Vec<i32> = (0..rows).map(|row| if row == 2 { -1 } else { case.below(width) as i32 }).collect();
+                let targets = case.integers(&targets);
+                let log_probability = case.output(Master, 1, rows, Rounding::Master);
+                let best = case.output(Integer, 1, rows, Rounding::Master);
+                let weights = weighted.then(|| case.input(Master, 1, rows, 1.0));
+                let d_logits = gradient.then(|| case.output(Activation, rows, width, Rounding::Activation));
+                let loss = (gradient && !weighted).then(|| case.updated(Master, 1, 1, 1.0, Rounding::Master));
+                case.check(|backend, view| {
+                    backend.token_loss(&TokenLoss {
+                        logits: view[logits],
+                        targets: view[targets],
+                        log_probability: view[log_probability],
+                        best: view[best],
+                        gradient: d_logits.map(|d_logits| TokenGradient {
+                            weights: weights.map(|id| view[id]),
+                            scale: 0.37,
+                            d_logits: view[d_logits],
+                            loss: loss.map(|id| view[id]),
+                        }),
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// The gradient over its own logits is what it is elsewhere, to the bit, under every order of threads.
+#[test]
+fn token_gradients_in_place() {
+    for dtype in TYPES {
+        let (rows, width) = (3, 5004);
+        let mut case = Case::new("token loss in place", dtype, Place::Tight);
+        let values = case.normals(Master, rows * width, 0.0, 3.0);
+        let logits = case.given(Master, rows, width, values);
+        let targets = case.integers(&[17, -1, 5003]);
+        let log_probability = case.output(Master, 1, rows, Rounding::Master);
+        let best = case.output(Integer, 1, rows, Rounding::Master);
+        let apart = case.output(Activation, rows, width, Rounding::Activation);
+        let run = |in_place: bool, order: u32| {
+            case.emulated(order, &|backend: &mut dyn Backend, view: &Views| {
+                let logits = view[logits];
+                let over = View { dtype, stride: logits.stride * 2, ..logits };
+                let d_logits = if in_place { over } else { view[apart] };
+                backend.token_loss(&TokenLoss {
+                    logits,
+                    targets: view[targets],
+                    log_probability: view[log_probability],
+                    best: view[best],
+                    gradient: Some(TokenGradient { weights: None, scale: 64.0, d_logits, loss: None }),
+                });
+                if in_place {
+                    for row in 0..rows {
+                        let mut bytes = vec![0; width * 2];
+                        backend.read(over.row_range(row, 1), &mut bytes);
+                        backend.write(view[apart].row_range(row, 1), &bytes);
+                    }
+                }
+            })
+        };
+        let expected = run(false, 0);
+        for order in 0..4 {
+            assert!(run(true, order) == expected, "{dtype:?}: order {order}");
+        }
+    }
+}
+
+#[test]
+fn segments() {
+    let lengths = [3, 0, 1, 140, 2];
+    let offsets: Vec<i32> = std::iter::once(0).chain(lengths.iter().scan(0, |sum, length| Some({ *sum += length; *sum }))).collect();
+    let rows = *offsets.last().unwrap() as usize;
+    let mut case = Case::new("segments", DType::F16, Place::Tight);
+    let values = case.input(Master, 1, rows, 1.0);
+    let offsets = case.integers(&offsets);
+    let sums = case.output(Master, 1, lengths.len(), Rounding::Master);
+    let spread = case.output(Master, 1, rows, Rounding::Master);
+    case.check(|backend, view| {
+        backend.sum_segments(view[values], view[offsets], view[sums]);
+        backend.spread_segments(view[sums], view[offsets], -0.5, view[spread]);
+    });
 }
 
 #[test]
