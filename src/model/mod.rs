@@ -10,5 +10,5 @@ mod spec;
 
 pub use config::Config;
 pub use family::{FAMILIES, Family, describe, family_of};
-pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
+pub use head::{HeadKind, HeadSpec, Output, Pooling, TaskKind};
 pub use spec::{NormPlace, Positions, Slot, Specification};

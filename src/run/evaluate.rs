@@ -84,7 +84,14 @@ pub fn mean_loss(set: &FeatureSet, grouping: Grouping, logits: &[Vec<f32>]) -> f
     let mut total = 0.0;
     let mut count = 0usize;
     for (feature, logits) in logits.iter().enumerate() {
-        let rows = set.rows(feature);
+        if grouping == Grouping::PerToken {
+            // Pairs of a log-probability and whether the token is the likeliest; of rows without a target nothing counts.
+            let targets = &set.features[feature].targets;
+            total -= logits.chunks_exact(2).zip(targets).filter(|(_, target)| **target >= 0).map(|(pair, _)| f64::from(pair[0])).sum::<f64>();
+            count += set.targets(feature);
+            continue;
+        }
+        let rows = grouping.rows(set, feature);
         let columns = logits.len().checked_div(rows).unwrap_or(0);
         let groups = grouping.groups(rows, columns);
         for ((start, length, stride), &target) in groups.zip(&set.features[feature].targets).filter(|(_, target)| **target >= 0) {
@@ -114,6 +121,21 @@ mod tests {
         let logits = vec![vec![0.0, 0.0, 5.0, 7.0, 1.0, 1.0]];
         let loss = mean_loss(&set(3, &[1, -100, 0]), Grouping::PerRow, &logits);
         assert!((loss - std::f64::consts::LN_2).abs() < 1e-12);
+    }
+
+    #[test]
+    fn loss_of_tokens_is_the_mean_over_targets() {
+        let logits = vec![vec![-1.5, 1.0, -9.0, 0.0, -0.5, 0.0]];
+        assert!((mean_loss(&set(3, &[4, -100, 7]), Grouping::PerToken, &logits) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn loss_of_sequences_chooses_among_their_scores() {
+        let mut set = set(2, &[1]);
+        set.sequences.push(set.sequences[0].clone());
+        set.features[0].sequences = 2;
+        let loss = mean_loss(&set, Grouping::PerSequence, &[vec![-2.0, -2.0 + 3f32.ln()]]);
+        assert!((loss + 0.75f64.ln()).abs() < 1e-6);
     }
 
     #[test]
