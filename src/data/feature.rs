@@ -9,10 +9,20 @@ pub struct Sequence {
     pub types: Vec<u32>,
     /// Token indices whose hidden states the head reads, ascending.
     pub readout: Vec<u32>,
+    /// Tokens before this one see one another, where the model's mask is one of separators; every token sees those
+    /// before it and itself.
+    pub separator: u32,
     /// Where a score of the sequence is asked for: the tokens that the readout rows are to predict.
     pub predicts: Vec<u32>,
     /// Two-dimensional positions: tokens from the separator on fill the blank at this token.
     pub blank: Option<u32>,
+}
+
+impl Sequence {
+    /// A text whose tokens see one another as far as the model's mask lets them.
+    pub fn text(ids: Vec<u32>, types: Vec<u32>, readout: Vec<u32>) -> Sequence {
+        Sequence { separator: ids.len() as u32, ids, types, readout, ..Sequence::default() }
+    }
 }
 
 /// One item of a batch.

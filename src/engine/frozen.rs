@@ -6,7 +6,7 @@ use super::layout::Layout;
 use super::numbers::{self, CHUNK};
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
 use crate::checkpoint::{FrozenModel, Tensor};
-use crate::model::{NormPlace, Slot, Specification};
+use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification};
 use anyhow::{Result, bail};
 
 /// A linear layer: \[N, K\] and \[N\].
@@ -48,6 +48,10 @@ pub struct Frozen {
     pub layers: Vec<LayerWeights>,
     pub final_norm: Option<Norm>,
     pub pooler: Option<Linear>,
+    /// \[V, H\], where the head predicts tokens.
+    pub language_head: Option<View>,
+    /// The language-model head's rows of the words that a head scores \[C, H\], in master precision: few, and exact.
+    words: Option<(Slot, Vec<u32>, View)>,
     /// What has to be brought into the arena.
     uploads: Vec<(Slot, Part, View)>,
 }
@@ -135,8 +139,8 @@ impl Placer<'_> {
 }
 
 impl Frozen {
-    /// Decides where every tensor lies. `pooler`: the head reads the frozen pooler.
-    pub fn lay_out(model: &FrozenModel, backend: &dyn Backend, pooler: bool, layout: &mut Layout) -> Result<Frozen> {
+    /// Decides where every tensor lies, of those that a head needs besides too.
+    pub fn lay_out(model: &FrozenModel, backend: &dyn Backend, head: &HeadSpec, layout: &mut Layout) -> Result<Frozen> {
         let (spec, precision) = (&model.spec, backend.precision());
         let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new() };
         let has = |slot| spec.shape(slot).is_some();
@@ -157,7 +161,23 @@ impl Frozen {
             });
         }
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
-        let pooler = match (pooler, model.has_pooler()) {
+        let predicting = if spec.tied_head { Slot::WordEmbedding } else { Slot::LanguageHead };
+        if !head.is_trained() && spec.embedding_size != spec.hidden_size {
+            bail!("a language-model head behind a projection of embeddings is not supported ({})", spec.family);
+        }
+        let language_head = match &head.output {
+            Output::Vocabulary if spec.tied_head => Some(word),
+            Output::Vocabulary => Some(placer.matrix(layout, predicting)?),
+            _ => None,
+        };
+        let words = match &head.output {
+            Output::Words(tokens) => {
+                model.weight(predicting)?;
+                Some((predicting, tokens.clone(), layout.matrix(tokens.len(), spec.hidden_size, precision.master)))
+            }
+            _ => None,
+        };
+        let pooler = match (head.pooling == Pooling::Frozen, model.has_pooler()) {
             (false, _) => None,
             (true, true) => Some(placer.linear(layout, Slot::Pooler)?),
             // Made by the engine, or brought by an adapter.
@@ -167,7 +187,24 @@ impl Frozen {
             }),
         };
         let uploads = placer.uploads;
-        Ok(Frozen { word, position, token_type, embedding_norm, embedding_projection, layers, final_norm, pooler, uploads })
+        Ok(Frozen {
+            word,
+            position,
+            token_type,
+            embedding_norm,
+            embedding_projection,
+            layers,
+            final_norm,
+            pooler,
+            language_head,
+            words,
+            uploads,
+        })
+    }
+
+    /// Rows of the language-model head that score a label each.
+    pub fn words(&self) -> Option<View> {
+        self.words.as_ref().map(|(_, _, view)| *view)
     }
 
     /// The norm in front of layer 0, where the model normalises before each branch.
@@ -200,7 +237,8 @@ impl Frozen {
             layer.query_key_value.iter().chain([&layer.attention_output, &layer.up, &layer.down]).map(|linear| linear.weight)
         });
         let linears = [self.embedding_projection, self.pooler].into_iter().flatten().map(|linear| linear.weight);
-        let tables = [Some(self.word), self.position, self.token_type].into_iter().flatten();
+        let language_head = self.language_head.filter(|&head| head != self.word);
+        let tables = [Some(self.word), self.position, self.token_type, language_head].into_iter().flatten();
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
     }
 
@@ -221,6 +259,15 @@ impl Frozen {
                 }
             }
             model.checkpoint.release(tensor);
+        }
+        if let Some((slot, tokens, view)) = &self.words {
+            let tensor = model.weight(*slot)?;
+            let row_bytes = view.cols * tensor.dtype.size();
+            for (row, &token) in tokens.iter().enumerate() {
+                let data = &model.checkpoint.data(tensor)[token as usize * row_bytes..][..row_bytes];
+                let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
+                backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
+            }
         }
         Ok(())
     }

@@ -113,6 +113,20 @@ impl Engine {
         Ok(texts)
     }
 
+    /// Keys and values of a layer in the cache.
+    pub(super) fn cached(&self, layer: usize) -> Option<[View; 2]> {
+        self.plan.cache.as_ref().map(|cache| cache.layers[layer])
+    }
+
+    /// The batch's keys and values of a layer into the cache, where there is one: its rows are zero before.
+    pub(super) fn store_keys_and_values(&mut self, layer: usize, rows: &BatchRows) {
+        let (Some(cache), Some(cached)) = (&rows.cache, self.cached(layer)) else { return };
+        let buffers = self.plan.layers[layer];
+        for (from, to) in [buffers.key, buffers.value].into_iter().zip(cached) {
+            self.backend.scatter_add_rows(from.first_rows(rows.all.count), cache.rows, to);
+        }
+    }
+
     /// The likeliest token of each of the head's rows.
     fn likeliest(&mut self, count: usize) -> Result<Vec<u32>> {
         let best = self.plan.head.vocabulary.context("the head does not predict tokens")?.best;

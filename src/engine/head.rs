@@ -2,6 +2,7 @@
 
 use super::{BatchRows, Engine, Mode};
 use crate::backend::{Activation, CrossEntropy, Site, View};
+use crate::data::Grouping;
 use crate::model::Pooling;
 
 impl Engine {
@@ -19,6 +20,13 @@ impl Engine {
     }
 
     pub(super) fn forward_head(&mut self, mode: Mode, rows: &BatchRows) {
+        if self.plan.head.vocabulary.is_some() {
+            // In training the backward makes what it needs, unless it starts from scores of sequences.
+            if mode == Mode::Evaluate || self.options.head.grouping == Grouping::PerSequence {
+                self.forward_vocabulary(rows);
+            }
+            return;
+        }
         let count = rows.readout.count;
         let input = self.plan.head.input.first_rows(count);
         let logits = self.plan.head.logits.first_rows(count);
@@ -41,6 +49,9 @@ impl Engine {
             _ => input,
         };
         self.head_dropout(mode, Site::Head, last, rows);
+        if let Some(words) = self.plan.frozen.words() {
+            return self.backend.linear(last, words, None, logits);
+        }
         let [weight, bias, ..] = self.head_layer(self.plan.trainables.head.len() - 1);
         self.backend.linear(last, weight, Some(bias), logits);
     }
@@ -53,6 +64,9 @@ impl Engine {
         let pooled = head.pooled.zip(head.d_pooled).map(|([sum, pooled], d_pooled)| [sum, pooled, d_pooled].map(|v| v.first_rows(count)));
         let slot = (self.step % 2) as usize;
         let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
+        if self.plan.head.vocabulary.is_some() {
+            return self.backward_vocabulary(rows, loss);
+        }
         self.backend.cross_entropy(&CrossEntropy {
             logits,
             groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
@@ -61,6 +75,9 @@ impl Engine {
             d_logits,
         });
         let needed = self.plan.lowest < self.spec.layers;
+        if let Some(words) = self.plan.frozen.words() {
+            return self.backend.linear_backward_input(d_logits, words, d_input, false);
+        }
         let (last, d_last) = pooled.map_or((input, d_input), |[_, pooled, d_pooled]| (pooled, d_pooled));
         let [weight, _, d_weight, d_bias] = self.head_layer(self.plan.trainables.head.len() - 1);
         self.backend.linear_backward_weight(d_logits, last, d_weight, Some(d_bias));

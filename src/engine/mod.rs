@@ -5,6 +5,7 @@
 mod backward;
 mod forward;
 mod frozen;
+mod generate;
 mod head;
 mod layout;
 mod numbers;
@@ -14,17 +15,19 @@ mod prefix;
 mod scale;
 mod state;
 mod step;
+mod text_prefix;
 mod trainable;
+mod vocabulary;
 
 pub use layout::{Bytes, Region};
 pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};
 pub use plan::Plan;
 pub use step::{StepReport, Update};
 
-use crate::backend::{Backend, DType, Dropout, Rows, Site, stream_key};
+use crate::backend::{Backend, DType, Dropout, Rows, Site, View, stream_key};
 use crate::checkpoint::FrozenModel;
-use crate::data::{Batch, FeatureSet, Packing, RowArrays};
-use crate::model::Specification;
+use crate::data::{Batch, FeatureSet, Grouping, Packing, RowArrays};
+use crate::model::{MaskKind, Specification};
 use anyhow::{Result, ensure};
 use plan::RowViews;
 use scale::LossScale;
@@ -53,6 +56,8 @@ pub struct Engine {
     scaling: Option<LossScale>,
     /// Whether the pooler was made here because the checkpoint has none.
     made_pooler: bool,
+    /// Whether the model runs without its prefix.
+    bare: bool,
 }
 
 /// Name and shape of a trained tensor.
@@ -73,6 +78,10 @@ enum Mode {
 struct BatchRows {
     all: Rows,
     readout: Rows,
+    /// The model's mask: see [`crate::backend::Attention`].
+    separators: Option<View>,
+    /// In generation: where keys and values are kept.
+    cache: Option<generate::CacheRows>,
 }
 
 impl Engine {
@@ -80,7 +89,7 @@ impl Engine {
     /// Errors: a tensor that fp16 cannot hold, a capacity beyond the position table, not enough memory.
     pub fn new(mut backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
         let spec = model.spec.clone();
-        options.prefix.check_positions(&spec, capacity.longest)?;
+        options.prefix.check_positions(&spec, capacity.longest + capacity.generated)?;
         let files = if backend.reads_files() { model.checkpoint.files().len() } else { 0 };
         for file in 0..files {
             let buffer = backend.attach(model.checkpoint.files()[file].clone());
@@ -105,6 +114,7 @@ impl Engine {
             scale: 1.0,
             scaling,
             made_pooler,
+            bare: false,
         };
         engine.initialise(PrefixInit::Normal);
         if made_pooler {
@@ -135,15 +145,26 @@ impl Engine {
         self.plan.trainables.list.iter().map(|t| TrainableInfo { name: t.name.clone(), shape: t.shape }).collect()
     }
 
-    /// Logits of features, without dropout: for each, \[rows, columns\] row-major.
+    /// Logits of features, without dropout: for each, \[rows, columns\] row-major. Of rows that predict tokens, pairs: the
+    /// target's log-probability, and 1 where it is the likeliest token, else 0.
     pub fn forward(&mut self, set: &FeatureSet, features: &[usize]) -> Result<Vec<Vec<f64>>> {
         let rows = self.load_batch(set, features, 0)?;
         self.run_forward(Mode::Evaluate, &rows);
-        let logits = self.plan.head.logits.first_rows(rows.readout.count);
-        let values = self.read_values(logits);
+        let (values, columns) = match (self.options.head.grouping, self.plan.head.vocabulary) {
+            (Grouping::PerToken, Some(buffers)) => {
+                let of_rows = |view: View| view.col_range(0, rows.readout.count);
+                let log_probabilities = self.read_values(of_rows(buffers.log_probability));
+                let best = self.read_values(of_rows(buffers.best));
+                let hits = best.iter().zip(&self.batch.row_targets).map(|(&best, &target)| f64::from(u8::from(best == f64::from(target))));
+                (log_probabilities.into_iter().zip(hits).flat_map(|(log, hit)| [log, hit]).collect::<Vec<_>>(), 2)
+            }
+            _ => {
+                let count = self.batch.feature_rows.iter().sum();
+                (self.read_values(self.plan.head.logits.first_rows(count)), self.options.head.columns)
+            }
+        };
         self.backend.check()?;
         let mut rest = values.as_slice();
-        let columns = self.options.head.columns;
         Ok(self
             .batch
             .feature_rows
@@ -160,21 +181,40 @@ impl Engine {
     fn load_batch(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<BatchRows> {
         let packing = Packing {
             spec: &self.spec,
-            shift: self.options.prefix.shift(),
+            shift: self.shift(),
             grouping: self.options.head.grouping,
             columns: self.options.head.columns,
         };
         self.batch.pack(&packing, set, features, first_ordinal)?;
         let (batch, capacity) = (&self.batch, self.plan.capacity);
         let longest = features.iter().flat_map(|&f| set.sequences_of(f)).map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+        // Scratch is laid out for a prefix in front.
+        let room = capacity.longest + if self.bare { self.options.prefix.length } else { 0 };
         let fits = batch.ids.len() <= capacity.tokens
             && batch.sequences() <= capacity.sequences
             && batch.readout.count() <= capacity.rows
             && batch.groups.len() <= 4 * capacity.groups
-            && longest <= capacity.longest;
+            && longest <= room;
         ensure!(fits, "a batch of {} tokens is larger than the memory plan's capacity of {}", batch.ids.len(), capacity.tokens);
-        let buffers = &self.plan.batch;
-        let mut upload = |to: crate::backend::View, values: &[i32]| {
+        Ok(self.upload_batch())
+    }
+
+    /// What is added to token positions.
+    fn shift(&self) -> usize {
+        if self.bare { 0 } else { self.options.prefix.shift() }
+    }
+
+    /// Brings integers to the backend.
+    fn upload(&mut self, to: View, values: &[i32]) -> View {
+        let to = to.reshape(1, to.len()).col_range(0, values.len());
+        self.backend.write(to, bytemuck::cast_slice(values));
+        to
+    }
+
+    /// Brings the batch to the backend.
+    fn upload_batch(&mut self) -> BatchRows {
+        let (buffers, batch) = (&self.plan.batch, &self.batch);
+        let mut upload = |to: View, values: &[i32]| {
             let to = to.reshape(1, to.len()).col_range(0, values.len());
             self.backend.write(to, bytemuck::cast_slice(values));
             to
@@ -184,6 +224,10 @@ impl Engine {
         upload(buffers.types, &batch.types);
         upload(buffers.readout_rows, &batch.readout_rows);
         upload(buffers.groups, &batch.groups);
+        if let Some(vocabulary) = self.plan.head.vocabulary {
+            upload(vocabulary.targets, &batch.row_targets);
+        }
+        let separators = (self.spec.mask != MaskKind::Full).then(|| upload(buffers.separators, &batch.separators));
         let mut rows = |views: &RowViews, arrays: &RowArrays| Rows {
             ordinals: upload(views.ordinals, &arrays.ordinals),
             tokens: upload(views.tokens, &arrays.tokens),
@@ -191,7 +235,7 @@ impl Engine {
             count: arrays.count(),
             longest: arrays.longest(),
         };
-        Ok(BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout) })
+        BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout), separators, cache: None }
     }
 
     /// The mask of a site in the running step; none in evaluation.

@@ -4,6 +4,7 @@
 mod bert;
 mod config;
 mod family;
+mod glm;
 mod head;
 mod roberta;
 mod spec;
@@ -11,4 +12,4 @@ mod spec;
 pub use config::Config;
 pub use family::{FAMILIES, Family, describe, family_of};
 pub use head::{HeadKind, HeadSpec, Output, Pooling, TaskKind};
-pub use spec::{NormPlace, Positions, Slot, Specification};
+pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};

@@ -9,12 +9,38 @@ pub enum NormPlace {
     Pre,
 }
 
+/// Which tokens of its sequence a token sees. All see the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskKind {
+    Full,
+    /// Those before it and itself.
+    Causal,
+    /// As causal, and the tokens before the sequence's separator see one another (GLM).
+    Separator,
+}
+
+/// Which linear layers have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Biases {
+    pub query_key_value: bool,
+    pub attention_output: bool,
+    pub feed_forward: bool,
+}
+
+impl Biases {
+    pub const ALL: Biases = Biases { query_key_value: true, attention_output: true, feed_forward: true };
+    pub const NONE: Biases = Biases { query_key_value: false, attention_output: false, feed_forward: false };
+}
+
 /// How a token's position enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Positions {
     /// A learned table; the first token has index `first` (+ prefix length where positions are shifted).
     /// With `padding_id`, a token of that id takes index `padding_id` and does not advance the count (RoBERTa).
     Learned { table: usize, first: usize, padding_id: Option<u32> },
+    /// Two learned tables: a token's position, and its place in the answer that fills a blank, whose tokens have the
+    /// blank's position (GLM). Never shifted by a prefix.
+    TwoDimensional { table: usize },
 }
 
 /// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
@@ -35,6 +61,7 @@ pub struct Specification {
     /// 0: no token type embedding.
     pub token_types: usize,
     pub positions: Positions,
+    pub mask: MaskKind,
     pub norm: NormKind,
     pub norm_place: NormPlace,
     pub norm_epsilon: f64,
@@ -43,8 +70,9 @@ pub struct Specification {
     /// A norm after the last layer (pre-norm models).
     pub final_norm: bool,
     pub activation: Activation,
-    /// Whether linear layers have biases.
-    pub linear_bias: bool,
+    pub biases: Biases,
+    /// Whether a language-model head is the word embedding.
+    pub tied_head: bool,
     /// Rates of the checkpoint's config.json.
     pub hidden_dropout: f64,
     pub attention_dropout: f64,
@@ -74,6 +102,8 @@ pub enum Slot {
     FeedForwardNorm(usize),
     FinalNorm,
     Pooler,
+    /// The language-model head's matrix, where it is not the word embedding.
+    LanguageHead,
 }
 
 impl Specification {
@@ -96,9 +126,13 @@ impl Specification {
         Some(match slot {
             Slot::WordEmbedding => [self.vocabulary, embedding],
             Slot::PositionEmbedding => match self.positions {
-                Positions::Learned { table, .. } => [table, embedding],
+                Positions::Learned { table, .. } | Positions::TwoDimensional { table } => [table, embedding],
             },
-            Slot::TypeEmbedding if self.token_types > 0 => [self.token_types, embedding],
+            Slot::TypeEmbedding => match self.positions {
+                Positions::TwoDimensional { table } => [table, embedding],
+                _ if self.token_types > 0 => [self.token_types, embedding],
+                _ => return None,
+            },
             Slot::EmbeddingNorm if self.embedding_norm => [1, embedding],
             Slot::EmbeddingProjection if embedding != hidden => [hidden, embedding],
             Slot::Query(_) => [self.query_size(), hidden],
@@ -109,11 +143,12 @@ impl Specification {
             Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) => [1, hidden],
             Slot::FinalNorm if self.final_norm => [1, hidden],
             Slot::Pooler => [hidden, hidden],
-            Slot::TypeEmbedding | Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm => return None,
+            Slot::LanguageHead if !self.tied_head => [self.vocabulary, hidden],
+            Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead => return None,
         })
     }
 
-    /// Every slot of the model but the pooler, in the order of the forward.
+    /// Every slot of the model but the pooler and the language-model head, in the order of the forward.
     pub fn slots(&self) -> Vec<Slot> {
         let mut slots =
             vec![Slot::WordEmbedding, Slot::PositionEmbedding, Slot::TypeEmbedding, Slot::EmbeddingNorm, Slot::EmbeddingProjection];
@@ -137,10 +172,12 @@ impl Specification {
     /// Whether a slot's tensor has a bias (a beta, for a norm).
     pub fn has_bias(&self, slot: Slot) -> bool {
         match slot {
-            Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding => false,
+            Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding | Slot::LanguageHead => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
             Slot::Pooler | Slot::EmbeddingProjection => true,
-            _ => self.linear_bias,
+            Slot::Query(_) | Slot::Key(_) | Slot::Value(_) => self.biases.query_key_value,
+            Slot::AttentionOutput(_) => self.biases.attention_output,
+            Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
         }
     }
 
@@ -162,9 +199,25 @@ impl Specification {
             .sum()
     }
 
+    /// Whether token positions can be shifted by a prefix.
+    pub fn shifts(&self) -> bool {
+        !matches!(self.positions, Positions::TwoDimensional { .. })
+    }
+
+    /// Position index of a sequence's token `index`, of a model whose tokens all count.
+    pub fn position_of(&self, index: usize, shift: usize) -> u32 {
+        match self.positions {
+            Positions::Learned { first, .. } => (first + shift + index) as u32,
+            Positions::TwoDimensional { .. } => index as u32,
+        }
+    }
+
     /// Position indices of one sequence's tokens, `shift` being the prefix length or 0.
     pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
-        let Positions::Learned { first, padding_id, .. } = self.positions;
+        let (first, padding_id) = match self.positions {
+            Positions::Learned { first, padding_id, .. } => (first, padding_id),
+            Positions::TwoDimensional { .. } => (0, None),
+        };
         let mut next = (first + shift) as u32;
         ids.iter().map(move |&id| match padding_id {
             Some(padding) if id == padding => padding,
@@ -177,8 +230,11 @@ impl Specification {
 
     /// The longest sequence that the position table holds behind `shift` prefix positions.
     pub fn longest_sequence(&self, shift: usize) -> usize {
-        let Positions::Learned { table, first, .. } = self.positions;
-        table.saturating_sub(first + shift)
+        match self.positions {
+            Positions::Learned { table, first, .. } => table.saturating_sub(first + shift),
+            // The last row is no position's.
+            Positions::TwoDimensional { table } => table.saturating_sub(1),
+        }
     }
 }
 
@@ -199,13 +255,15 @@ impl Specification {
             vocabulary: 10,
             token_types: 2,
             positions: Positions::Learned { table: 64, first: 0, padding_id: None },
+            mask: MaskKind::Full,
             norm: NormKind::LayerNorm,
             norm_place: NormPlace::Post,
             norm_epsilon: 1e-12,
             embedding_norm: true,
             final_norm: false,
             activation: Activation::GeluErf,
-            linear_bias: true,
+            biases: Biases::ALL,
+            tied_head: true,
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             initializer_range: 0.02,
