@@ -108,10 +108,10 @@ impl Engine {
             }
         }
 
+        let (output, up, down) = (weights.attention_output, weights.up, weights.down);
         self.store_keys_and_values(layer, rows);
 
         // Attention and its output.
-        let (output, up, down) = (weights.attention_output, weights.up, weights.down);
         let after_attention = self.plan.frozen.norm_after_attention(&self.spec, layer);
         let after_feed_forward = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
         let attention = self.attention(mode, layer, queries, rows);

@@ -87,7 +87,7 @@ impl Placer<'_> {
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
         let tensor = self.model.weight(slot)?;
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        if self.stays(tensor) {
+        if self.stays(&tensor) {
             return Ok(View { buffer: file_buffer(tensor.file), offset: tensor.offset, rows, cols, stride: cols, dtype: tensor.dtype });
         }
         let view = layout.matrix(rows, cols, self.precision.frozen(tensor.dtype));
@@ -114,21 +114,28 @@ impl Placer<'_> {
         Norm { gamma, beta }
     }
 
-    /// One matrix where all three have to be copied anyway; else three.
+    /// One matrix where all three have to be copied anyway, or lie one behind the other in their file; else three.
     fn query_key_value(&mut self, layout: &mut Layout, set: usize) -> Result<Vec<Linear>> {
         let slots = [Slot::Query(set), Slot::Key(set), Slot::Value(set)];
         let spec = &self.model.spec;
         let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
         let tensors = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
         let dtype = self.precision.frozen(tensors[0].dtype);
-        if tensors.iter().any(|tensor| self.stays(tensor) || self.precision.frozen(tensor.dtype) != dtype) {
+        let follows = |pair: &[Tensor]| pair[0].file == pair[1].file && pair[0].offset + pair[0].bytes == pair[1].offset;
+        let joined = tensors.windows(2).all(follows) && tensors.iter().all(|tensor| self.stays(tensor) && tensor.dtype == tensors[0].dtype);
+        if !joined && tensors.iter().any(|tensor| self.stays(tensor) || self.precision.frozen(tensor.dtype) != dtype) {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
-        let weight = layout.matrix(rows.iter().sum(), hidden, dtype);
+        let weight = match joined {
+            true => View { rows: rows.iter().sum(), ..self.matrix(layout, slots[0])? },
+            false => layout.matrix(rows.iter().sum(), hidden, dtype),
+        };
         let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.precision.master));
         let mut from = 0;
         for (slot, rows) in slots.into_iter().zip(rows) {
-            self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
+            if !joined {
+                self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
+            }
             if let Some(bias) = bias {
                 self.uploads.push((slot, Part::Vector { bias: true }, bias.col_range(from, rows)));
             }
@@ -250,21 +257,21 @@ impl Frozen {
                 _ => Some(model.weight(slot)?),
             };
             let Some(tensor) = tensor else { bail!("{slot:?} has no bias in {}", model.directory.display()) };
-            let data = model.checkpoint.data(tensor);
+            let data = model.checkpoint.data(&tensor);
             match part {
-                Part::Matrix => load_matrix(tensor, data, view, backend)?,
+                Part::Matrix => load_matrix(&tensor, data, view, backend)?,
                 Part::Vector { .. } => {
                     let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
-            model.checkpoint.release(tensor);
+            model.checkpoint.release(&tensor);
         }
         if let Some((slot, tokens, view)) = &self.words {
             let tensor = model.weight(*slot)?;
             let row_bytes = view.cols * tensor.dtype.size();
             for (row, &token) in tokens.iter().enumerate() {
-                let data = &model.checkpoint.data(tensor)[token as usize * row_bytes..][..row_bytes];
+                let data = &model.checkpoint.data(&tensor)[token as usize * row_bytes..][..row_bytes];
                 let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
                 backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
             }

@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::plan::RowViews;
 use super::{BatchRows, Engine, Mode};
 use crate::backend::{DType, Precision, Rows, View};
-use crate::data::{Batch, FeatureSet};
+use crate::data::FeatureSet;
 use crate::model::{MaskKind, Specification};
 use anyhow::{Context, Result, ensure};
 

@@ -30,6 +30,29 @@ pub fn forward(
     Ok(Some(logits))
 }
 
+/// The tokens that each prompt of a set goes on with, up to a number of them or to one of `ends`; None where a signal asked
+/// to stop before the end.
+pub fn generate(
+    engine: &mut Engine,
+    set: &FeatureSet,
+    batch_size: usize,
+    (limit, ends): (usize, &[u32]),
+    terminal: &Terminal,
+    interrupt: &Interrupt,
+) -> Result<Option<Vec<Vec<u32>>>> {
+    let features: Vec<usize> = (0..set.features.len()).collect();
+    let mut texts = Vec::with_capacity(features.len());
+    let mut progress = terminal.progress("generated", 0, features.len() as u64, false);
+    for batch in features.chunks(batch_size) {
+        if interrupt.pending().is_some() {
+            return Ok(None);
+        }
+        texts.extend(engine.generate(set, batch, limit, ends)?);
+        progress.update(texts.len() as u64, String::new);
+    }
+    Ok(Some(texts))
+}
+
 /// What a labelled set scores.
 pub struct Evaluation {
     pub scores: Scores,

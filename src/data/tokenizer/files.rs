@@ -18,7 +18,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
+use tokenizers::{AddedToken, PostProcessor, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
 
 /// A tokenizer taken apart: it neither cuts, pads nor adds special tokens; the processor does the last.
 pub struct Parts {
