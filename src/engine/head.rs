@@ -58,15 +58,15 @@ impl Engine {
 
     /// Loss and gradients of the head, down to the gradient of its input (where a prefix below wants it).
     pub(super) fn backward_head(&mut self, rows: &BatchRows) {
-        let count = rows.readout.count;
-        let head = &self.plan.head;
-        let [input, logits, d_logits, d_input] = [head.input, head.logits, head.d_logits, head.d_input].map(|view| view.first_rows(count));
-        let pooled = head.pooled.zip(head.d_pooled).map(|([sum, pooled], d_pooled)| [sum, pooled, d_pooled].map(|v| v.first_rows(count)));
         let slot = (self.step % 2) as usize;
         let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
         if self.plan.head.vocabulary.is_some() {
             return self.backward_vocabulary(rows, loss);
         }
+        let count = rows.readout.count;
+        let head = &self.plan.head;
+        let [input, logits, d_logits, d_input] = [head.input, head.logits, head.d_logits, head.d_input].map(|view| view.first_rows(count));
+        let pooled = head.pooled.zip(head.d_pooled).map(|([sum, pooled], d_pooled)| [sum, pooled, d_pooled].map(|v| v.first_rows(count)));
         self.backend.cross_entropy(&CrossEntropy {
             logits,
             groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),

@@ -8,6 +8,7 @@ mod failures;
 mod golden;
 mod gradients;
 mod invariants;
+mod language;
 #[cfg(feature = "emulation")]
 mod kernels;
 mod machine_code;
