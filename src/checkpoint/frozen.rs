@@ -61,14 +61,14 @@ impl FrozenModel {
         self.pooler
     }
 
-    /// A slot's matrix [output, input], or a norm's gamma [H].
-    pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
+    /// A slot's matrix [output, input], or a norm's gamma [H]; of query, key and value also their block of one matrix.
+    pub fn weight(&self, slot: Slot) -> Result<Tensor> {
         let [rows, cols] = self.shape(slot)?;
         if is_norm(slot) { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &[rows, cols]) }
     }
 
     /// A slot's bias [output], or a norm's beta [H]; None only where the specification has none.
-    pub fn bias(&self, slot: Slot) -> Result<Option<&Tensor>> {
+    pub fn bias(&self, slot: Slot) -> Result<Option<Tensor>> {
         if !self.spec.has_bias(slot) {
             return Ok(None);
         }
@@ -81,9 +81,11 @@ impl FrozenModel {
     }
 
     /// The first of a slot's possible names, checked.
-    fn find(&self, slot: Slot, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
+    fn find(&self, slot: Slot, endings: &[&str], shape: &[usize]) -> Result<Tensor> {
         let base = (self.family.tensor_name)(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))?;
-        let names: Vec<String> = endings.iter().map(|ending| format!("{}{base}.{ending}", self.prefix)).collect();
+        // A language-model head stands beside the model, not in it.
+        let prefix = if slot == Slot::LanguageHead { "" } else { self.prefix };
+        let names: Vec<String> = endings.iter().map(|ending| format!("{prefix}{base}.{ending}")).collect();
         for name in &names {
             if let Some((file, dtype)) = self.checkpoint.unsupported(name) {
                 bail!("{}: tensor {name} has element type {dtype}; only F16, BF16 and F32 are supported", file.display());
@@ -93,10 +95,28 @@ impl FrozenModel {
             bail!("{}: tensor {} is missing, which its config.json asks for", self.directory.display(), names[0]);
         };
         let file = self.checkpoint.file_name(tensor.file).display();
+        if let Some(block) = self.block(slot, tensor, shape) {
+            return Ok(block);
+        }
         if tensor.shape != shape {
             bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
         }
-        Ok(tensor)
+        Ok(tensor.clone())
+    }
+
+    /// The rows of a slot in a tensor that holds query, key and value one behind the other; None where it does not.
+    fn block(&self, slot: Slot, tensor: &Tensor, shape: &[usize]) -> Option<Tensor> {
+        let (query, key) = (self.spec.query_size(), self.spec.kv_size());
+        let first = match slot {
+            Slot::Query(_) => 0,
+            Slot::Key(_) => query,
+            Slot::Value(_) => query + key,
+            _ => return None,
+        };
+        let whole = [&[query + 2 * key], &shape[1..]].concat();
+        let row_bytes = shape[1..].iter().product::<usize>() * tensor.dtype.size();
+        let (offset, bytes) = (tensor.offset + first * row_bytes, shape[0] * row_bytes);
+        (tensor.shape == whole).then(|| Tensor { shape: shape.to_vec(), offset, bytes, ..tensor.clone() })
     }
 }
 

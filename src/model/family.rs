@@ -1,6 +1,6 @@
 //! The table of model families, and what every family refuses.
 
-use super::{Config, HeadKind, Slot, Specification, bert, roberta};
+use super::{Config, HeadKind, Slot, Specification, bert, glm, roberta};
 use crate::backend::Activation;
 use anyhow::{Result, bail};
 
@@ -21,7 +21,7 @@ pub struct Family {
 }
 
 /// Every family that there is.
-pub static FAMILIES: &[&Family] = &[&bert::FAMILY, &roberta::FAMILY];
+pub static FAMILIES: &[&Family] = &[&bert::FAMILY, &roberta::FAMILY, &glm::FAMILY];
 
 /// The family of a `model_type`.
 pub fn family_of(model_type: &str) -> Option<&'static Family> {
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let cases = [
-            (r#"{"model_type": "gpt_neox"}"#, ["gpt_neox", "supported: bert, roberta, xlm-roberta"]),
+            (r#"{"model_type": "gpt_neox"}"#, ["gpt_neox", "supported: bert, roberta, xlm-roberta, glm"]),
             (r#"{"model_type": null}"#, ["model_type", "missing"]),
             (r#"{"architectures": ["JinaBertForMaskedLM"]}"#, ["architectures", "JinaBertForMaskedLM"]),
             (r#"{"architectures": "BertModel"}"#, ["architectures", "list"]),

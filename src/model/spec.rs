@@ -38,6 +38,9 @@ pub enum Positions {
     /// A learned table; the first token has index `first` (+ prefix length where positions are shifted).
     /// With `padding_id`, a token of that id takes index `padding_id` and does not advance the count (RoBERTa).
     Learned { table: usize, first: usize, padding_id: Option<u32> },
+    /// Two learned tables: a token's position, and its place in the answer that fills a blank, whose tokens have the
+    /// blank's position (GLM). Never shifted by a prefix.
+    TwoDimensional { table: usize },
 }
 
 /// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
@@ -99,6 +102,8 @@ pub enum Slot {
     FeedForwardNorm(usize),
     FinalNorm,
     Pooler,
+    /// The language-model head's matrix, where it is not the word embedding.
+    LanguageHead,
 }
 
 impl Specification {
@@ -121,9 +126,13 @@ impl Specification {
         Some(match slot {
             Slot::WordEmbedding => [self.vocabulary, embedding],
             Slot::PositionEmbedding => match self.positions {
-                Positions::Learned { table, .. } => [table, embedding],
+                Positions::Learned { table, .. } | Positions::TwoDimensional { table } => [table, embedding],
             },
-            Slot::TypeEmbedding if self.token_types > 0 => [self.token_types, embedding],
+            Slot::TypeEmbedding => match self.positions {
+                Positions::TwoDimensional { table } => [table, embedding],
+                _ if self.token_types > 0 => [self.token_types, embedding],
+                _ => return None,
+            },
             Slot::EmbeddingNorm if self.embedding_norm => [1, embedding],
             Slot::EmbeddingProjection if embedding != hidden => [hidden, embedding],
             Slot::Query(_) => [self.query_size(), hidden],
@@ -134,11 +143,12 @@ impl Specification {
             Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) => [1, hidden],
             Slot::FinalNorm if self.final_norm => [1, hidden],
             Slot::Pooler => [hidden, hidden],
-            Slot::TypeEmbedding | Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm => return None,
+            Slot::LanguageHead if !self.tied_head => [self.vocabulary, hidden],
+            Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead => return None,
         })
     }
 
-    /// Every slot of the model but the pooler, in the order of the forward.
+    /// Every slot of the model but the pooler and the language-model head, in the order of the forward.
     pub fn slots(&self) -> Vec<Slot> {
         let mut slots =
             vec![Slot::WordEmbedding, Slot::PositionEmbedding, Slot::TypeEmbedding, Slot::EmbeddingNorm, Slot::EmbeddingProjection];
@@ -162,7 +172,7 @@ impl Specification {
     /// Whether a slot's tensor has a bias (a beta, for a norm).
     pub fn has_bias(&self, slot: Slot) -> bool {
         match slot {
-            Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding => false,
+            Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding | Slot::LanguageHead => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
             Slot::Pooler | Slot::EmbeddingProjection => true,
             Slot::Query(_) | Slot::Key(_) | Slot::Value(_) => self.biases.query_key_value,
@@ -189,9 +199,25 @@ impl Specification {
             .sum()
     }
 
+    /// Whether token positions can be shifted by a prefix.
+    pub fn shifts(&self) -> bool {
+        !matches!(self.positions, Positions::TwoDimensional { .. })
+    }
+
+    /// Position index of a sequence's token `index`, of a model whose tokens all count.
+    pub fn position_of(&self, index: usize, shift: usize) -> u32 {
+        match self.positions {
+            Positions::Learned { first, .. } => (first + shift + index) as u32,
+            Positions::TwoDimensional { .. } => index as u32,
+        }
+    }
+
     /// Position indices of one sequence's tokens, `shift` being the prefix length or 0.
     pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
-        let Positions::Learned { first, padding_id, .. } = self.positions;
+        let (first, padding_id) = match self.positions {
+            Positions::Learned { first, padding_id, .. } => (first, padding_id),
+            Positions::TwoDimensional { .. } => (0, None),
+        };
         let mut next = (first + shift) as u32;
         ids.iter().map(move |&id| match padding_id {
             Some(padding) if id == padding => padding,
@@ -204,8 +230,11 @@ impl Specification {
 
     /// The longest sequence that the position table holds behind `shift` prefix positions.
     pub fn longest_sequence(&self, shift: usize) -> usize {
-        let Positions::Learned { table, first, .. } = self.positions;
-        table.saturating_sub(first + shift)
+        match self.positions {
+            Positions::Learned { table, first, .. } => table.saturating_sub(first + shift),
+            // The last row is no position's.
+            Positions::TwoDimensional { table } => table.saturating_sub(1),
+        }
     }
 }
 
