@@ -88,11 +88,14 @@ pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Res
 pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool) -> Result<Vec<String>> {
     let family = family_of(&spec.family).ok_or_else(|| anyhow!("no family of model_type {}", spec.family))?;
     let mut reasons = vec![];
+    if family.model_types.contains(&"deberta") {
+        reasons.push("transformers' DeBERTa takes no prefix".into());
+    }
     let pooled = matches!(metadata.task, Some(TaskKind::Classification | TaskKind::MultipleChoice));
     if pooled && metadata.head != family.transformers_head {
         reasons.push(match metadata.head {
             HeadKind::Linear => format!("its linear head reads the pooler, where PEFT has a dense head for {}", spec.family),
-            HeadKind::Dense => format!("its head is dense, where PEFT has a linear one for {}", spec.family),
+            kind => format!("its head is {}, where PEFT has another one for {}", kind.name(), spec.family),
         });
     } else if pooled && stored_pooler {
         reasons.push("its pooler, which the checkpoint lacks, is stored with it, and PEFT would not read it".into());
@@ -173,6 +176,7 @@ mod tests {
         assert!(reasons(&bert, TaskKind::Classification, |metadata| metadata.head = HeadKind::Dense).contains("dense"));
         assert!(reasons(&roberta, TaskKind::Classification, |_| ()).contains("linear head"));
         assert!(reasons(&roberta, TaskKind::MultipleChoice, |_| ()).contains("linear head"));
+        assert!(reasons(&spec("deberta-tagging"), TaskKind::Tagging, |_| ()).contains("DeBERTa takes no prefix"));
         assert!(reasons(&bert, TaskKind::Qa, |_| ()).contains("token types"));
         assert!(reasons(&bert, TaskKind::Tagging, |metadata| metadata.prefix_layers = vec![1, 2]).contains("only 2 of the 3 layers"));
         assert!(reasons(&bert, TaskKind::Tagging, |metadata| metadata.shifted_positions = false).contains("not shifted"));

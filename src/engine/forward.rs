@@ -112,6 +112,7 @@ impl Engine {
         let (output, up, down) = (weights.attention_output, weights.up, weights.down);
         let after_attention = self.plan.frozen.norm_after_attention(&self.spec, layer);
         let after_feed_forward = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
+        self.refresh_relative(mode, layer);
         let attention = self.attention(mode, layer, queries, &rows.all);
         let (context, branch) = (buffers.attention.first_rows(count), branch.first_rows(count));
         self.backend.attention_forward(&attention, context, buffers.log_sum_exp.first_rows(count));
@@ -176,12 +177,13 @@ impl Engine {
             key: buffers.key.first_rows(keys.count),
             value: buffers.value.first_rows(keys.count),
             prefix,
+            relative: self.relative(layer),
             query_rows: queries,
             key_rows: keys,
             heads: self.spec.heads,
             kv_heads: self.spec.kv_heads,
             head_dim: self.spec.head_dim,
-            scale: 1.0 / (self.spec.head_dim as f64).sqrt(),
+            scale: self.spec.attention_scale(),
             dropout: self.mask(mode, self.options.attention_dropout, Site::AttentionProbability, layer),
         }
     }

@@ -11,6 +11,7 @@ mod numbers;
 mod options;
 mod plan;
 mod prefix;
+mod relative;
 mod scale;
 mod state;
 mod step;
@@ -110,6 +111,7 @@ impl Engine {
         if made_pooler {
             engine.make_pooler();
         }
+        engine.cache_relative();
         Ok(engine)
     }
 

@@ -10,6 +10,7 @@
 use super::frozen::Frozen;
 use super::layout::{Bytes, Layout, Region};
 use super::options::{Capacity, EngineOptions};
+use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
 use crate::checkpoint::FrozenModel;
@@ -118,6 +119,7 @@ pub struct Plan {
     pub(super) trainables: Trainables,
     pub(super) batch: BatchBuffers,
     pub(super) layers: Vec<LayerBuffers>,
+    pub(super) relative: Option<RelativeBuffers>,
     pub(super) forward: ForwardScratch,
     pub(super) backward: BackwardScratch,
     pub(super) head: HeadBuffers,
@@ -198,6 +200,8 @@ impl Plan {
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
 
+        let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
+
         let kept = spec.layers - lowest;
         let formula =
             format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+F)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + f);
@@ -230,6 +234,7 @@ impl Plan {
             longest: capacity.longest + options.prefix.length,
             prefix_length: options.prefix.length,
             head_dim: spec.head_dim,
+            relative: relative.is_some(),
             kv_size: kv,
             tokens,
             sequences: capacity.sequences,
@@ -257,6 +262,7 @@ impl Plan {
             trainables,
             batch,
             layers,
+            relative,
             forward,
             backward,
             head,

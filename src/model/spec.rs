@@ -15,6 +15,9 @@ pub enum Positions {
     /// A learned table; the first token has index `first` (+ prefix length where positions are shifted).
     /// With `padding_id`, a token of that id takes index `padding_id` and does not advance the count (RoBERTa).
     Learned { table: usize, first: usize, padding_id: Option<u32> },
+    /// By the distance of two tokens of a sequence, cut at `span` both ways, through a learned table of 2 `span` rows
+    /// (DeBERTa): each layer projects the table to keys, which meet queries, and to queries, which meet keys.
+    Relative { span: usize, keys: bool, queries: bool },
 }
 
 /// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
@@ -45,6 +48,8 @@ pub struct Specification {
     pub activation: Activation,
     /// Whether linear layers have biases.
     pub linear_bias: bool,
+    /// Whether the layer of keys has one where the others have.
+    pub key_bias: bool,
     /// Rates of the checkpoint's config.json.
     pub hidden_dropout: f64,
     pub attention_dropout: f64,
@@ -62,6 +67,10 @@ pub enum Slot {
     TypeEmbedding,
     EmbeddingNorm,
     EmbeddingProjection,
+    /// The table of relative positions, and what projects it to a layer's keys and queries.
+    RelativeEmbedding,
+    RelativeKey(usize),
+    RelativeQuery(usize),
     Query(usize),
     Key(usize),
     Value(usize),
@@ -97,6 +106,13 @@ impl Specification {
             Slot::WordEmbedding => [self.vocabulary, embedding],
             Slot::PositionEmbedding => match self.positions {
                 Positions::Learned { table, .. } => [table, embedding],
+                Positions::Relative { .. } => return None,
+            },
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => match (slot, self.positions) {
+                (Slot::RelativeEmbedding, Positions::Relative { span, .. }) => [2 * span, hidden],
+                (Slot::RelativeKey(_), Positions::Relative { keys: true, .. }) => [self.query_size(), hidden],
+                (Slot::RelativeQuery(_), Positions::Relative { queries: true, .. }) => [self.query_size(), hidden],
+                _ => return None,
             },
             Slot::TypeEmbedding if self.token_types > 0 => [self.token_types, embedding],
             Slot::EmbeddingNorm if self.embedding_norm => [1, embedding],
@@ -117,11 +133,14 @@ impl Specification {
     pub fn slots(&self) -> Vec<Slot> {
         let mut slots =
             vec![Slot::WordEmbedding, Slot::PositionEmbedding, Slot::TypeEmbedding, Slot::EmbeddingNorm, Slot::EmbeddingProjection];
+        slots.push(Slot::RelativeEmbedding);
         for set in 0..self.weight_sets() {
             slots.extend([
                 Slot::Query(set),
                 Slot::Key(set),
                 Slot::Value(set),
+                Slot::RelativeKey(set),
+                Slot::RelativeQuery(set),
                 Slot::AttentionOutput(set),
                 Slot::AttentionNorm(set),
                 Slot::Up(set),
@@ -139,7 +158,9 @@ impl Specification {
         match slot {
             Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
-            Slot::Pooler | Slot::EmbeddingProjection => true,
+            Slot::Pooler | Slot::EmbeddingProjection | Slot::RelativeQuery(_) => true,
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) => false,
+            Slot::Key(_) => self.linear_bias && self.key_bias,
             _ => self.linear_bias,
         }
     }
@@ -164,7 +185,10 @@ impl Specification {
 
     /// Position indices of one sequence's tokens, `shift` being the prefix length or 0.
     pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
-        let Positions::Learned { first, padding_id, .. } = self.positions;
+        let (first, padding_id) = match self.positions {
+            Positions::Learned { first, padding_id, .. } => (first, padding_id),
+            Positions::Relative { .. } => (0, None),
+        };
         let mut next = (first + shift) as u32;
         ids.iter().map(move |&id| match padding_id {
             Some(padding) if id == padding => padding,
@@ -177,8 +201,19 @@ impl Specification {
 
     /// The longest sequence that the position table holds behind `shift` prefix positions.
     pub fn longest_sequence(&self, shift: usize) -> usize {
-        let Positions::Learned { table, first, .. } = self.positions;
-        table.saturating_sub(first + shift)
+        match self.positions {
+            Positions::Learned { table, first, .. } => table.saturating_sub(first + shift),
+            Positions::Relative { .. } => usize::MAX,
+        }
+    }
+
+    /// What attention multiplies its scores by: 1 / √(head dim), shared among the terms of relative positions.
+    pub fn attention_scale(&self) -> f64 {
+        let terms = match self.positions {
+            Positions::Relative { keys, queries, .. } => 1 + usize::from(keys) + usize::from(queries),
+            Positions::Learned { .. } => 1,
+        };
+        1.0 / ((terms * self.head_dim) as f64).sqrt()
     }
 }
 
@@ -206,6 +241,7 @@ impl Specification {
             final_norm: false,
             activation: Activation::GeluErf,
             linear_bias: true,
+            key_bias: true,
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             initializer_range: 0.02,

@@ -1,6 +1,6 @@
 //! Attention with a prefix in front of every sequence's keys and values. One task is one (sequence, key/value head)
 //! and walks its queries in blocks: the scores of a block live in the worker's scratch, nothing of size tokens²
-//! exists. S = [Q Kpᵀ | Q Kᵀ] * scale; P = softmax(S); A = dropout(P); O = A [Vp; V].
+//! exists. S = [Q Kpᵀ | Q Kᵀ (+ relative)] * scale; P = softmax(S); A = dropout(P); O = A [Vp; V].
 //!
 //! FLOPs of one head and sequence of n queries, m keys, prefix p, dimension d: forward 4 n (p + m) d; backward
 //! 10 n m d + 6 n p d; prefix gradient 8 n p d.
@@ -8,16 +8,19 @@
 use super::memory::{Element, Matrix};
 use super::product::{product, product_transposed, transposed_product};
 use super::real::{Real, reduce};
+use super::relative::{self, Relative};
 use super::{RowIndex, Workers, loss, mask, parallel_rows};
-use crate::backend::Dropout;
+use crate::backend::{Dropout, ScratchNeed};
 use rayon::prelude::*;
 
 /// Queries of a block: enough for the products to run at speed, few enough that two blocks of scores stay in cache.
-const QUERIES: usize = 64;
+pub const QUERIES: usize = 64;
 
-/// Elements of scratch that a worker needs: two blocks of scores, and the prefix's keys, values and their gradients.
-pub const fn scratch_elements(longest: usize, prefix_length: usize, head_dim: usize) -> usize {
-    2 * QUERIES * longest + 4 * prefix_length * head_dim
+/// Elements of scratch that a worker needs: two blocks of scores, the prefix's keys, values and their gradients, and the
+/// products with a band of relative positions.
+pub const fn scratch_elements(need: &ScratchNeed) -> usize {
+    let band = if need.relative { relative::scratch_elements(need.longest) } else { 0 };
+    2 * QUERIES * need.longest + 4 * need.prefix_length * need.head_dim + band
 }
 
 /// Keys and values \[P, G*D\], and their masks.
@@ -34,6 +37,7 @@ pub struct Operands<'a, T> {
     pub key: Matrix<T>,
     pub value: Matrix<T>,
     pub prefix: Option<PrefixOperands<T>>,
+    pub relative: Option<Relative<T>>,
     pub query_rows: RowIndex<'a>,
     pub key_rows: RowIndex<'a>,
     pub group: usize,
@@ -44,11 +48,13 @@ pub struct Operands<'a, T> {
 }
 
 /// One task's worker scratch, cut up.
-struct Scratch<T> {
+struct Scratch<T: 'static> {
     scores: Matrix<T>,
     gradients: Matrix<T>,
     prefix: [Matrix<T>; 2],
     prefix_gradient: [Matrix<T>; 2],
+    /// What is left.
+    band: &'static mut [T],
 }
 
 impl<T: Real + Element> Operands<'_, T> {
@@ -70,12 +76,14 @@ impl<T: Real + Element> Operands<'_, T> {
             Matrix { start: start.as_mut_ptr(), rows, cols, stride: cols }
         };
         let (p, d) = (self.prefix_length(), self.head_dim);
-        Scratch {
-            scores: take(QUERIES, columns),
-            gradients: take(QUERIES, columns),
-            prefix: [take(p, d), take(p, d)],
-            prefix_gradient: [take(p, d), take(p, d)],
-        }
+        let (scores, gradients) = (take(QUERIES, columns), take(QUERIES, columns));
+        let (prefix, prefix_gradient) = ([take(p, d), take(p, d)], [take(p, d), take(p, d)]);
+        Scratch { scores, gradients, prefix, prefix_gradient, band: rest }
+    }
+
+    /// Where a block of queries and its sequence's keys stand in the table of relative positions.
+    fn band(&self, relative: Relative<T>, head: usize, row: usize, rows: usize) -> relative::Block<'_, T> {
+        relative::Block { relative, first_column: head * self.head_dim, tokens: &self.query_rows.tokens[row..row + rows] }
     }
 
     /// Prefix keys and values of head `g` as sequence `ordinal` sees them: through its own masks where there is
@@ -123,6 +131,9 @@ pub fn forward<T: Real + Element>(workers: &Workers<T>, operands: Operands<T>, o
                 let scores = scratch.scores.block(0, rows, 0, p + keys);
                 product_transposed(query, prefix_key, scores.block(0, rows, 0, p), false);
                 product_transposed(query, key, scores.block(0, rows, p, keys), false);
+                if let Some(relative) = operands.relative {
+                    operands.band(relative, head, row, rows).add_scores(query, key, scores.block(0, rows, p, keys), scratch.band);
+                }
                 for r in 0..rows {
                     let scores = scores.row_mut(r);
                     // SAFETY: this task alone writes the element.
@@ -215,6 +226,9 @@ pub fn backward<T: Real + Element>(
                 let (scores, gradients) = (scratch.scores.block(0, rows, 0, p + keys), scratch.gradients.block(0, rows, 0, p + keys));
                 product_transposed(query, prefix_key, scores.block(0, rows, 0, p), false);
                 product_transposed(query, key, scores.block(0, rows, p, keys), false);
+                if let Some(relative) = operands.relative {
+                    operands.band(relative, head, row, rows).add_scores(query, key, scores.block(0, rows, p, keys), scratch.band);
+                }
                 product_transposed(d_out, prefix_value, gradients.block(0, rows, 0, p), false);
                 product_transposed(d_out, value, gradients.block(0, rows, p, keys), false);
                 softmax_backward(&operands, &saved, head, row, ordinal, scores, gradients);
@@ -224,6 +238,10 @@ pub fn backward<T: Real + Element>(
                 let later = start > 0 || head > g * operands.group;
                 transposed_product(gradients.block(0, rows, p, keys), query, d_key, later);
                 transposed_product(scores.block(0, rows, p, keys), d_out, d_value, later);
+                if let Some(relative) = operands.relative {
+                    let gradients = gradients.block(0, rows, p, keys);
+                    operands.band(relative, head, row, rows).add_gradients(gradients, d_query, d_key, scratch.band);
+                }
             }
         }
     });

@@ -113,6 +113,7 @@ impl Operands {
                 let [key, value] = self.columns(view[table]);
                 Prefix { key, value, dropout: self.prefix_dropout() }
             }),
+            relative: None,
             query_rows: &query_rows,
             key_rows: &key_rows,
             heads,
