@@ -22,10 +22,10 @@ pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};
 pub use plan::Plan;
 pub use step::{StepReport, Update};
 
-use crate::backend::{Backend, DType, Dropout, Rows, Site, stream_key};
+use crate::backend::{Backend, DType, Dropout, Rows, Site, View, stream_key};
 use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Packing, RowArrays};
-use crate::model::Specification;
+use crate::model::{MaskKind, Specification};
 use anyhow::{Result, ensure};
 use plan::RowViews;
 use scale::LossScale;
@@ -74,6 +74,8 @@ enum Mode {
 struct BatchRows {
     all: Rows,
     readout: Rows,
+    /// The model's mask: see [`crate::backend::Attention`].
+    separators: Option<View>,
 }
 
 impl Engine {
@@ -176,7 +178,7 @@ impl Engine {
             && longest <= capacity.longest;
         ensure!(fits, "a batch of {} tokens is larger than the memory plan's capacity of {}", batch.ids.len(), capacity.tokens);
         let buffers = &self.plan.batch;
-        let mut upload = |to: crate::backend::View, values: &[i32]| {
+        let mut upload = |to: View, values: &[i32]| {
             let to = to.reshape(1, to.len()).col_range(0, values.len());
             self.backend.write(to, bytemuck::cast_slice(values));
             to
@@ -186,6 +188,7 @@ impl Engine {
         upload(buffers.types, &batch.types);
         upload(buffers.readout_rows, &batch.readout_rows);
         upload(buffers.groups, &batch.groups);
+        let separators = (self.spec.mask != MaskKind::Full).then(|| upload(buffers.separators, &batch.separators));
         let mut rows = |views: &RowViews, arrays: &RowArrays| Rows {
             ordinals: upload(views.ordinals, &arrays.ordinals),
             tokens: upload(views.tokens, &arrays.tokens),
@@ -193,7 +196,7 @@ impl Engine {
             count: arrays.count(),
             longest: arrays.longest(),
         };
-        Ok(BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout) })
+        Ok(BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout), separators })
     }
 
     /// The mask of a site in the running step; none in evaluation.

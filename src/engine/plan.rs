@@ -14,7 +14,7 @@ use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
 use crate::checkpoint::FrozenModel;
-use crate::model::{NormPlace, Pooling, Specification};
+use crate::model::{MaskKind, NormPlace, Pooling, Specification};
 use anyhow::Result;
 use std::fmt;
 
@@ -102,6 +102,8 @@ pub struct BatchBuffers {
     pub all: RowViews,
     pub readout: RowViews,
     pub readout_rows: View,
+    /// One a sequence, where the model has a mask.
+    pub separators: View,
     pub groups: View,
 }
 
@@ -310,6 +312,7 @@ impl Sizes<'_> {
             all: rows(layout, self.tokens),
             readout: rows(layout, self.rows),
             readout_rows: integers(layout, self.rows),
+            separators: integers(layout, if self.spec.mask == MaskKind::Full { 0 } else { capacity.sequences }),
             groups: layout.matrix(capacity.groups, 4, DType::I32),
         }
     }

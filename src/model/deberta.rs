@@ -3,7 +3,7 @@
 
 use super::bert::{encoder, padding_id, tensor_name as bert_name};
 use super::family::{Family, TensorRows};
-use super::{Config, HeadKind, Positions, Slot, Specification};
+use super::{Biases, Config, HeadKind, Positions, Slot, Specification};
 use anyhow::Result;
 
 pub static FAMILY: Family = Family {
@@ -42,7 +42,7 @@ fn specification(config: &Config) -> Result<Specification> {
     Ok(Specification {
         token_types: config.count("type_vocab_size")?.unwrap_or(0),
         norm_epsilon: config.positive_number("layer_norm_eps")?.unwrap_or(1e-7),
-        key_bias: false,
+        biases: Biases { except_key: true, ..Biases::ALL },
         ..encoder(config, positions)?
     })
 }

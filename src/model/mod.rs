@@ -12,4 +12,4 @@ mod spec;
 pub use config::Config;
 pub use family::{FAMILIES, Family, TensorRows, describe, family_of};
 pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
-pub use spec::{NormPlace, Positions, Slot, Specification};
+pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};

@@ -104,7 +104,7 @@ mod tests {
     use crate::data::{Feature, Sequence};
 
     fn set(rows: usize, targets: &[i32]) -> FeatureSet {
-        let sequence = Sequence { ids: vec![0; rows], types: vec![], readout: (0..rows as u32).collect() };
+        let sequence = Sequence { ids: vec![0; rows], types: vec![], readout: (0..rows as u32).collect(), separator: 0 };
         let feature = Feature { example: 0, first_sequence: 0, sequences: 1, targets: targets.to_vec() };
         FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 1 }
     }

@@ -116,10 +116,12 @@ impl<D: Driver> Cuda<D> {
             .int(operands.head_dim)
             .float(operands.scale)
             .dropout(operands.dropout)
+            .optional_vector(DType::I32, operands.separators)
     }
 
     /// `operands` and, for `attention_relative.cu`, the tables.
     fn relative_operands(&self, operands: &Attention, relative: &Relative) -> Arguments {
+        assert!(operands.separators.is_none(), "relative positions are for models without a mask");
         assert_eq!(operands.heads, operands.kv_heads, "relative positions are for as many key/value heads as heads");
         let t = self.activation;
         self.operands(operands).optional_matrix(t, relative.key).optional_matrix(t, relative.query).int(relative.span)
