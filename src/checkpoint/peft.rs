@@ -56,12 +56,15 @@ impl PeftConfig {
     }
 }
 
-/// The file as PEFT writes it: keys sorted, `modules_to_save` doubled.
+/// The file as PEFT writes it: keys sorted, `modules_to_save` doubled (but for heads that it has no class for).
 pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Result<Value> {
     let (task_type, modules) = match metadata.task {
-        Some(TaskKind::Classification | TaskKind::MultipleChoice) => ("SEQ_CLS", ["classifier", "score"].as_slice()),
-        Some(TaskKind::Tagging) => ("TOKEN_CLS", ["classifier", "score"].as_slice()),
-        Some(TaskKind::Qa) => ("QUESTION_ANS", ["qa_outputs"].as_slice()),
+        Some(TaskKind::Classification | TaskKind::MultipleChoice) if metadata.head == HeadKind::Context => {
+            ("SEQ_CLS", vec!["pooler", "classifier"])
+        }
+        Some(TaskKind::Classification | TaskKind::MultipleChoice) => ("SEQ_CLS", ["classifier", "score"].repeat(2)),
+        Some(TaskKind::Tagging) => ("TOKEN_CLS", ["classifier", "score"].repeat(2)),
+        Some(TaskKind::Qa) => ("QUESTION_ANS", ["qa_outputs"].repeat(2)),
         None => bail!("the adapter's task is not known; give it with --task"),
     };
     Ok(json!({
@@ -70,7 +73,7 @@ pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Res
         "encoder_hidden_size": metadata.prefix_projection.unwrap_or(spec.kv_size()),
         "inference_mode": true,
         "init_weights": null,
-        "modules_to_save": ([modules, modules].concat()),
+        "modules_to_save": modules,
         "num_attention_heads": spec.kv_heads,
         "num_layers": metadata.prefix_layers.len(),
         "num_transformer_submodules": 1,

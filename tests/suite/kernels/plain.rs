@@ -114,10 +114,11 @@ impl Plain<'_> {
     fn relative_rows(&self, block: &Block, index: usize, column: usize) -> [Option<&[f64]>; 2] {
         let key = column.checked_sub(self.prefix_length);
         self.relative.map(|table| {
+            let (table, key) = (table?, key?);
             let span = self.span as i64;
-            let row = ((index * self.every) as i64 - key? as i64 + span).clamp(0, 2 * span - 1) as usize;
+            let row = ((index * self.every) as i64 - key as i64 + span).clamp(0, 2 * span - 1) as usize;
             let start = (row * self.heads + block.head) * self.head_dim;
-            Some(&table?[start..start + self.head_dim])
+            Some(&table[start..start + self.head_dim])
         })
     }
 
