@@ -193,11 +193,23 @@ fn vocabulary_files_give_what_tokenizer_json_gives() {
     assert_same(&cased, &TextTokenizer::open(folder.path(), &spec).unwrap());
     assert_ne!(cased.encode_text("The", None, 9).unwrap(), from_files.encode_text("The", None, 9).unwrap());
 
-    let bundle = Bundle::open("roberta-classification");
-    let mut json = tokenizer_json(&bundle);
-    // RobertaTokenizer's own mask takes the space before it along; the bundle's does not.
+    for (bundle, family, class, mask) in [
+        ("roberta-classification", "roberta", "RobertaTokenizer", "<mask>"),
+        ("deberta-classification", "deberta", "DebertaTokenizer", "[MASK]"),
+    ] {
+        byte_level_files(&Bundle::open(bundle), family, class, mask);
+    }
+}
+
+fn byte_level_files(bundle: &Bundle, family: &str, class: &str, mask: &str) {
+    let mut json = tokenizer_json(bundle);
+    // The class's own mask takes the space before it along; the bundle's does not.
+    let mut mask_id = Value::Null;
     for token in json["added_tokens"].as_array_mut().unwrap() {
-        token["lstrip"] = json!(token["content"] == "<mask>");
+        token["lstrip"] = json!(token["content"] == mask);
+        if token["content"] == mask {
+            mask_id = token["id"].clone();
+        }
     }
     let whole = tempfile::tempdir().unwrap();
     std::fs::write(whole.path().join("tokenizer.json"), json.to_string()).unwrap();
@@ -208,10 +220,10 @@ fn vocabulary_files_give_what_tokenizer_json_gives() {
     });
     std::fs::write(folder.path().join("vocab.json"), json["model"]["vocab"].to_string()).unwrap();
     std::fs::write(folder.path().join("merges.txt"), format!("#version: 0.2\n{}", merges.collect::<String>())).unwrap();
-    std::fs::write(folder.path().join("added_tokens.json"), r#"{"<mask>": 449}"#).unwrap();
-    let spec = specification("roberta", 450, 1);
+    std::fs::write(folder.path().join("added_tokens.json"), json!({mask: mask_id}).to_string()).unwrap();
+    let spec = specification(family, 450, 1);
     assert_same(&TextTokenizer::open(folder.path(), &spec).unwrap(), &TextTokenizer::open(whole.path(), &spec).unwrap());
-    std::fs::write(folder.path().join(CONFIG), r#"{"tokenizer_class": "RobertaTokenizer", "add_prefix_space": true}"#).unwrap();
+    std::fs::write(folder.path().join(CONFIG), json!({"tokenizer_class": class, "add_prefix_space": true}).to_string()).unwrap();
     let spaced = TextTokenizer::open(folder.path(), &spec).unwrap();
     assert_eq!(spaced.encode_text("the", None, 9).unwrap(), bundle.tokenizer().encode_text(" the", None, 9).unwrap());
     std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
