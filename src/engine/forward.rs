@@ -114,6 +114,7 @@ impl Engine {
         // Attention and its output.
         let after_attention = self.plan.frozen.norm_after_attention(&self.spec, layer);
         let after_feed_forward = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
+        self.refresh_relative(mode, layer);
         let attention = self.attention(mode, layer, queries, rows);
         let (context, branch) = (buffers.attention.first_rows(count), branch.first_rows(count));
         self.backend.attention_forward(&attention, context, buffers.log_sum_exp.first_rows(count));
@@ -184,13 +185,14 @@ impl Engine {
             key,
             value,
             prefix,
+            relative: self.relative(layer),
             query_rows,
             key_rows,
             separators,
             heads: self.spec.heads,
             kv_heads: self.spec.kv_heads,
             head_dim: self.spec.head_dim,
-            scale: 1.0 / (self.spec.head_dim as f64).sqrt(),
+            scale: self.spec.attention_scale(),
             dropout: self.mask(mode, self.options.attention_dropout, Site::AttentionProbability, layer),
         }
     }

@@ -12,6 +12,7 @@ mod numbers;
 mod options;
 mod plan;
 mod prefix;
+mod relative;
 mod scale;
 mod state;
 mod step;
@@ -121,6 +122,7 @@ impl Engine {
         if made_pooler {
             engine.make_pooler();
         }
+        engine.cache_relative();
         Ok(engine)
     }
 

@@ -11,6 +11,7 @@ use super::frozen::Frozen;
 use super::generate::CacheBuffers;
 use super::layout::{Bytes, Layout, Region};
 use super::options::{Capacity, EngineOptions};
+use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use super::vocabulary::VocabularyBuffers;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
@@ -125,6 +126,7 @@ pub struct Plan {
     pub(super) trainables: Trainables,
     pub(super) batch: BatchBuffers,
     pub(super) layers: Vec<LayerBuffers>,
+    pub(super) relative: Option<RelativeBuffers>,
     pub(super) forward: ForwardScratch,
     pub(super) backward: BackwardScratch,
     pub(super) head: HeadBuffers,
@@ -205,6 +207,8 @@ impl Plan {
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
 
+        let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
+
         let kept = spec.layers - lowest;
         let formula =
             format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+F)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + f);
@@ -253,6 +257,7 @@ impl Plan {
             longest: capacity.longest + capacity.generated + options.prefix.length,
             prefix_length: options.prefix.length,
             head_dim: spec.head_dim,
+            relative: relative.is_some(),
             kv_size: kv,
             tokens,
             // To attention, what is not filled of the cache is sequences too.
@@ -281,6 +286,7 @@ impl Plan {
             trainables,
             batch,
             layers,
+            relative,
             forward,
             backward,
             head,

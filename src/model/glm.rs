@@ -12,8 +12,11 @@ pub static FAMILY: Family = Family {
     architectures: &["GLM", "Glm"],
     prefixes: &["", "glm."],
     transformers_head: HeadKind::Linear,
+    heads: &[HeadKind::Linear],
     specification,
     tensor_name,
+    part: |_, _| None,
+    bias_name: |_| None,
 };
 
 fn specification(config: &Config) -> Result<Specification> {

@@ -3,6 +3,7 @@
 
 mod bert;
 mod config;
+mod deberta;
 mod family;
 mod glm;
 mod head;
@@ -10,6 +11,6 @@ mod roberta;
 mod spec;
 
 pub use config::Config;
-pub use family::{FAMILIES, Family, describe, family_of};
+pub use family::{FAMILIES, Family, TensorRows, describe, family_of};
 pub use head::{HeadKind, HeadSpec, Output, Pooling, TaskKind};
 pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};

@@ -23,13 +23,15 @@ pub enum MaskKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Biases {
     pub query_key_value: bool,
+    /// Not that of keys, even so.
+    pub except_key: bool,
     pub attention_output: bool,
     pub feed_forward: bool,
 }
 
 impl Biases {
-    pub const ALL: Biases = Biases { query_key_value: true, attention_output: true, feed_forward: true };
-    pub const NONE: Biases = Biases { query_key_value: false, attention_output: false, feed_forward: false };
+    pub const ALL: Biases = Biases { query_key_value: true, except_key: false, attention_output: true, feed_forward: true };
+    pub const NONE: Biases = Biases { query_key_value: false, except_key: false, attention_output: false, feed_forward: false };
 }
 
 /// How a token's position enters.
@@ -41,6 +43,9 @@ pub enum Positions {
     /// Two learned tables: a token's position, and its place in the answer that fills a blank, whose tokens have the
     /// blank's position (GLM). Never shifted by a prefix.
     TwoDimensional { table: usize },
+    /// By the distance of two tokens of a sequence, cut at `span` both ways, through a learned table of 2 `span` rows
+    /// (DeBERTa): each layer projects the table to keys, which meet queries, and to queries, which meet keys.
+    Relative { span: usize, keys: bool, queries: bool },
 }
 
 /// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
@@ -90,6 +95,10 @@ pub enum Slot {
     TypeEmbedding,
     EmbeddingNorm,
     EmbeddingProjection,
+    /// The table of relative positions, and what projects it to a layer's keys and queries.
+    RelativeEmbedding,
+    RelativeKey(usize),
+    RelativeQuery(usize),
     Query(usize),
     Key(usize),
     Value(usize),
@@ -127,10 +136,17 @@ impl Specification {
             Slot::WordEmbedding => [self.vocabulary, embedding],
             Slot::PositionEmbedding => match self.positions {
                 Positions::Learned { table, .. } | Positions::TwoDimensional { table } => [table, embedding],
+                Positions::Relative { .. } => return None,
             },
             Slot::TypeEmbedding => match self.positions {
                 Positions::TwoDimensional { table } => [table, embedding],
                 _ if self.token_types > 0 => [self.token_types, embedding],
+                _ => return None,
+            },
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => match (slot, self.positions) {
+                (Slot::RelativeEmbedding, Positions::Relative { span, .. }) => [2 * span, hidden],
+                (Slot::RelativeKey(_), Positions::Relative { keys: true, .. }) => [self.query_size(), hidden],
+                (Slot::RelativeQuery(_), Positions::Relative { queries: true, .. }) => [self.query_size(), hidden],
                 _ => return None,
             },
             Slot::EmbeddingNorm if self.embedding_norm => [1, embedding],
@@ -152,11 +168,14 @@ impl Specification {
     pub fn slots(&self) -> Vec<Slot> {
         let mut slots =
             vec![Slot::WordEmbedding, Slot::PositionEmbedding, Slot::TypeEmbedding, Slot::EmbeddingNorm, Slot::EmbeddingProjection];
+        slots.push(Slot::RelativeEmbedding);
         for set in 0..self.weight_sets() {
             slots.extend([
                 Slot::Query(set),
                 Slot::Key(set),
                 Slot::Value(set),
+                Slot::RelativeKey(set),
+                Slot::RelativeQuery(set),
                 Slot::AttentionOutput(set),
                 Slot::AttentionNorm(set),
                 Slot::Up(set),
@@ -174,8 +193,10 @@ impl Specification {
         match slot {
             Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding | Slot::LanguageHead => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
-            Slot::Pooler | Slot::EmbeddingProjection => true,
-            Slot::Query(_) | Slot::Key(_) | Slot::Value(_) => self.biases.query_key_value,
+            Slot::Pooler | Slot::EmbeddingProjection | Slot::RelativeQuery(_) => true,
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) => false,
+            Slot::Query(_) | Slot::Value(_) => self.biases.query_key_value,
+            Slot::Key(_) => self.biases.query_key_value && !self.biases.except_key,
             Slot::AttentionOutput(_) => self.biases.attention_output,
             Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
         }
@@ -208,7 +229,7 @@ impl Specification {
     pub fn position_of(&self, index: usize, shift: usize) -> u32 {
         match self.positions {
             Positions::Learned { first, .. } => (first + shift + index) as u32,
-            Positions::TwoDimensional { .. } => index as u32,
+            Positions::TwoDimensional { .. } | Positions::Relative { .. } => index as u32,
         }
     }
 
@@ -216,7 +237,7 @@ impl Specification {
     pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
         let (first, padding_id) = match self.positions {
             Positions::Learned { first, padding_id, .. } => (first, padding_id),
-            Positions::TwoDimensional { .. } => (0, None),
+            Positions::TwoDimensional { .. } | Positions::Relative { .. } => (0, None),
         };
         let mut next = (first + shift) as u32;
         ids.iter().map(move |&id| match padding_id {
@@ -234,7 +255,17 @@ impl Specification {
             Positions::Learned { table, first, .. } => table.saturating_sub(first + shift),
             // The last row is no position's.
             Positions::TwoDimensional { table } => table.saturating_sub(1),
+            Positions::Relative { .. } => usize::MAX,
         }
+    }
+
+    /// What attention multiplies its scores by: 1 / √(head dim), shared among the terms of relative positions.
+    pub fn attention_scale(&self) -> f64 {
+        let terms = match self.positions {
+            Positions::Relative { keys, queries, .. } => 1 + usize::from(keys) + usize::from(queries),
+            Positions::Learned { .. } | Positions::TwoDimensional { .. } => 1,
+        };
+        1.0 / ((terms * self.head_dim) as f64).sqrt()
     }
 }
 

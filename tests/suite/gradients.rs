@@ -7,7 +7,7 @@ use ptune::backend::{Activation, NormKind, Stream};
 use ptune::checkpoint::{Checkpoint, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Pooling, Positions, Slot, Specification, TaskKind};
+use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Slot, Specification, TaskKind};
 use safetensors::{Dtype, tensor::TensorView};
 
 const STEP: u64 = 3;
@@ -26,7 +26,7 @@ fn loss(engine: &mut Engine, set: &FeatureSet) -> f64 {
 fn check_gradients(model: &FrozenModel, options: EngineOptions, set: &FeatureSet, name: &str) {
     // Several chunks of rows, where logits are made in chunks.
     let capacity = Capacity { logit_rows: 5, ..Capacity::for_items(set, &options.head, set.features.len(), true) };
-    let per_column = options.head.grouping == Grouping::PerColumn && options.head.pooling != Pooling::Dense;
+    let per_column = options.head.grouping == Grouping::PerColumn && !options.head.pooling.trains();
     let mut engine = Engine::new(Box::new(Cpu::<f64>::new()), model, options, capacity).unwrap();
     let mut random = Stream::new([5, 6]);
     for tensor in engine.trainables() {
@@ -89,7 +89,15 @@ fn with_dropout(mut options: EngineOptions) -> EngineOptions {
 
 #[test]
 fn every_task_and_head() {
-    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging", "roberta-classification-peft"] {
+    for name in [
+        "bert-classification",
+        "bert-multiple-choice",
+        "bert-qa",
+        "bert-tagging",
+        "roberta-classification-peft",
+        "deberta-classification",
+        "deberta-tagging",
+    ] {
         let bundle = Bundle::open(name);
         check_gradients(&bundle.model, with_dropout(bundle.options()), &first_items(&bundle, 3), name);
     }
@@ -149,8 +157,11 @@ static SYNTHETIC: Family = Family {
     architectures: &[],
     prefixes: &[""],
     transformers_head: HeadKind::Linear,
+    heads: &[HeadKind::Linear],
     specification: |_| unreachable!("the specification is given"),
     tensor_name: |slot| Some(format!("{slot:?}")),
+    part: |_, _| None,
+    bias_name: |_| None,
 };
 
 /// Writes random weights of a specification and opens them.
@@ -273,5 +284,31 @@ fn frozen_language_model_heads() {
             seed: 7,
         };
         check_gradients(&model, options, &set, &name);
+    }
+}
+
+/// Relative positions: texts longer than the span and shorter, both terms and each alone; the head's rows are the queries of
+/// the last layer.
+#[test]
+fn relative_positions() {
+    for (span, keys, queries) in [(20, true, true), (100, true, true), (30, true, false), (30, false, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = Specification {
+            kv_heads: 6,
+            positions: Positions::Relative { span, keys, queries },
+            biases: Biases { except_key: true, ..Biases::ALL },
+            ..synthetic(NormPlace::Post, MaskKind::Full)
+        };
+        let model = random_model(spec, Dtype::F16, folder.path());
+        for task in [TaskKind::Classification, TaskKind::Tagging] {
+            let options = EngineOptions {
+                prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
+                head: HeadSpec::new(task, HeadKind::Context, 3),
+                hidden_dropout: 0.1,
+                attention_dropout: 0.1,
+                seed: 7,
+            };
+            check_gradients(&model, options, &synthetic_set(task), &format!("span {span} {keys} {queries} {task:?}"));
+        }
     }
 }
