@@ -40,6 +40,10 @@ fn written_files_are_pefts_to_the_letter() {
         ("bert-multiple-choice", TaskKind::MultipleChoice, true),
         ("bert-tagging", TaskKind::Tagging, true),
         ("bert-qa", TaskKind::Qa, false),
+        ("gpt2-classification", TaskKind::Classification, true),
+        ("llama-classification", TaskKind::Classification, true),
+        ("qwen2-classification", TaskKind::Classification, true),
+        ("qwen3-classification", TaskKind::Classification, true),
         ("roberta-classification", TaskKind::Classification, false),
         ("roberta-classification-peft", TaskKind::Classification, true),
     ];

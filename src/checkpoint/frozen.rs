@@ -2,7 +2,7 @@
 
 use super::mapped::Tensor;
 use super::shards::Checkpoint;
-use crate::model::{Config, Family, Slot, Specification, describe};
+use crate::model::{Config, Family, Slot, Specification, Storage, describe};
 use anyhow::{Result, anyhow, bail};
 use std::path::{Path, PathBuf};
 
@@ -61,19 +61,27 @@ impl FrozenModel {
         self.pooler
     }
 
-    /// A slot's matrix [output, input], or a norm's gamma [H].
+    /// The tensor of a slot's matrix [output, input] (or as [`FrozenModel::storage`] says), or a norm's gamma [H].
     pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
         let [rows, cols] = self.shape(slot)?;
-        if is_norm(slot) { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &[rows, cols]) }
+        let Storage { transposed, parts, .. } = self.storage(slot);
+        let shape = if transposed { [cols, parts * rows] } else { [parts * rows, cols] };
+        if slot.is_norm() { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &shape) }
     }
 
-    /// A slot's bias [output], or a norm's beta [H]; None only where the specification has none.
+    /// How the tensors of a slot hold it.
+    pub fn storage(&self, slot: Slot) -> Storage {
+        (self.family.storage)(slot)
+    }
+
+    /// The tensor of a slot's bias [output], or a norm's beta [H]; None only where the specification has none.
     pub fn bias(&self, slot: Slot) -> Result<Option<&Tensor>> {
         if !self.spec.has_bias(slot) {
             return Ok(None);
         }
         let [rows, cols] = self.shape(slot)?;
-        if is_norm(slot) { self.find(slot, &["bias", "beta"], &[cols]) } else { self.find(slot, &["bias"], &[rows]) }.map(Some)
+        let outputs = self.storage(slot).parts * rows;
+        if slot.is_norm() { self.find(slot, &["bias", "beta"], &[cols]) } else { self.find(slot, &["bias"], &[outputs]) }.map(Some)
     }
 
     fn shape(&self, slot: Slot) -> Result<[usize; 2]> {
@@ -98,10 +106,6 @@ impl FrozenModel {
         }
         Ok(tensor)
     }
-}
-
-fn is_norm(slot: Slot) -> bool {
-    matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm)
 }
 
 #[cfg(test)]

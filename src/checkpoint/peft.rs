@@ -88,13 +88,14 @@ pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Res
 pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool) -> Result<Vec<String>> {
     let family = family_of(&spec.family).ok_or_else(|| anyhow!("no family of model_type {}", spec.family))?;
     let mut reasons = vec![];
-    let pooled = matches!(metadata.task, Some(TaskKind::Classification | TaskKind::MultipleChoice));
-    if pooled && metadata.head != family.transformers_head {
+    let whole = metadata.task.filter(|task| task.reads_sequences());
+    if whole.is_some_and(|task| metadata.head != (family.transformers_head)(task)) {
         reasons.push(match metadata.head {
             HeadKind::Linear => format!("its linear head reads the pooler, where PEFT has a dense head for {}", spec.family),
             HeadKind::Dense => format!("its head is dense, where PEFT has a linear one for {}", spec.family),
+            HeadKind::Score => format!("its head reads the last token, where PEFT has another for {}", spec.family),
         });
-    } else if pooled && stored_pooler {
+    } else if whole.is_some() && stored_pooler {
         reasons.push("its pooler, which the checkpoint lacks, is stored with it, and PEFT would not read it".into());
     }
     if metadata.prefix_length == 0 {

@@ -46,6 +46,7 @@ pub struct Batch {
     /// The tokens that the head reads, and where they are among all.
     pub readout: RowArrays,
     pub readout_rows: Vec<i32>,
+    pub readout_positions: Vec<i32>,
     /// One a sequence: [`crate::backend::Attention::separators`]; empty where every token sees every other.
     pub separators: Vec<i32>,
     /// \[start, length, stride, target\] of every logit group: [`crate::backend::LogitGroup`].
@@ -70,7 +71,15 @@ impl Batch {
     /// Packs features; `first_ordinal` counts the sequences of the optimizer step before them.
     /// Errors: an index that lies outside the table that the model looks it up in; a sequence without tokens.
     pub fn pack(&mut self, packing: &Packing, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
-        for list in [&mut self.ids, &mut self.positions, &mut self.types, &mut self.readout_rows, &mut self.separators, &mut self.groups] {
+        for list in [
+            &mut self.ids,
+            &mut self.positions,
+            &mut self.types,
+            &mut self.readout_rows,
+            &mut self.readout_positions,
+            &mut self.separators,
+            &mut self.groups,
+        ] {
             list.clear();
         }
         self.all.clear();
@@ -92,6 +101,7 @@ impl Batch {
                 self.all.end_sequence();
                 self.readout.tokens.extend(sequence.readout.iter().map(|&token| token as i32));
                 self.readout_rows.extend(sequence.readout.iter().map(|&token| start as i32 + token as i32));
+                self.readout_positions.extend(sequence.readout.iter().map(|&token| self.positions[start + token as usize]));
                 self.readout.ordinals.resize(self.readout.count(), ordinal);
                 self.readout.end_sequence();
                 match packing.spec.mask {
@@ -171,6 +181,7 @@ mod tests {
         let batch = pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], separator: 0 }, vec![1, -100]).unwrap();
         assert_eq!((batch.ids, batch.types, batch.positions), (vec![5, 6, 7], vec![0, 1, 1], vec![3, 4, 5]));
         assert_eq!((batch.all.ordinals, batch.all.offsets, batch.readout_rows), (vec![7; 3], vec![0, 3], vec![0, 2]));
+        assert_eq!(batch.readout_positions, [3, 5]);
         assert_eq!((batch.groups, batch.targets), (vec![0, 2, 1, 1, 2, 2, 1, -1], 1));
     }
 

@@ -13,7 +13,7 @@ use super::options::{Capacity, EngineOptions};
 use super::trainable::Trainables;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
 use crate::checkpoint::FrozenModel;
-use crate::model::{MaskKind, NormPlace, Pooling, Specification};
+use crate::model::{MaskKind, NormPlace, Pooling, Positions, Specification};
 use anyhow::Result;
 use std::fmt;
 
@@ -101,6 +101,8 @@ pub struct BatchBuffers {
     pub all: RowViews,
     pub readout: RowViews,
     pub readout_rows: View,
+    /// Where queries are rotated.
+    pub readout_positions: View,
     /// One a sequence, where the model has a mask.
     pub separators: View,
     pub groups: View,
@@ -123,6 +125,10 @@ pub struct Plan {
     pub(super) forward: ForwardScratch,
     pub(super) backward: BackwardScratch,
     pub(super) head: HeadBuffers,
+    /// \[positions, D\]: cosines and sines by which queries and keys are rotated.
+    pub(super) rotary: Option<View>,
+    /// Rotated queries and keys, where a norm in front of the rotation makes that the raw ones are kept.
+    pub(super) rotated: Option<[View; 2]>,
     /// Loss and squared gradient norm of two steps in turn.
     pub(super) report: View,
     pub(super) scratch: View,
@@ -139,6 +145,10 @@ struct Sizes<'a> {
 impl Sizes<'_> {
     fn norm(&self, layout: &mut Layout, rows: usize, width: usize) -> NormBuffers {
         NormBuffers { normalized: layout.matrix(rows, width, self.precision.activation), rstd: layout.vector(rows, self.precision.master) }
+    }
+
+    fn rotates(&self) -> bool {
+        matches!(self.spec.positions, Positions::Rotary(_))
     }
 
     /// Q, K and V of all tokens as one buffer.
@@ -169,7 +179,7 @@ impl Sizes<'_> {
             attention: layout.matrix(rows, spec.query_size(), activation),
             log_sum_exp: layout.matrix(rows, spec.heads, self.precision.master),
             attention_norm: self.norm(layout, rows, spec.hidden_size),
-            up: layout.matrix(rows, spec.ffn_size, activation),
+            up: layout.matrix(rows, spec.up_size(), activation),
             feed_forward_norm: self.norm(layout, rows, spec.hidden_size),
         }
     }
@@ -189,7 +199,7 @@ impl Plan {
             (true, Some(&layer)) => layer,
             _ => spec.layers,
         };
-        let (h, f, q, kv) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size());
+        let (h, f, up, q, kv) = (spec.hidden_size, spec.ffn_size, spec.up_size(), spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
         let formula =
@@ -200,9 +210,15 @@ impl Plan {
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
 
+        let rotary = sizes.rotates().then(|| {
+            let positions = options.prefix.shift() + capacity.longest;
+            let formula = format!("{positions} positions x {} in {}", spec.head_dim, master.name());
+            layout.region("rotations", formula, |layout| layout.matrix(positions, spec.head_dim, master))
+        });
+
         let kept = spec.layers - lowest;
         let formula =
-            format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+F)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + f);
+            format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+U)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + up);
         let saved = layout.region("saved activations", formula, |layout| {
             (lowest..spec.layers)
                 .map(|layer| {
@@ -215,11 +231,13 @@ impl Plan {
         let head = layout.region("head", formula, |layout| sizes.head(layout, options));
 
         let formula = format!("{tokens} tokens: forward or backward, whichever is larger (hidden {h}, ffn {f})");
-        let ((forward, transient), backward) = layout.region("working memory", formula, |layout| {
-            layout.either(
+        let (rotated, ((forward, transient), backward)) = layout.region("working memory", formula, |layout| {
+            let rotated = spec.query_key_norm.then(|| [q, kv].map(|width| layout.matrix(tokens, width, precision.activation)));
+            let either = layout.either(
                 |layout| (sizes.forward(layout, tail), sizes.transient(layout, tail, lowest)),
                 |layout| sizes.backward(layout, tail, kept > 0),
-            )
+            );
+            (rotated, either)
         });
         let layers = (0..spec.layers)
             .filter_map(|layer| match layer.checked_sub(lowest) {
@@ -237,7 +255,7 @@ impl Plan {
             sequences: capacity.sequences,
             groups: capacity.groups,
             parameters: trainables.gradients.len(),
-            widest: [h, f, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, options.head.columns]
+            widest: [h, f, up, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, options.head.columns]
                 .into_iter()
                 .max()
                 .unwrap_or(0),
@@ -262,6 +280,8 @@ impl Plan {
             forward,
             backward,
             head,
+            rotary,
+            rotated,
             report,
             scratch,
         })
@@ -306,6 +326,7 @@ impl Sizes<'_> {
             all: rows(layout, self.tokens),
             readout: rows(layout, self.rows),
             readout_rows: integers(layout, self.rows),
+            readout_positions: integers(layout, if self.rotates() { self.rows } else { 0 }),
             separators: integers(layout, if self.spec.mask == MaskKind::Full { 0 } else { capacity.sequences }),
             groups: layout.matrix(capacity.groups, 4, DType::I32),
         }

@@ -4,11 +4,17 @@
 mod bert;
 mod config;
 mod family;
+mod gpt2;
 mod head;
+mod llama;
+mod mistral;
+mod qwen;
 mod roberta;
+mod rotary;
 mod spec;
 
 pub use config::Config;
-pub use family::{FAMILIES, Family, describe, family_of};
-pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
-pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};
+pub use family::{FAMILIES, Family, Storage, default_head, describe, family_of, offers_head};
+pub use head::{HeadKind, HeadLayer, HeadSpec, Pooling, Reads, TaskKind};
+pub use rotary::Rotary;
+pub use spec::{Biases, MaskKind, NormPlace, Positions, Readout, Slot, Specification};

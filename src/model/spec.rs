@@ -1,5 +1,6 @@
 //! What a transformer is: everything the engine must know of a model, and nothing of where it came from.
 
+use super::rotary::Rotary;
 use crate::backend::{Activation, NormKind};
 
 /// Where a block normalises: after adding the residual (BERT) or before each branch (GPT, Llama).
@@ -33,11 +34,33 @@ impl Biases {
 }
 
 /// How a token's position enters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
     /// A learned table; the first token has index `first` (+ prefix length where positions are shifted).
     /// With `padding_id`, a token of that id takes index `padding_id` and does not advance the count (RoBERTa).
     Learned { table: usize, first: usize, padding_id: Option<u32> },
+    /// Queries and keys are rotated by it; the first token has position 0 (+ prefix length where positions are shifted).
+    Rotary(Rotary),
+}
+
+/// The token that a head for whole sequences reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readout {
+    First,
+    /// The last one that is not padding, as transformers' decoder classes take it.
+    Last {
+        padding_id: Option<u32>,
+    },
+}
+
+impl Readout {
+    /// Its index.
+    pub fn of(self, ids: &[u32]) -> u32 {
+        match self {
+            Readout::First => 0,
+            Readout::Last { padding_id } => ids.iter().rposition(|&id| Some(id) != padding_id).unwrap_or(0) as u32,
+        }
+    }
 }
 
 /// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
@@ -59,6 +82,9 @@ pub struct Specification {
     pub token_types: usize,
     pub positions: Positions,
     pub mask: MaskKind,
+    /// The most positions, prefix included, that attention reaches back; what is longer is refused.
+    pub window: Option<usize>,
+    pub readout: Readout,
     pub norm: NormKind,
     pub norm_place: NormPlace,
     pub norm_epsilon: f64,
@@ -68,8 +94,12 @@ pub struct Specification {
     pub final_norm: bool,
     pub activation: Activation,
     pub biases: Biases,
+    /// Whether each head's queries and keys go through an RMS norm before they are rotated.
+    pub query_key_norm: bool,
     /// Whether a language-model head is the word embedding.
     pub tied_head: bool,
+    /// Whether dropout acts on the embeddings and on the blocks' outputs; else on probabilities and in the head alone.
+    pub block_dropout: bool,
     /// Rates of the checkpoint's config.json.
     pub hidden_dropout: f64,
     pub attention_dropout: f64,
@@ -90,15 +120,28 @@ pub enum Slot {
     Query(usize),
     Key(usize),
     Value(usize),
+    /// Of each head, before the rotation.
+    QueryNorm(usize),
+    KeyNorm(usize),
     AttentionOutput(usize),
     /// Post-norm: after the attention's residual. Pre-norm: before attention.
     AttentionNorm(usize),
+    /// Where the activation is gated.
+    Gate(usize),
     Up(usize),
     Down(usize),
     /// Post-norm: after the feed-forward's residual. Pre-norm: before the feed-forward.
     FeedForwardNorm(usize),
     FinalNorm,
     Pooler,
+}
+
+impl Slot {
+    /// Whether it is a norm's gamma (and beta).
+    pub fn is_norm(self) -> bool {
+        use Slot::*;
+        matches!(self, EmbeddingNorm | QueryNorm(_) | KeyNorm(_) | AttentionNorm(_) | FeedForwardNorm(_) | FinalNorm)
+    }
 }
 
 impl Specification {
@@ -108,6 +151,11 @@ impl Specification {
 
     pub fn query_size(&self) -> usize {
         self.heads * self.head_dim
+    }
+
+    /// What comes out of the first layer of the feed-forward: gate and up, or up alone.
+    pub fn up_size(&self) -> usize {
+        self.activation.arity() * self.ffn_size
     }
 
     /// Distinct sets of layer weights.
@@ -122,19 +170,23 @@ impl Specification {
             Slot::WordEmbedding => [self.vocabulary, embedding],
             Slot::PositionEmbedding => match self.positions {
                 Positions::Learned { table, .. } => [table, embedding],
+                Positions::Rotary(_) => return None,
             },
             Slot::TypeEmbedding if self.token_types > 0 => [self.token_types, embedding],
             Slot::EmbeddingNorm if self.embedding_norm => [1, embedding],
             Slot::EmbeddingProjection if embedding != hidden => [hidden, embedding],
             Slot::Query(_) => [self.query_size(), hidden],
             Slot::Key(_) | Slot::Value(_) => [self.kv_size(), hidden],
+            Slot::QueryNorm(_) | Slot::KeyNorm(_) if self.query_key_norm => [1, self.head_dim],
             Slot::AttentionOutput(_) => [hidden, self.query_size()],
+            Slot::Gate(_) if self.activation.arity() == 2 => [self.ffn_size, hidden],
             Slot::Up(_) => [self.ffn_size, hidden],
             Slot::Down(_) => [hidden, self.ffn_size],
             Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) => [1, hidden],
             Slot::FinalNorm if self.final_norm => [1, hidden],
             Slot::Pooler => [hidden, hidden],
             Slot::TypeEmbedding | Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm => return None,
+            Slot::QueryNorm(_) | Slot::KeyNorm(_) | Slot::Gate(_) => return None,
         })
     }
 
@@ -147,8 +199,11 @@ impl Specification {
                 Slot::Query(set),
                 Slot::Key(set),
                 Slot::Value(set),
+                Slot::QueryNorm(set),
+                Slot::KeyNorm(set),
                 Slot::AttentionOutput(set),
                 Slot::AttentionNorm(set),
+                Slot::Gate(set),
                 Slot::Up(set),
                 Slot::Down(set),
                 Slot::FeedForwardNorm(set),
@@ -163,11 +218,12 @@ impl Specification {
     pub fn has_bias(&self, slot: Slot) -> bool {
         match slot {
             Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding => false,
+            Slot::QueryNorm(_) | Slot::KeyNorm(_) => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
             Slot::Pooler | Slot::EmbeddingProjection => true,
             Slot::Query(_) | Slot::Key(_) | Slot::Value(_) => self.biases.query_key_value,
             Slot::AttentionOutput(_) => self.biases.attention_output,
-            Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
+            Slot::Gate(_) | Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
         }
     }
 
@@ -191,7 +247,10 @@ impl Specification {
 
     /// Position indices of one sequence's tokens, `shift` being the prefix length or 0.
     pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
-        let Positions::Learned { first, padding_id, .. } = self.positions;
+        let (first, padding_id) = match self.positions {
+            Positions::Learned { first, padding_id, .. } => (first, padding_id),
+            Positions::Rotary(_) => (0, None),
+        };
         let mut next = (first + shift) as u32;
         ids.iter().map(move |&id| match padding_id {
             Some(padding) if id == padding => padding,
@@ -202,10 +261,12 @@ impl Specification {
         })
     }
 
-    /// The longest sequence that the position table holds behind `shift` prefix positions.
+    /// The longest sequence that the model has positions for behind `shift` prefix positions.
     pub fn longest_sequence(&self, shift: usize) -> usize {
-        let Positions::Learned { table, first, .. } = self.positions;
-        table.saturating_sub(first + shift)
+        match &self.positions {
+            Positions::Learned { table, first, .. } => table.saturating_sub(first + shift),
+            Positions::Rotary(rotary) => rotary.limit.saturating_sub(shift),
+        }
     }
 }
 
@@ -227,6 +288,8 @@ impl Specification {
             token_types: 2,
             positions: Positions::Learned { table: 64, first: 0, padding_id: None },
             mask: MaskKind::Full,
+            window: None,
+            readout: Readout::First,
             norm: NormKind::LayerNorm,
             norm_place: NormPlace::Post,
             norm_epsilon: 1e-12,
@@ -234,7 +297,9 @@ impl Specification {
             final_norm: false,
             activation: Activation::GeluErf,
             biases: Biases::ALL,
+            query_key_norm: false,
             tied_head: true,
+            block_dropout: true,
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             initializer_range: 0.02,

@@ -7,7 +7,7 @@ use super::values::{DataOrder, Device, Every, LayerSet, Offset, Warmup};
 use crate::checkpoint::Adapter;
 use crate::data::Columns;
 use crate::engine::PrefixInit;
-use crate::model::{HeadKind, Specification, TaskKind};
+use crate::model::{HeadKind, Specification, TaskKind, default_head, offers_head};
 use crate::usage;
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -212,16 +212,16 @@ impl TrainOptions {
         self.prefix_length.get_or_insert(20);
         self.prefix_layers.get_or_insert(LayerSet::from_indices(&every_layer)).indices(spec.layers)?;
         self.positions.get_or_insert(Offset::Shifted);
-        self.head.get_or_insert(HeadKind::Linear);
         self.attention_dropout.get_or_insert(spec.attention_dropout);
         let task = self.task.context("the task is not known")?;
+        let head = *self.head.get_or_insert(default_head(spec, task));
         let max_length = *self.max_length.get_or_insert(default_max_length(task));
         check_stride(task, max_length, self.doc_stride)?;
         if self.prefix_length == Some(0) {
             self.prefix_layers = None;
         }
-        if self.head == Some(HeadKind::Dense) && matches!(task, TaskKind::Tagging | TaskKind::Qa) {
-            usage!("--head dense is for whole sequences; {} has a linear head on its tokens", task.name());
+        if !offers_head(spec, task, head) {
+            usage!("--head {}: {} on a {} model has the head {}", head.name(), task.name(), spec.family, default_head(spec, task).name());
         }
         Ok(self)
     }

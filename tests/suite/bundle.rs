@@ -4,16 +4,20 @@ use ptune::backend::Backend;
 use ptune::checkpoint::{Adapter, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
-use ptune::model::{HeadKind, HeadSpec, TaskKind};
+use ptune::model::{HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const BUNDLES: [&str; 7] = [
+pub const BUNDLES: [&str; 11] = [
     "bert-classification",
     "bert-classification-d64",
     "bert-multiple-choice",
     "bert-qa",
     "bert-tagging",
+    "gpt2-classification",
+    "llama-classification",
+    "qwen2-classification",
+    "qwen3-classification",
     "roberta-classification",
     "roberta-classification-peft",
 ];
@@ -96,8 +100,9 @@ impl Bundle {
         let mut at = 0;
         for (number, &length) in lengths.iter().enumerate() {
             let range = at..at + length as usize;
+            let sequence: Vec<u32> = ids[range.clone()].iter().map(|&id| id as u32).collect();
             let readout = match self.task {
-                TaskKind::Classification | TaskKind::MultipleChoice => vec![0],
+                TaskKind::Classification | TaskKind::MultipleChoice => vec![self.model.spec.readout.of(&sequence)],
                 TaskKind::Qa => (0..length as u32).collect(),
                 TaskKind::Tagging => {
                     let count = examples[number]["tokens"].as_array().unwrap().len();
@@ -105,8 +110,9 @@ impl Bundle {
                 }
             };
             set.sequences.push(Sequence {
-                ids: ids[range.clone()].iter().map(|&id| id as u32).collect(),
-                types: types[range].iter().map(|&kind| kind as u32).collect(),
+                ids: sequence,
+                // Of a model without token types the reference saw none.
+                types: if self.model.spec.token_types == 0 { Vec::new() } else { types[range].iter().map(|&kind| kind as u32).collect() },
                 readout,
                 separator: 0,
             });
@@ -140,9 +146,8 @@ impl Bundle {
     }
 
     pub fn head(&self) -> HeadSpec {
-        let dense = self.adapter.tensors.keys().any(|name| name.contains("classifier.dense"));
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
-        HeadSpec::new(self.task, if dense { HeadKind::Dense } else { HeadKind::Linear }, classes)
+        HeadSpec::new(self.task, self.adapter.metadata.head, classes)
     }
 
     /// The bundle's settings: no dropout anywhere.

@@ -10,6 +10,7 @@ mod norm;
 mod pointwise;
 mod product;
 mod real;
+mod rotary;
 
 use super::*;
 use memory::{Buffers, Element, Matrix};
@@ -123,6 +124,17 @@ impl<T: Number> Cpu<T> {
             head_dim: arguments.head_dim,
             scale: T::of(arguments.scale),
             dropout: arguments.dropout,
+        }
+    }
+
+    fn rotary(&self, arguments: &Rotary) -> rotary::Operands<'_, T> {
+        rotary::Operands {
+            x: self.matrix(arguments.x),
+            head_dim: arguments.head_dim,
+            gamma: arguments.gamma.map(|view| self.vector(view)),
+            epsilon: T::of(arguments.epsilon),
+            table: self.matrix(arguments.table),
+            positions: self.integers(arguments.positions),
         }
     }
 
@@ -245,8 +257,16 @@ impl<T: Number> Backend for Cpu<T> {
         pointwise::activation_forward(kind, self.matrix(z), self.matrix(out));
     }
 
-    fn activation_backward(&mut self, kind: Activation, z: View, dz: View) {
-        pointwise::activation_backward(kind, self.matrix(z), self.matrix(dz));
+    fn activation_backward(&mut self, kind: Activation, z: View, d_out: View, dz: View) {
+        pointwise::activation_backward(kind, self.matrix(z), self.matrix(d_out), self.matrix(dz));
+    }
+
+    fn rotary_forward(&mut self, arguments: &Rotary, out: View) {
+        rotary::forward(self.rotary(arguments), self.matrix(out));
+    }
+
+    fn rotary_backward(&mut self, arguments: &Rotary, d: View) {
+        rotary::backward(self.rotary(arguments), self.matrix(d));
     }
 
     fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View) {

@@ -39,7 +39,7 @@ pub fn open(directory: &Path, spec: &Specification) -> Result<Parts> {
     } else if has("vocab.txt") {
         (word_piece(directory, &config)?, "vocab.txt")
     } else if has("vocab.json") && has("merges.txt") {
-        (byte_level(directory, &config)?, "vocab.json")
+        (byte_level(directory, &config, &spec.family)?, "vocab.json")
     } else if has("sentencepiece.bpe.model") {
         (sentence_piece(directory, &config, spec)?, "sentencepiece.bpe.model")
     } else {
@@ -55,15 +55,17 @@ pub fn open(directory: &Path, spec: &Specification) -> Result<Parts> {
         None => family_processor(&tokenizer, &config, &spec.family).with_context(|| file.display().to_string())?,
     };
     tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+    // Not where a pattern splits the text first, as in Llama 3 and Qwen: each of its pieces would get a space.
     let word_pre_tokenizer = match tokenizer.get_pre_tokenizer() {
-        Some(pre_tokenizer) => with_prefix_space(pre_tokenizer, true)?,
-        None => None,
+        Some(pre_tokenizer @ PreTokenizerWrapper::ByteLevel(_)) => with_prefix_space(pre_tokenizer, true)?,
+        _ => None,
     };
     Ok(Parts { tokenizer, processor, word_pre_tokenizer })
 }
 
 /// tokenizer.json, and what tokenizer_config.json says differently: transformers' BERT and RoBERTa classes give its
-/// settings to the normalizer and the pre-tokenizer. A setting that is not written there leaves tokenizer.json alone.
+/// settings to the normalizer and the pre-tokenizer, Llama's adds the special tokens that it says. A setting that is not
+/// written there leaves tokenizer.json alone.
 fn whole(directory: &Path, config: &Config, spec: &Specification) -> Result<Tokenizer> {
     let path = directory.join("tokenizer.json");
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -84,7 +86,7 @@ fn whole(directory: &Path, config: &Config, spec: &Specification) -> Result<Toke
             tokenizer.with_normalizer(Some(normalizer)).map_err(plain)?;
         }
     }
-    if config.is_class("Roberta", &spec.family, &["roberta"])
+    if (config.is_class("Roberta", &spec.family, &["roberta"]) || config.is_class("GPT2", &spec.family, &["gpt2"]))
         && let Some(space) = config.flag("add_prefix_space")?
     {
         let changed = tokenizer.get_pre_tokenizer().map(|pre_tokenizer| with_prefix_space(pre_tokenizer, space)).transpose()?.flatten();
@@ -95,6 +97,10 @@ fn whole(directory: &Path, config: &Config, spec: &Specification) -> Result<Toke
             let processor = processor.clone().add_prefix_space(space);
             tokenizer.with_post_processor(Some(processor));
         }
+    }
+    if config.is_class("Llama", "", &[]) {
+        let processor = llama_processor(&tokenizer, config).with_context(|| path.display().to_string())?;
+        tokenizer.with_post_processor(Some(processor));
     }
     Ok(tokenizer)
 }
@@ -131,9 +137,10 @@ fn word_piece(directory: &Path, config: &Config) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// RoBERTa's byte-level BPE.
-fn byte_level(directory: &Path, config: &Config) -> Result<Tokenizer> {
-    config.expect_class(&["Roberta"], "vocab.json")?;
+/// RoBERTa's and GPT-2's byte-level BPE.
+fn byte_level(directory: &Path, config: &Config, family: &str) -> Result<Tokenizer> {
+    let is_gpt2 = config.is_class("GPT2", family, &["gpt2"]);
+    config.expect_class(&["Roberta", "GPT2"], "vocab.json")?;
     let path = directory.join("vocab.json");
     let merges = directory.join("merges.txt");
     let name = |path: &Path| path.to_str().map(str::to_string).with_context(|| format!("{}: the path is not UTF-8", path.display()));
@@ -144,8 +151,14 @@ fn byte_level(directory: &Path, config: &Config) -> Result<Tokenizer> {
     let space = config.flag("add_prefix_space")?.unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(space)));
     config.add_other_tokens(&mut tokenizer, directory)?;
-    add_roberta_tokens(&mut tokenizer, config)?;
-    let processor = family_processor(&tokenizer, config, "roberta").with_context(|| path.display().to_string())?;
+    if is_gpt2 {
+        let end = AddedToken::from(config.token("eos_token", "<|endoftext|>")?, true);
+        add_special_tokens(&mut tokenizer, vec![end])?;
+    } else {
+        add_roberta_tokens(&mut tokenizer, config)?;
+    }
+    let processor =
+        family_processor(&tokenizer, config, if is_gpt2 { "gpt2" } else { "roberta" }).with_context(|| path.display().to_string())?;
     tokenizer.with_post_processor(Some(processor));
     Ok(tokenizer)
 }
@@ -238,8 +251,32 @@ fn family_processor(tokenizer: &Tokenizer, config: &Config, family: &str) -> Res
             let pair = format!("{} $A {1} {1} $B {1}", cls.0, sep.0);
             template(&single, &pair, vec![cls, sep])?
         }
+        // None at all; offsets keep the space before a word.
+        "gpt2" | "qwen2" | "qwen3" => ByteLevel::default().trim_offsets(false).into(),
+        "llama" | "mistral" => llama_processor(tokenizer, config)?,
         other => bail!("the tokenizer adds no special tokens (no post_processor), and none are known for {other}"),
     })
+}
+
+/// Begin and end of a text as the settings say: by default the begin alone.
+fn llama_processor(tokenizer: &Tokenizer, config: &Config) -> Result<PostProcessorWrapper> {
+    let (mut around, mut specials) = ([String::new(), String::new()], Vec::new());
+    for (side, (flag, default), (name, token)) in
+        [(0, ("add_bos_token", true), ("bos_token", "<s>")), (1, ("add_eos_token", false), ("eos_token", "</s>"))]
+    {
+        if config.flag(flag)?.unwrap_or(default) {
+            let token = config.token(name, token)?;
+            let id = tokenizer.token_to_id(&token).with_context(|| format!("the special token {token:?} is not in it"))?;
+            around[side] = token.clone();
+            specials.push((token, id));
+        }
+    }
+    let [begin, end] = &around;
+    let part = |text: &str, kind: usize| {
+        let special = |token: &String| if token.is_empty() { String::new() } else { format!("{token}:{kind}") };
+        format!("{} ${text}:{kind} {}", special(begin), special(end)).trim().to_string()
+    };
+    template(&part("A", 0), &format!("{} {}", part("A", 0), part("B", 1)), specials)
 }
 
 fn template(single: &str, pair: &str, specials: Vec<(String, u32)>) -> Result<PostProcessorWrapper> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use Kind::*;
-use ptune::backend::{Activation as Function, Dropout, Embed, NormBackward, NormForward, NormKind};
+use ptune::backend::{Activation as Function, Dropout, Embed, NormBackward, NormForward, NormKind, Rotary};
 
 /// Widths around the 16-byte packs, a warp's registers and a whole block.
 const WIDTHS: [usize; 8] = [1, 5, 24, 64, 257, 384, 1024, 2056];
@@ -139,12 +139,75 @@ fn activations() {
                     let out = case.output(element, 5, width, rounding);
                     let in_place = case.updated(element, 5, width, 2.0, rounding);
                     let dz = case.updated(element, 5, width, 1.0, rounding);
+                    let d_out = case.input(element, 5, width, 1.0);
+                    let other = case.output(element, 5, width, rounding);
                     case.check(|backend, view| {
                         backend.activation_forward(kind, view[z], view[out]);
                         backend.activation_forward(kind, view[in_place], view[in_place]);
-                        backend.activation_backward(kind, view[z], view[dz]);
+                        backend.activation_backward(kind, view[z], view[dz], view[dz]);
+                        backend.activation_backward(kind, view[z], view[d_out], view[other]);
                     });
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn gated_activations() {
+    for (dtype, place) in TYPES.into_iter().flat_map(|dtype| PLACES.map(|place| (dtype, place))) {
+        for width in [1, 24, 37, 1030] {
+            let mut case = Case::new(format!("SwiGLU {width}"), dtype, place);
+            let z = case.input(Activation, 5, 2 * width, 2.0);
+            let out = case.output(Activation, 5, width, Rounding::Activation);
+            let d_out = case.input(Activation, 5, width, 1.0);
+            let dz = case.output(Activation, 5, 2 * width, Rounding::Activation);
+            let in_place = case.updated(Activation, 5, 2 * width, 2.0, Rounding::Activation);
+            case.check(|backend, view| {
+                backend.activation_forward(Function::SwiGlu, view[z], view[out]);
+                backend.activation_backward(Function::SwiGlu, view[z], view[d_out], view[dz]);
+                backend.activation_backward(Function::SwiGlu, view[in_place], view[d_out], view[in_place]);
+            });
+        }
+    }
+}
+
+/// Heads of every width class, with and without a norm, positions in any order.
+#[test]
+fn rotations() {
+    for (number, head_dim) in [8, 16, 24, 40, 64, 80, 128].into_iter().enumerate() {
+        for (other, dtype) in TYPES.into_iter().enumerate() {
+            for norm in [false, true] {
+                let place = PLACES[(number + other + usize::from(norm)) % 3];
+                let mut case = Case::new(format!("rotation of {head_dim}, norm {norm}"), dtype, place);
+                let (rows, heads, positions) = (37, 3, 50);
+                let x = case.input(Activation, rows, heads * head_dim, 1.5);
+                let gamma = norm.then(|| case.gamma(head_dim));
+                let angles = (0..positions * head_dim).map(|i| {
+                    let (position, i) = ((i / head_dim) as f64, i % head_dim);
+                    let angle = position / 10f64.powf((i % (head_dim / 2)) as f64 / 4.0);
+                    rounded(DType::F32, if i < head_dim / 2 { 1.1 * angle.cos() } else { 1.1 * angle.sin() })
+                });
+                let angles = angles.collect();
+                let table = case.tight(Master, positions, head_dim, angles);
+                let chosen: Vec<i32> = (0..rows).map(|row| (row * 7 % positions) as i32).collect();
+                let chosen = case.integers(&chosen);
+                let out = case.output(Activation, rows, heads * head_dim, Rounding::Activation);
+                let in_place = case.updated(Activation, rows, heads * head_dim, 1.5, Rounding::Activation);
+                let d = case.updated(Activation, rows, heads * head_dim, 1.0, Rounding::Activation);
+                case.check(|backend, view| {
+                    let rotary = |x| Rotary {
+                        x,
+                        head_dim,
+                        gamma: gamma.map(|gamma| view[gamma]),
+                        epsilon: 1e-3,
+                        table: view[table],
+                        positions: view[chosen],
+                    };
+                    backend.rotary_forward(&rotary(view[x]), view[out]);
+                    backend.rotary_forward(&rotary(view[in_place]), view[in_place]);
+                    backend.rotary_backward(&rotary(view[x]), view[d]);
+                });
             }
         }
     }
