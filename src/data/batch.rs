@@ -58,8 +58,9 @@ pub struct Batch {
 }
 
 /// How a model and its head want a batch.
-pub struct Packing<'a> {
-    pub spec: &'a Specification,
+#[derive(Clone, Debug)]
+pub struct Packing {
+    pub spec: Specification,
     /// Added to the positions of all tokens (the prefix length where positions are shifted).
     pub shift: usize,
     pub grouping: Grouping,
@@ -90,7 +91,7 @@ impl Batch {
         for &feature in features {
             let first_row = self.readout.count();
             for sequence in set.sequences_of(feature) {
-                check(packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
+                check(&packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
                 let start = self.ids.len();
                 self.ids.extend(sequence.ids.iter().map(|&id| id as i32));
                 self.positions.extend(packing.spec.position_ids(&sequence.ids, packing.shift).map(|position| position as i32));
@@ -168,7 +169,7 @@ mod tests {
 
     fn pack_as(mask: MaskKind, sequence: Sequence, targets: Vec<i32>) -> Result<Batch> {
         let spec = Specification { vocabulary: 10, token_types: 2, mask, ..Specification::tiny() };
-        let packing = Packing { spec: &spec, shift: 3, grouping: Grouping::PerRow, columns: 2 };
+        let packing = Packing { spec, shift: 3, grouping: Grouping::PerRow, columns: 2 };
         let feature = Feature { example: 4, first_sequence: 0, sequences: 1, targets };
         let set = FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 5 };
         let mut batch = Batch::default();
