@@ -194,7 +194,11 @@ impl Plan {
         let (h, f, q, kv) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
-        let formula = format!("norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
+        let formula = format!(
+            "norms in {}, matrices of fp32 files as fp16, matrices of cut tensors; {} parameters in all",
+            master.name(),
+            spec.parameters()
+        );
         let frozen = layout
             .region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, options.head.pooling == Pooling::Frozen, layout))?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
