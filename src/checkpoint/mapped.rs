@@ -33,20 +33,25 @@ pub(super) struct MappedFile {
     pub others: BTreeMap<String, String>,
 }
 
+/// Maps a file that is not empty.
+pub(super) fn map(path: &Path) -> Result<Mmap> {
+    let handle = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let status = handle.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    if !status.is_file() {
+        bail!("{} is not a file", path.display());
+    }
+    if status.len() == 0 {
+        bail!("{} is empty; download or copy it again", path.display());
+    }
+    // SAFETY: the mapping is read-only. As with every mapped file, nobody may shorten it in place meanwhile; this
+    // program itself replaces files only by renaming (`write_atomically`).
+    unsafe { Mmap::map(&handle) }.with_context(|| format!("cannot map {}", path.display()))
+}
+
 impl MappedFile {
     /// `file` is the index that the tensors are given.
     pub fn open(path: &Path, file: usize) -> Result<MappedFile> {
-        let handle = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let status = handle.metadata().with_context(|| format!("cannot read {}", path.display()))?;
-        if !status.is_file() {
-            bail!("{} is not a file", path.display());
-        }
-        if status.len() == 0 {
-            bail!("{} is empty; download or copy it again", path.display());
-        }
-        // SAFETY: the mapping is read-only. As with every mapped file, nobody may shorten it in place meanwhile; this
-        // program itself replaces files only by renaming (`write_atomically`).
-        let map = unsafe { Mmap::map(&handle) }.with_context(|| format!("cannot map {}", path.display()))?;
+        let map = map(path)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| explain(path, &map, &error))?;
         let start = header + 8;
         let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
@@ -99,7 +104,7 @@ fn explain(path: &Path, bytes: &[u8], error: &SafeTensorError) -> anyhow::Error 
         return anyhow!("{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull");
     }
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") {
-        return anyhow!("{path} is a PyTorch file under a wrong name; convert it to safetensors");
+        return anyhow!("{path} is a PyTorch file under a wrong name; name it pytorch_model.bin and run: ptune convert");
     }
     let size = bytes.len();
     match error {
