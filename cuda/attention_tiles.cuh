@@ -12,6 +12,7 @@
 //   attention_backward_query_T_D  kBackwardQuery  ceil(max_queries / own)             heads     sequences  row_major_bytes(tile, D, 2)
 //   attention_backward_key_T_D    kBackwardKey    ceil((P % 4 + max_keys) / own)      kv_heads  sequences  key_major_bytes(tile, D)
 //   prefix_gradient_partial_T_D   kPrefix         ceil(P / own)                       kv_heads  chunks     key_major_bytes(tile, D)
+//   attention_relative_*_T        see attention_relative.cu
 //   attention_delta_T             256 threads     ceil(rows * heads * lanes / 256)    1         1          0
 //   prefix_gradient_sum           256 threads     ceil(P * ceil(width / 4) / 256)     2         1          0
 // with lanes = the least power of two >= head_dim / 8.
@@ -53,6 +54,10 @@ constexpr Tile kPrefix[4] = {
     {4, 1, 64, 32},
     {4, 1, 32, 16},
 };
+// Of attention_relative.cu, for one padded head dim of 64.
+constexpr Tile kRelative[1] = {
+    {4, 1, 32, 32},  // bands of 95 rows of two tables in rings of 128: with what a warp picks out of them, 80 KB
+};
 __host__ __device__ constexpr int tile_index(int head_dim) { return head_dim <= 16 ? 0 : head_dim <= 32 ? 1 : head_dim <= 64 ? 2 : 3; }
 
 // Shared memory in bytes: own rows (`own` operands: queries, and their output gradients), then two stages of keys and
@@ -64,6 +69,9 @@ constexpr int row_major_bytes(Tile tile, int head_dim, int own) {
 constexpr int key_major_bytes(Tile tile, int head_dim) {
     return 2 * head_dim * (2 * 16 * tile.warps * tile.blocks + 2 * 2 * tile.step) + 2 * 4 * 4 * tile.step;
 }
+// Own rows of two operands, two stages of two and their numbers, rings of 128 rows of two tables, 16 rows of 56 products a
+// warp.
+constexpr int relative_bytes(Tile tile) { return key_major_bytes(tile, 64) + 2 * 64 * 2 * 128 + 4 * 16 * 56 * tile.warps; }
 constexpr int kSharedLimit = 99 * 1024;  // of a block on sm_86, sm_89 and sm_120
 constexpr bool tiles_fit(int index, int head_dim) {
     return row_major_bytes(kForward[index], head_dim, 1) <= kSharedLimit &&
@@ -89,11 +97,12 @@ struct Operands {
     Dropout key_dropout, value_dropout;  // of the prefix: element (ordinal, position, kv head, dim)
     const int* query_offsets;            // [sequences + 1]
     const int* key_offsets;
-    const int* query_ordinals;  // [Tq]; null without dropout
-    const int* query_tokens;
+    const int* query_ordinals;  // [Tq]
+    const int* query_tokens;    // ascending within a sequence
     int sequences, max_queries, heads, kv_heads, head_dim;
     float scale;
-    Dropout dropout;  // of the probabilities: element (ordinal, query token, head, column)
+    Dropout dropout;        // of the probabilities: element (ordinal, query token, head, column)
+    const int* separators;  // [sequences]: see seen_by; null: every query sees every key
 };
 #define ATTENTION_PARAMETERS(T)                                                                                                 \
     const T *query, int ld_query, const T *key, int ld_key, const T *value, int ld_value, const float *prefix_key,              \
@@ -101,13 +110,13 @@ struct Operands {
         float key_scale, uint32_t value_key0, uint32_t value_key1, uint32_t value_below, float value_scale,                     \
         const int *query_offsets, const int *key_offsets, const int *query_ordinals, const int *query_tokens, int sequences,    \
         int max_queries, int heads, int kv_heads, int head_dim, float scale, uint32_t key0, uint32_t key1, uint32_t below,      \
-        float kept_scale
+        float kept_scale, const int *separators
 #define ATTENTION_OPERANDS(T)                                                                                                   \
     Operands<T> {                                                                                                               \
         query, ld_query, key, ld_key, value, ld_value, prefix_key, prefix_value, ld_prefix, prefix_length,                      \
             {key_key0, key_key1, key_below, key_scale}, {value_key0, value_key1, value_below, value_scale}, query_offsets,      \
             key_offsets, query_ordinals, query_tokens, sequences, max_queries, heads, kv_heads, head_dim, scale,                \
-            {key0, key1, below, kept_scale}                                                                                     \
+            {key0, key1, below, kept_scale}, separators                                                                         \
     }
 
 // What the backward kernels take beside them.
@@ -125,13 +134,33 @@ struct Saved {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+constexpr int kSeesAll = 0x7fffffff;  // the separator of a sequence whose queries see every key
+
 struct Sequence {
-    int first_query, queries, first_key, keys;
+    int first_query, queries, first_key, keys, separator;
 };
 template <class T>
 __device__ __forceinline__ Sequence sequence(const Operands<T>& o, int b) {
     int first_query = o.query_offsets[b], first_key = o.key_offsets[b];
-    return {first_query, o.query_offsets[b + 1] - first_query, first_key, o.key_offsets[b + 1] - first_key};
+    return {first_query, o.query_offsets[b + 1] - first_query, first_key, o.key_offsets[b + 1] - first_key,
+            o.separators ? o.separators[b] : kSeesAll};
+}
+// How many of a sequence's keys the query in packed row `row` sees: the first ones.
+template <class T>
+__device__ __forceinline__ int seen_by(const Operands<T>& o, const Sequence& s, int row) {
+    return s.separator == kSeesAll ? s.keys : min(s.keys, max(o.query_tokens[row] + 1, s.separator));
+}
+// The first of the sequence's query rows that sees its key `key`, or one past its last row.
+template <class T>
+__device__ __forceinline__ int first_to_see(const Operands<T>& o, const Sequence& s, int key) {
+    int low = s.first_query, high = s.first_query + s.queries;
+    if (key < s.separator) return low;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (o.query_tokens[middle] < key) low = middle + 1;
+        else high = middle;
+    }
+    return low;
 }
 // The sequence's ordinal in the step, for its masks.
 template <class T>
@@ -259,8 +288,14 @@ struct LeftRows {
     }
 };
 
+// A row of a tile that is a ring of kRing rows, a power of two; 0: of a tile that is none.
+template <int kRing>
+__device__ __forceinline__ int ring_row(int row) {
+    return kRing > 0 ? row & (kRing - 1) : row;
+}
+
 // acc = left * (rows row .. row + 8 * N of `tile`)^T: a product over the head's dimensions.
-template <class T, int kDim, int M, int N, bool kHeld>
+template <class T, int kDim, int M, int N, int kRing = 0, bool kHeld>
 __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const LeftRows<T, kDim, M, kHeld>& left, const T* tile, int row) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -272,7 +307,8 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const LeftR
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t b[4];
-            load_matrices(b, tile + chunk_at<kDim>(row + n * 8 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+            const int from = ring_row<kRing>(row + n * 8 + lane / 16 * 8 + lane % 8);
+            load_matrices(b, tile + chunk_at<kDim>(from, k * 2 + lane / 8 % 2));
             const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
 #pragma unroll
             for (int m = 0; m < M; ++m) {

@@ -125,8 +125,12 @@ pub struct Attention<'a> {
     pub key: View,
     pub value: View,
     pub prefix: Option<Prefix>,
+    pub relative: Option<Relative>,
     pub query_rows: &'a Rows,
     pub key_rows: &'a Rows,
+    /// int32, one a sequence: key j is visible to the query of token i where j <= i or j < separator (all 0: causal);
+    /// the prefix always is. Query tokens then ascend within a sequence. None: every query sees every key.
+    pub separators: Option<View>,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -142,6 +146,17 @@ pub struct Prefix {
     pub value: View,
     /// Masks of keys and of values, drawn for each sequence: element (ordinal, prefix position, head, dim).
     pub dropout: Option<[Dropout; 2]>,
+}
+
+/// Relative positions in attention (DeBERTa): to the score of the query of token i and key j of its sequence, before the
+/// scale, is added q_i . key\[r\] + k_j . query\[r\] with r = clamp(i - j + span, 0, 2 span - 1), head by head; nothing to
+/// the scores of prefix columns. Tables have 2 `span` rows of A*D; None: without that term. There are as many key/value
+/// heads as heads, queries ascend within a sequence, and the tables get no gradient.
+#[derive(Clone, Copy)]
+pub struct Relative {
+    pub key: Option<View>,
+    pub query: Option<View>,
+    pub span: usize,
 }
 
 /// A group of logits that one softmax runs over: elements `start + i * stride`, i < `length`, of the logits' rows laid
@@ -271,6 +286,8 @@ pub struct ScratchNeed {
     pub longest: usize,
     pub prefix_length: usize,
     pub head_dim: usize,
+    /// Whether attention has relative positions.
+    pub relative: bool,
     /// Width of keys: G*D.
     pub kv_size: usize,
     pub tokens: usize,

@@ -205,7 +205,11 @@ impl Adapter {
 
 /// What the files of a PEFT adapter tell. PEFT has a prefix in every layer, shifts positions and has no prefix dropout.
 fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -> Result<Metadata> {
-    let head = if tensors.contains_key("base_model.classifier.dense.weight") { HeadKind::Dense } else { HeadKind::Linear };
+    let head = match ["classifier.dense", "pooler.dense"].map(|name| tensors.contains_key(&format!("base_model.{name}.weight"))) {
+        [true, _] => HeadKind::Dense,
+        [false, true] => HeadKind::Context,
+        [false, false] => HeadKind::Linear,
+    };
     let Some(&[_, columns]) = tensors.get(PREFIX).map(|tensor| tensor.shape.as_slice()) else {
         bail!("{TENSORS} has no matrix {PREFIX}; is it a prefix-tuning adapter?");
     };

@@ -2,7 +2,7 @@
 
 use super::mapped::Tensor;
 use super::shards::Checkpoint;
-use crate::model::{Config, Family, Slot, Specification, describe};
+use crate::model::{Config, Family, Slot, Specification, TensorRows, describe};
 use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -66,10 +66,15 @@ impl FrozenModel {
         self.pooler
     }
 
-    /// A slot's matrix [output, input], or a norm's gamma [H].
+    /// The tensor that holds a slot's matrix [output, input] ([`FrozenModel::part`] tells which of its rows), or a
+    /// norm's gamma [H].
     pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
-        let [rows, cols] = self.shape(slot)?;
-        if is_norm(slot) { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &[rows, cols]) }
+        let ([rows, cols], base) = (self.shape(slot)?, self.base(slot)?);
+        if is_norm(slot) {
+            return self.find(&base, &[".weight", ".gamma"], &[cols]);
+        }
+        let rows = self.part(slot).map_or(rows, |part| part.of);
+        self.find(&base, &[".weight"], &[rows, cols])
     }
 
     /// A slot's bias [output], or a norm's beta [H]; None only where the specification has none.
@@ -78,17 +83,30 @@ impl FrozenModel {
             return Ok(None);
         }
         let [rows, cols] = self.shape(slot)?;
-        if is_norm(slot) { self.find(slot, &["bias", "beta"], &[cols]) } else { self.find(slot, &["bias"], &[rows]) }.map(Some)
+        let tensor = match (self.family.bias_name)(slot) {
+            Some(name) => self.find(&name, &[""], &[rows]),
+            None if is_norm(slot) => self.find(&self.base(slot)?, &[".bias", ".beta"], &[cols]),
+            None => self.find(&self.base(slot)?, &[".bias"], &[rows]),
+        };
+        tensor.map(Some)
+    }
+
+    /// Which rows of its tensor a slot's matrix is; None: all, in order.
+    pub fn part(&self, slot: Slot) -> Option<TensorRows> {
+        (self.family.part)(&self.spec, slot)
+    }
+
+    fn base(&self, slot: Slot) -> Result<String> {
+        (self.family.tensor_name)(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))
     }
 
     fn shape(&self, slot: Slot) -> Result<[usize; 2]> {
         self.spec.shape(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))
     }
 
-    /// The first of a slot's possible names, checked.
-    fn find(&self, slot: Slot, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
-        let base = (self.family.tensor_name)(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))?;
-        let names: Vec<String> = endings.iter().map(|ending| format!("{}{base}.{ending}", self.prefix)).collect();
+    /// The first of a tensor's possible names, checked.
+    fn find(&self, base: &str, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
+        let names: Vec<String> = endings.iter().map(|ending| format!("{}{base}{ending}", self.prefix)).collect();
         for name in &names {
             if let Some((file, dtype)) = self.checkpoint.unsupported(name) {
                 bail!("{}: tensor {name} has element type {dtype}; only F16, BF16 and F32 are supported", file.display());
@@ -187,17 +205,18 @@ mod tests {
 
     #[test]
     fn golden_models_open() {
-        for bundle in ["bert-classification", "bert-qa", "bert-tagging", "roberta-classification"] {
+        for bundle in ["bert-classification", "bert-qa", "bert-tagging", "roberta-classification", "deberta-classification"] {
             let model = FrozenModel::open(&Path::new("tests/golden").join(bundle).join("model")).unwrap();
             let [rows, cols] = model.spec.shape(Slot::Up(1)).unwrap();
             let up = model.weight(Slot::Up(1)).unwrap();
             assert_eq!((up.dtype, up.shape.as_slice()), (DType::F16, [rows, cols].as_slice()));
             assert!(up.name.ends_with("encoder.layer.1.intermediate.dense.weight"));
-            assert!(model.has_pooler());
+            assert_eq!(model.has_pooler(), bundle != "deberta-classification");
             assert!(model.bias(Slot::WordEmbedding).unwrap().is_none());
             let tensors: usize = model.checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
             let hidden = model.spec.hidden_size;
-            assert_eq!(model.spec.parameters(), tensors - hidden * (hidden + 1), "all but the pooler");
+            let pooler = if model.has_pooler() { hidden * (hidden + 1) } else { 0 };
+            assert_eq!(model.spec.parameters(), tensors - pooler, "all but the pooler");
         }
     }
 

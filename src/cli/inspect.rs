@@ -3,7 +3,7 @@
 use super::print;
 use crate::checkpoint::{Adapter, FrozenModel};
 use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
-use crate::model::{HeadKind, HeadSpec, Pooling, Positions, TaskKind};
+use crate::model::{HeadKind, HeadSpec, Pooling, Positions, TaskKind, family_of};
 use crate::run::memory::{grouped, readable};
 use crate::run::terminal::Terminal;
 use crate::run::{Device, device};
@@ -67,10 +67,19 @@ fn model(directory: &Path) -> Result<String> {
         ),
     );
     line(&mut text, "parameters", grouped(spec.parameters() as u64));
-    let Positions::Learned { table, .. } = spec.positions;
     let (whole, left) = (spec.longest_sequence(0), spec.longest_sequence(PREFIX));
-    line(&mut text, "positions", format!("table of {table}: up to {whole} tokens, {left} behind a prefix of {PREFIX}"));
-    line(&mut text, "pooler", if model.has_pooler() { "yes" } else { "no (a frozen random one is stored with the adapter)" });
+    let positions = match spec.positions {
+        Positions::Learned { table, .. } => format!("table of {table}: up to {whole} tokens, {left} behind a prefix of {PREFIX}"),
+        Positions::Relative { span, .. } => format!("relative, up to {span} tokens apart: texts of any length"),
+    };
+    line(&mut text, "positions", positions);
+    let heads = family_of(&spec.family).map_or([].as_slice(), |family| family.heads);
+    let pooler = match (model.has_pooler(), heads.contains(&HeadKind::Linear)) {
+        (true, _) => "yes",
+        (false, true) => "no (a frozen random one is stored with the adapter)",
+        (false, false) => "no (the head trains its own)",
+    };
+    line(&mut text, "pooler", pooler);
     line(&mut text, "dropout", format!("hidden {}, attention {}", spec.hidden_dropout, spec.attention_dropout));
     if let Some(labels) = &spec.labels {
         line(&mut text, "labels", labels.join(", "));
@@ -86,7 +95,7 @@ fn model(directory: &Path) -> Result<String> {
     }
     line(&mut text, "fingerprint", model.checkpoint.fingerprint());
 
-    let head = HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2);
+    let head = HeadSpec::new(TaskKind::Classification, heads.first().copied().unwrap_or(HeadKind::Linear), 2);
     let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: true, dropout: 0.1 };
     let trained = PREFIX * spec.layers * 2 * spec.kv_size()
         + head.layers(spec.hidden_size).iter().map(|(_, [outputs, inputs])| outputs * inputs + outputs).sum::<usize>();
@@ -127,11 +136,7 @@ fn adapter(directory: &Path) -> Result<String> {
         Some(labels) => line(&mut text, "labels", format!("{}: {}", labels.len(), labels.join(", "))),
         None => line(&mut text, "labels", "none stored"),
     }
-    let head = match metadata.head {
-        HeadKind::Linear => "linear",
-        HeadKind::Dense => "dense",
-    };
-    line(&mut text, "head", head);
+    line(&mut text, "head", metadata.head.name());
     let layers = crate::run::LayerSet::from_indices(&metadata.prefix_layers);
     let positions = if metadata.shifted_positions { "shifted" } else { "unshifted" };
     line(

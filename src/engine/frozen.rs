@@ -1,12 +1,13 @@
 //! The frozen model's tensors: where each lies, and how it gets there. Where the backend reads files, a 16-bit matrix
-//! stays where its file is mapped; every other is copied into the arena once, in 16 bits. Biases and norms (under 0.1 %
-//! of the bytes) are widened to the master type, so that kernels read them without conversion.
+//! stays where its file is mapped; every other is copied into the arena once, in 16 bits. Norms (under 0.1 % of the bytes)
+//! are widened to the master type, so that kernels read them without conversion; biases have the type of what they are
+//! added to, as products that end with a bias want them.
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
 use crate::checkpoint::{FrozenModel, Tensor};
-use crate::model::{NormPlace, Slot, Specification};
+use crate::model::{NormPlace, Slot, Specification, TensorRows};
 use anyhow::{Result, bail};
 
 /// A linear layer: \[N, K\] and \[N\].
@@ -37,6 +38,8 @@ pub struct LayerWeights {
     pub up: Linear,
     pub down: Linear,
     pub feed_forward_norm: Norm,
+    /// What projects the table of relative positions to keys and to queries.
+    pub relative: [Option<Linear>; 2],
 }
 
 pub struct Frozen {
@@ -45,6 +48,7 @@ pub struct Frozen {
     pub token_type: Option<View>,
     pub embedding_norm: Option<Norm>,
     pub embedding_projection: Option<Linear>,
+    pub relative: Option<View>,
     pub layers: Vec<LayerWeights>,
     pub final_norm: Option<Norm>,
     pub pooler: Option<Linear>,
@@ -75,38 +79,48 @@ struct Placer<'a> {
 }
 
 impl Placer<'_> {
-    /// Whether a matrix can stay in the mapped file: 16 bits wide and aligned.
-    fn stays(&self, tensor: &Tensor) -> bool {
-        self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)
+    /// Whether a matrix can stay in the mapped file: 16 bits wide, aligned, and the whole tensor or rows of it that
+    /// follow one another. Where: the tensor's row that it begins at.
+    fn stays(&self, slot: Slot, tensor: &Tensor) -> Option<usize> {
+        let [rows, _] = self.model.spec.shape(slot)?;
+        let first = self.model.part(slot).map_or(Some(0), |part| (part.block >= rows).then_some(part.first))?;
+        (self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)).then_some(first)
     }
 
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
         let tensor = self.model.weight(slot)?;
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        if self.stays(tensor) {
-            return Ok(View { buffer: file_buffer(tensor.file), offset: tensor.offset, rows, cols, stride: cols, dtype: tensor.dtype });
+        if let Some(first) = self.stays(slot, tensor) {
+            let offset = tensor.offset + first * cols * tensor.dtype.size();
+            return Ok(View { buffer: file_buffer(tensor.file), offset, rows, cols, stride: cols, dtype: tensor.dtype });
         }
         let view = layout.matrix(rows, cols, self.precision.frozen(tensor.dtype));
         self.uploads.push((slot, Part::Matrix, view));
         Ok(view)
     }
 
-    fn vector(&mut self, layout: &mut Layout, slot: Slot, bias: bool, count: usize) -> View {
-        let view = layout.vector(count, self.precision.master);
+    fn vector(&mut self, layout: &mut Layout, slot: Slot, bias: bool, count: usize, dtype: DType) -> View {
+        let view = layout.vector(count, dtype);
         self.uploads.push((slot, Part::Vector { bias }, view));
         view
     }
 
     fn linear(&mut self, layout: &mut Layout, slot: Slot) -> Result<Linear> {
         let weight = self.matrix(layout, slot)?;
-        let bias = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, weight.rows));
+        let bias = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, weight.rows, self.precision.activation));
         Ok(Linear { weight, bias })
+    }
+
+    /// A linear layer that not every model has.
+    fn projection(&mut self, layout: &mut Layout, slot: Slot) -> Result<Option<Linear>> {
+        self.model.spec.shape(slot).map(|_| self.linear(layout, slot)).transpose()
     }
 
     fn norm(&mut self, layout: &mut Layout, slot: Slot) -> Norm {
         let cols = self.model.spec.shape(slot).map_or(0, |[_, cols]| cols);
-        let gamma = self.vector(layout, slot, false, cols);
-        let beta = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, cols));
+        let master = self.precision.master;
+        let gamma = self.vector(layout, slot, false, cols, master);
+        let beta = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, cols, master));
         Norm { gamma, beta }
     }
 
@@ -117,15 +131,17 @@ impl Placer<'_> {
         let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
         let tensors = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
         let dtype = self.precision.frozen(tensors[0].dtype);
-        if tensors.iter().any(|tensor| self.stays(tensor) || self.precision.frozen(tensor.dtype) != dtype) {
+        let apart = |(&slot, tensor): (&Slot, &&Tensor)| self.stays(slot, tensor).is_some() || self.precision.frozen(tensor.dtype) != dtype;
+        if slots.iter().zip(&tensors).any(apart) {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
         let weight = layout.matrix(rows.iter().sum(), hidden, dtype);
-        let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.precision.master));
+        // The part of one that has no bias stays zero, as the arena begins.
+        let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(weight.rows, self.precision.activation));
         let mut from = 0;
         for (slot, rows) in slots.into_iter().zip(rows) {
             self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
-            if let Some(bias) = bias {
+            if let Some(bias) = bias.filter(|_| spec.has_bias(slot)) {
                 self.uploads.push((slot, Part::Vector { bias: true }, bias.col_range(from, rows)));
             }
             from += rows;
@@ -144,7 +160,8 @@ impl Frozen {
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
         let token_type = has(Slot::TypeEmbedding).then(|| placer.matrix(layout, Slot::TypeEmbedding)).transpose()?;
         let embedding_norm = has(Slot::EmbeddingNorm).then(|| placer.norm(layout, Slot::EmbeddingNorm));
-        let embedding_projection = has(Slot::EmbeddingProjection).then(|| placer.linear(layout, Slot::EmbeddingProjection)).transpose()?;
+        let embedding_projection = placer.projection(layout, Slot::EmbeddingProjection)?;
+        let relative = has(Slot::RelativeEmbedding).then(|| placer.matrix(layout, Slot::RelativeEmbedding)).transpose()?;
         let mut layers = Vec::new();
         for set in 0..spec.weight_sets() {
             layers.push(LayerWeights {
@@ -154,6 +171,7 @@ impl Frozen {
                 up: placer.linear(layout, Slot::Up(set))?,
                 down: placer.linear(layout, Slot::Down(set))?,
                 feed_forward_norm: placer.norm(layout, Slot::FeedForwardNorm(set)),
+                relative: [placer.projection(layout, Slot::RelativeKey(set))?, placer.projection(layout, Slot::RelativeQuery(set))?],
             });
         }
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
@@ -163,11 +181,11 @@ impl Frozen {
             // Made by the engine, or brought by an adapter.
             (true, false) => Some(Linear {
                 weight: layout.matrix(spec.hidden_size, spec.hidden_size, precision.frozen(DType::F32)),
-                bias: Some(layout.vector(spec.hidden_size, precision.master)),
+                bias: Some(layout.vector(spec.hidden_size, precision.activation)),
             }),
         };
         let uploads = placer.uploads;
-        Ok(Frozen { word, position, token_type, embedding_norm, embedding_projection, layers, final_norm, pooler, uploads })
+        Ok(Frozen { word, position, token_type, embedding_norm, embedding_projection, relative, layers, final_norm, pooler, uploads })
     }
 
     /// The norm in front of layer 0, where the model normalises before each branch.
@@ -197,10 +215,11 @@ impl Frozen {
     /// Bytes of matrices that are read in their files.
     pub fn mapped_bytes(&self) -> usize {
         let layers = self.layers.iter().flat_map(|layer| {
-            layer.query_key_value.iter().chain([&layer.attention_output, &layer.up, &layer.down]).map(|linear| linear.weight)
+            let others = [&layer.attention_output, &layer.up, &layer.down].into_iter().chain(layer.relative.iter().flatten());
+            layer.query_key_value.iter().chain(others).map(|linear| linear.weight)
         });
         let linears = [self.embedding_projection, self.pooler].into_iter().flatten().map(|linear| linear.weight);
-        let tables = [Some(self.word), self.position, self.token_type].into_iter().flatten();
+        let tables = [Some(self.word), self.position, self.token_type, self.relative].into_iter().flatten();
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
     }
 
@@ -214,7 +233,7 @@ impl Frozen {
             let Some(tensor) = tensor else { bail!("{slot:?} has no bias in {}", model.directory.display()) };
             let data = model.checkpoint.data(tensor);
             match part {
-                Part::Matrix => load_matrix(tensor, data, view, backend)?,
+                Part::Matrix => load_matrix(tensor, data, model.part(slot), view, backend)?,
                 Part::Vector { .. } => {
                     let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
@@ -226,12 +245,18 @@ impl Frozen {
     }
 }
 
-fn load_matrix(tensor: &Tensor, data: &[u8], view: View, backend: &mut dyn Backend) -> Result<()> {
-    for (to, chunk) in view.chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
-        if tensor.dtype == view.dtype {
-            backend.write(to, chunk);
-        } else {
-            backend.write(to, &numbers::round(&tensor.name, chunk, tensor.dtype, view.dtype)?);
+/// Copies a matrix, or the rows of a larger one that `rows` tells, run by run and chunk by chunk.
+fn load_matrix(tensor: &Tensor, data: &[u8], rows: Option<TensorRows>, view: View, backend: &mut dyn Backend) -> Result<()> {
+    let all = TensorRows { of: view.rows, first: 0, block: view.rows, step: view.rows };
+    let row_bytes = view.cols * tensor.dtype.size();
+    for (to, from, count) in rows.unwrap_or(all).runs(view.rows) {
+        let data = &data[from * row_bytes..(from + count) * row_bytes];
+        for (to, chunk) in view.row_range(to, count).chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
+            if tensor.dtype == view.dtype {
+                backend.write(to, chunk);
+            } else {
+                backend.write(to, &numbers::round(&tensor.name, chunk, tensor.dtype, view.dtype)?);
+            }
         }
     }
     Ok(())

@@ -31,11 +31,13 @@ impl Engine {
                 self.backend.activation_forward(Activation::Tanh, sum, pooled);
                 pooled
             }
-            (Pooling::Dense, Some([sum, pooled])) => {
-                self.head_dropout(mode, Site::HeadInner, input, rows);
+            (pooling @ (Pooling::Dense | Pooling::Context), Some([sum, pooled])) => {
+                if pooling == Pooling::Dense {
+                    self.head_dropout(mode, Site::HeadInner, input, rows);
+                }
                 let [weight, bias, ..] = self.head_layer(0);
                 self.backend.linear(input, weight, Some(bias), sum);
-                self.backend.activation_forward(Activation::Tanh, sum, pooled);
+                self.backend.activation_forward(pooling.activation(), sum, pooled);
                 pooled
             }
             _ => input,
@@ -45,8 +47,8 @@ impl Engine {
         self.backend.linear(last, weight, Some(bias), logits);
     }
 
-    /// Loss and gradients of the head, down to the gradient of its input (where a prefix below wants it).
-    pub(super) fn backward_head(&mut self, rows: &BatchRows) {
+    /// Loss over the batch's `groups` of logits and gradients of the head, down to the gradient of its input (where a prefix below wants it).
+    pub(super) fn backward_head(&mut self, rows: &BatchRows, groups: usize) {
         let count = rows.readout.count;
         let head = &self.plan.head;
         let [input, logits, d_logits, d_input] = [head.input, head.logits, head.d_logits, head.d_input].map(|view| view.first_rows(count));
@@ -55,7 +57,7 @@ impl Engine {
         let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
         self.backend.cross_entropy(&CrossEntropy {
             logits,
-            groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
+            groups: self.plan.batch.groups.first_rows(groups),
             scale: self.scale / self.step_targets as f64,
             loss,
             d_logits,
@@ -64,14 +66,14 @@ impl Engine {
         let (last, d_last) = pooled.map_or((input, d_input), |[_, pooled, d_pooled]| (pooled, d_pooled));
         let [weight, _, d_weight, d_bias] = self.head_layer(self.plan.trainables.head.len() - 1);
         self.backend.linear_backward_weight(d_logits, last, d_weight, Some(d_bias));
-        let trains_pooling = self.options.head.pooling == Pooling::Dense;
-        if !needed && !trains_pooling {
+        let pooling = self.options.head.pooling;
+        if !needed && !pooling.trains() {
             return;
         }
         self.backend.linear_backward_input(d_logits, weight, d_last, false);
         self.head_dropout(Mode::Train, Site::Head, d_last, rows);
         let Some([sum, _, d_pooled]) = pooled else { return };
-        self.backend.activation_backward(Activation::Tanh, sum, d_pooled);
+        self.backend.activation_backward(pooling.activation(), sum, d_pooled);
         let weight = match self.plan.frozen.pooler {
             Some(pooler) => pooler.weight,
             None => {
@@ -82,7 +84,7 @@ impl Engine {
         };
         if needed {
             self.backend.linear_backward_input(d_pooled, weight, d_input, false);
-            if trains_pooling {
+            if pooling == Pooling::Dense {
                 self.head_dropout(Mode::Train, Site::HeadInner, d_input, rows);
             }
         }

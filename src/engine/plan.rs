@@ -10,10 +10,11 @@
 use super::frozen::Frozen;
 use super::layout::{Bytes, Layout, Region};
 use super::options::{Capacity, EngineOptions};
+use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
 use crate::checkpoint::FrozenModel;
-use crate::model::{NormPlace, Pooling, Specification};
+use crate::model::{MaskKind, NormPlace, Pooling, Specification};
 use anyhow::Result;
 use std::fmt;
 
@@ -101,6 +102,8 @@ pub struct BatchBuffers {
     pub all: RowViews,
     pub readout: RowViews,
     pub readout_rows: View,
+    /// One a sequence, where the model has a mask.
+    pub separators: View,
     pub groups: View,
 }
 
@@ -118,6 +121,7 @@ pub struct Plan {
     pub(super) trainables: Trainables,
     pub(super) batch: BatchBuffers,
     pub(super) layers: Vec<LayerBuffers>,
+    pub(super) relative: Option<RelativeBuffers>,
     pub(super) forward: ForwardScratch,
     pub(super) backward: BackwardScratch,
     pub(super) head: HeadBuffers,
@@ -190,13 +194,14 @@ impl Plan {
         let (h, f, q, kv) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
-        let formula =
-            format!("biases and norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
+        let formula = format!("norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
         let frozen = layout
             .region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, options.head.pooling == Pooling::Frozen, layout))?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
+
+        let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
 
         let kept = spec.layers - lowest;
         let formula =
@@ -230,6 +235,7 @@ impl Plan {
             longest: capacity.longest + options.prefix.length,
             prefix_length: options.prefix.length,
             head_dim: spec.head_dim,
+            relative: relative.is_some(),
             kv_size: kv,
             tokens,
             sequences: capacity.sequences,
@@ -257,6 +263,7 @@ impl Plan {
             trainables,
             batch,
             layers,
+            relative,
             forward,
             backward,
             head,
@@ -304,6 +311,7 @@ impl Sizes<'_> {
             all: rows(layout, self.tokens),
             readout: rows(layout, self.rows),
             readout_rows: integers(layout, self.rows),
+            separators: integers(layout, if self.spec.mask == MaskKind::Full { 0 } else { capacity.sequences }),
             groups: layout.matrix(capacity.groups, 4, DType::I32),
         }
     }

@@ -1,5 +1,6 @@
 //! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
 
+use crate::backend::Activation;
 use crate::data::Grouping;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,18 @@ pub enum HeadKind {
     Linear,
     /// A trained dense layer, tanh and a trained output layer; the pooler is not used.
     Dense,
+    /// DeBERTa's: a trained pooler (dense layer and GELU), then one trained linear layer.
+    Context,
+}
+
+impl HeadKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            HeadKind::Linear => "linear",
+            HeadKind::Dense => "dense",
+            HeadKind::Context => "context",
+        }
+    }
 }
 
 /// What stands between the rows that a head reads and its output layer.
@@ -44,8 +57,24 @@ pub enum Pooling {
     None,
     /// tanh(W h + b) with the model's frozen pooler.
     Frozen,
-    /// The same with a trained dense layer.
+    /// The same with a trained dense layer, with hidden dropout in front.
     Dense,
+    /// gelu(W h + b), trained, without it.
+    Context,
+}
+
+impl Pooling {
+    /// Whether its layer is trained.
+    pub fn trains(self) -> bool {
+        matches!(self, Pooling::Dense | Pooling::Context)
+    }
+
+    pub fn activation(self) -> Activation {
+        match self {
+            Pooling::Context => Activation::GeluErf,
+            _ => Activation::Tanh,
+        }
+    }
 }
 
 /// A head as the engine builds it.
@@ -67,6 +96,7 @@ impl HeadSpec {
         let pooling = match kind {
             HeadKind::Linear => Pooling::Frozen,
             HeadKind::Dense => Pooling::Dense,
+            HeadKind::Context => Pooling::Context,
         };
         let (pooling, columns, grouping, dropout, module) = match task {
             TaskKind::Classification => (pooling, classes, Grouping::PerRow, true, "classifier"),
@@ -89,6 +119,9 @@ impl HeadSpec {
         match self.pooling {
             Pooling::Dense => {
                 vec![(format!("{module}.dense"), [hidden_size, hidden_size]), (format!("{module}.out_proj"), [self.columns, hidden_size])]
+            }
+            Pooling::Context => {
+                vec![("base_model.pooler.dense".into(), [hidden_size, hidden_size]), (module, [self.columns, hidden_size])]
             }
             Pooling::None | Pooling::Frozen => vec![(module, [self.columns, hidden_size])],
         }

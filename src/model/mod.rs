@@ -3,12 +3,13 @@
 
 mod bert;
 mod config;
+mod deberta;
 mod family;
 mod head;
 mod roberta;
 mod spec;
 
 pub use config::Config;
-pub use family::{FAMILIES, Family, describe, family_of};
+pub use family::{FAMILIES, Family, TensorRows, describe, family_of};
 pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
-pub use spec::{NormPlace, Positions, Slot, Specification};
+pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};

@@ -9,12 +9,40 @@ pub enum NormPlace {
     Pre,
 }
 
+/// Which tokens of its sequence a token sees. All see the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskKind {
+    Full,
+    /// Those before it and itself.
+    Causal,
+    /// As causal, and the tokens before the sequence's separator see one another (GLM).
+    Separator,
+}
+
+/// Which linear layers have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Biases {
+    pub query_key_value: bool,
+    /// Not that of keys, even so.
+    pub except_key: bool,
+    pub attention_output: bool,
+    pub feed_forward: bool,
+}
+
+impl Biases {
+    pub const ALL: Biases = Biases { query_key_value: true, except_key: false, attention_output: true, feed_forward: true };
+    pub const NONE: Biases = Biases { query_key_value: false, except_key: false, attention_output: false, feed_forward: false };
+}
+
 /// How a token's position enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Positions {
     /// A learned table; the first token has index `first` (+ prefix length where positions are shifted).
     /// With `padding_id`, a token of that id takes index `padding_id` and does not advance the count (RoBERTa).
     Learned { table: usize, first: usize, padding_id: Option<u32> },
+    /// By the distance of two tokens of a sequence, cut at `span` both ways, through a learned table of 2 `span` rows
+    /// (DeBERTa): each layer projects the table to keys, which meet queries, and to queries, which meet keys.
+    Relative { span: usize, keys: bool, queries: bool },
 }
 
 /// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
@@ -35,6 +63,7 @@ pub struct Specification {
     /// 0: no token type embedding.
     pub token_types: usize,
     pub positions: Positions,
+    pub mask: MaskKind,
     pub norm: NormKind,
     pub norm_place: NormPlace,
     pub norm_epsilon: f64,
@@ -43,8 +72,9 @@ pub struct Specification {
     /// A norm after the last layer (pre-norm models).
     pub final_norm: bool,
     pub activation: Activation,
-    /// Whether linear layers have biases.
-    pub linear_bias: bool,
+    pub biases: Biases,
+    /// Whether a language-model head is the word embedding.
+    pub tied_head: bool,
     /// Rates of the checkpoint's config.json.
     pub hidden_dropout: f64,
     pub attention_dropout: f64,
@@ -62,6 +92,10 @@ pub enum Slot {
     TypeEmbedding,
     EmbeddingNorm,
     EmbeddingProjection,
+    /// The table of relative positions, and what projects it to a layer's keys and queries.
+    RelativeEmbedding,
+    RelativeKey(usize),
+    RelativeQuery(usize),
     Query(usize),
     Key(usize),
     Value(usize),
@@ -97,6 +131,13 @@ impl Specification {
             Slot::WordEmbedding => [self.vocabulary, embedding],
             Slot::PositionEmbedding => match self.positions {
                 Positions::Learned { table, .. } => [table, embedding],
+                Positions::Relative { .. } => return None,
+            },
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => match (slot, self.positions) {
+                (Slot::RelativeEmbedding, Positions::Relative { span, .. }) => [2 * span, hidden],
+                (Slot::RelativeKey(_), Positions::Relative { keys: true, .. }) => [self.query_size(), hidden],
+                (Slot::RelativeQuery(_), Positions::Relative { queries: true, .. }) => [self.query_size(), hidden],
+                _ => return None,
             },
             Slot::TypeEmbedding if self.token_types > 0 => [self.token_types, embedding],
             Slot::EmbeddingNorm if self.embedding_norm => [1, embedding],
@@ -117,11 +158,14 @@ impl Specification {
     pub fn slots(&self) -> Vec<Slot> {
         let mut slots =
             vec![Slot::WordEmbedding, Slot::PositionEmbedding, Slot::TypeEmbedding, Slot::EmbeddingNorm, Slot::EmbeddingProjection];
+        slots.push(Slot::RelativeEmbedding);
         for set in 0..self.weight_sets() {
             slots.extend([
                 Slot::Query(set),
                 Slot::Key(set),
                 Slot::Value(set),
+                Slot::RelativeKey(set),
+                Slot::RelativeQuery(set),
                 Slot::AttentionOutput(set),
                 Slot::AttentionNorm(set),
                 Slot::Up(set),
@@ -139,8 +183,12 @@ impl Specification {
         match slot {
             Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
-            Slot::Pooler | Slot::EmbeddingProjection => true,
-            _ => self.linear_bias,
+            Slot::Pooler | Slot::EmbeddingProjection | Slot::RelativeQuery(_) => true,
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) => false,
+            Slot::Query(_) | Slot::Value(_) => self.biases.query_key_value,
+            Slot::Key(_) => self.biases.query_key_value && !self.biases.except_key,
+            Slot::AttentionOutput(_) => self.biases.attention_output,
+            Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
         }
     }
 
@@ -164,7 +212,10 @@ impl Specification {
 
     /// Position indices of one sequence's tokens, `shift` being the prefix length or 0.
     pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
-        let Positions::Learned { first, padding_id, .. } = self.positions;
+        let (first, padding_id) = match self.positions {
+            Positions::Learned { first, padding_id, .. } => (first, padding_id),
+            Positions::Relative { .. } => (0, None),
+        };
         let mut next = (first + shift) as u32;
         ids.iter().map(move |&id| match padding_id {
             Some(padding) if id == padding => padding,
@@ -177,8 +228,19 @@ impl Specification {
 
     /// The longest sequence that the position table holds behind `shift` prefix positions.
     pub fn longest_sequence(&self, shift: usize) -> usize {
-        let Positions::Learned { table, first, .. } = self.positions;
-        table.saturating_sub(first + shift)
+        match self.positions {
+            Positions::Learned { table, first, .. } => table.saturating_sub(first + shift),
+            Positions::Relative { .. } => usize::MAX,
+        }
+    }
+
+    /// What attention multiplies its scores by: 1 / √(head dim), shared among the terms of relative positions.
+    pub fn attention_scale(&self) -> f64 {
+        let terms = match self.positions {
+            Positions::Relative { keys, queries, .. } => 1 + usize::from(keys) + usize::from(queries),
+            Positions::Learned { .. } => 1,
+        };
+        1.0 / ((terms * self.head_dim) as f64).sqrt()
     }
 }
 
@@ -199,13 +261,15 @@ impl Specification {
             vocabulary: 10,
             token_types: 2,
             positions: Positions::Learned { table: 64, first: 0, padding_id: None },
+            mask: MaskKind::Full,
             norm: NormKind::LayerNorm,
             norm_place: NormPlace::Post,
             norm_epsilon: 1e-12,
             embedding_norm: true,
             final_norm: false,
             activation: Activation::GeluErf,
-            linear_bias: true,
+            biases: Biases::ALL,
+            tied_head: true,
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             initializer_range: 0.02,

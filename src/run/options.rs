@@ -80,7 +80,8 @@ pub struct TrainOptions {
     /// Token positions: shifted by the prefix length, or unshifted [default: shifted]
     #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = "Prefix and head")]
     pub positions: Option<Offset>,
-    /// Head for whole sequences: linear (on the frozen pooler) or dense (a trained dense layer first) [default: linear]
+    /// Head for whole sequences: linear (on the frozen pooler), dense (a trained dense layer first) or context (DeBERTa's
+    /// trained pooler) [default: linear; context for DeBERTa]
     #[arg(long, value_name = "HEAD", hide_possible_values = true, help_heading = "Prefix and head")]
     pub head: Option<HeadKind>,
     /// Dropout on prefix keys and values [default: 0.1]

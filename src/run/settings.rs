@@ -7,7 +7,7 @@ use super::values::{DataOrder, Device, Every, LayerSet, Offset, Warmup};
 use crate::checkpoint::Adapter;
 use crate::data::Columns;
 use crate::engine::PrefixInit;
-use crate::model::{HeadKind, Specification, TaskKind};
+use crate::model::{HeadKind, Specification, TaskKind, family_of};
 use crate::usage;
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -212,7 +212,8 @@ impl TrainOptions {
         self.prefix_length.get_or_insert(20);
         self.prefix_layers.get_or_insert(LayerSet::from_indices(&every_layer)).indices(spec.layers)?;
         self.positions.get_or_insert(Offset::Shifted);
-        self.head.get_or_insert(HeadKind::Linear);
+        let heads = family_of(&spec.family).map_or([].as_slice(), |family| family.heads);
+        let head = *self.head.get_or_insert(heads.first().copied().unwrap_or(HeadKind::Linear));
         self.attention_dropout.get_or_insert(spec.attention_dropout);
         let task = self.task.context("the task is not known")?;
         let max_length = *self.max_length.get_or_insert(default_max_length(task));
@@ -220,8 +221,13 @@ impl TrainOptions {
         if self.prefix_length == Some(0) {
             self.prefix_layers = None;
         }
-        if self.head == Some(HeadKind::Dense) && matches!(task, TaskKind::Tagging | TaskKind::Qa) {
+        let whole = matches!(task, TaskKind::Classification | TaskKind::MultipleChoice);
+        if head == HeadKind::Dense && !whole {
             usage!("--head dense is for whole sequences; {} has a linear head on its tokens", task.name());
+        }
+        if whole && !heads.is_empty() && !heads.contains(&head) {
+            let names: Vec<&str> = heads.iter().map(|kind| kind.name()).collect();
+            usage!("--head {}: a model of type {} has {}", head.name(), spec.family, names.join(" or "));
         }
         Ok(self)
     }

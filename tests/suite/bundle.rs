@@ -8,7 +8,7 @@ use ptune::model::{HeadKind, HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const BUNDLES: [&str; 7] = [
+pub const BUNDLES: [&str; 9] = [
     "bert-classification",
     "bert-classification-d64",
     "bert-multiple-choice",
@@ -16,6 +16,8 @@ pub const BUNDLES: [&str; 7] = [
     "bert-tagging",
     "roberta-classification",
     "roberta-classification-peft",
+    "deberta-classification",
+    "deberta-tagging",
 ];
 
 pub struct Bundle {
@@ -86,7 +88,11 @@ impl Bundle {
     /// Features made of the bundle's own token ids: the engine is tested apart from tokenization.
     pub fn features(&self) -> FeatureSet {
         let (ids, lengths) = (self.integers("input_ids"), self.integers("input_lengths"));
-        let types = if self.has("token_type_ids") { self.integers("token_type_ids") } else { vec![0; ids.len()] };
+        let types = if self.has("token_type_ids") && self.model.spec.token_types > 0 {
+            self.integers("token_type_ids")
+        } else {
+            vec![0; ids.len()]
+        };
         let mut words = if self.has("word_first_token") { self.integers("word_first_token") } else { Vec::new() }.into_iter();
         let lines = std::fs::read_to_string(self.directory.join("data.jsonl")).unwrap();
         let examples: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -108,6 +114,7 @@ impl Bundle {
                 ids: ids[range.clone()].iter().map(|&id| id as u32).collect(),
                 types: types[range].iter().map(|&kind| kind as u32).collect(),
                 readout,
+                separator: 0,
             });
             at += length as usize;
         }
@@ -139,9 +146,14 @@ impl Bundle {
     }
 
     pub fn head(&self) -> HeadSpec {
-        let dense = self.adapter.tensors.keys().any(|name| name.contains("classifier.dense"));
+        let has = |part: &str| self.adapter.tensors.keys().any(|name| name.contains(part));
+        let kind = match (has("classifier.dense"), has("pooler.dense")) {
+            (true, _) => HeadKind::Dense,
+            (false, true) => HeadKind::Context,
+            (false, false) => HeadKind::Linear,
+        };
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
-        HeadSpec::new(self.task, if dense { HeadKind::Dense } else { HeadKind::Linear }, classes)
+        HeadSpec::new(self.task, kind, classes)
     }
 
     /// The bundle's settings: no dropout anywhere.

@@ -102,10 +102,12 @@ fn bundles_in_f32() {
 }
 
 /// The bundles are fp32 roundings (6e-8 relative) of fp64 results. Logits of magnitude up to 10 and gradients are held
-/// to 1e-6; five Adam steps multiply the adapter's representation error a little.
+/// to 1e-6; five Adam steps multiply the adapter's representation error a little, and twice as much where the reference
+/// normalises in fp32 (DeBERTa).
 #[test]
 fn bundles_in_f64() {
     for name in BUNDLES {
-        check(name, &|| Box::new(Cpu::<f64>::new()), |_| Bounds { logits: 1e-6, loss: 1e-6, gradient: 1e-6, trained: 1e-5 });
+        let trained = if name.starts_with("deberta") { 2e-5 } else { 1e-5 };
+        check(name, &|| Box::new(Cpu::<f64>::new()), |_| Bounds { logits: 1e-6, loss: 1e-6, gradient: 1e-6, trained });
     }
 }

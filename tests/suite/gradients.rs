@@ -7,7 +7,7 @@ use ptune::backend::{Activation, NormKind, Stream};
 use ptune::checkpoint::{Checkpoint, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{Family, HeadKind, HeadSpec, NormPlace, Pooling, Positions, Slot, Specification, TaskKind};
+use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Slot, Specification, TaskKind};
 use safetensors::{Dtype, tensor::TensorView};
 
 const STEP: u64 = 3;
@@ -25,7 +25,7 @@ fn loss(engine: &mut Engine, set: &FeatureSet) -> f64 {
 /// element leaves room for curvature.
 fn check_gradients(model: &FrozenModel, options: EngineOptions, set: &FeatureSet, name: &str) {
     let capacity = Capacity::for_items(set, &options.head, set.features.len(), true);
-    let per_column = options.head.grouping == Grouping::PerColumn && options.head.pooling != Pooling::Dense;
+    let per_column = options.head.grouping == Grouping::PerColumn && !options.head.pooling.trains();
     let mut engine = Engine::new(Box::new(Cpu::<f64>::new()), model, options, capacity).unwrap();
     let mut random = Stream::new([5, 6]);
     for tensor in engine.trainables() {
@@ -88,7 +88,15 @@ fn with_dropout(mut options: EngineOptions) -> EngineOptions {
 
 #[test]
 fn every_task_and_head() {
-    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging", "roberta-classification-peft"] {
+    for name in [
+        "bert-classification",
+        "bert-multiple-choice",
+        "bert-qa",
+        "bert-tagging",
+        "roberta-classification-peft",
+        "deberta-classification",
+        "deberta-tagging",
+    ] {
         let bundle = Bundle::open(name);
         check_gradients(&bundle.model, with_dropout(bundle.options()), &first_items(&bundle, 3), name);
     }
@@ -113,7 +121,7 @@ fn projection_layer_subset_and_head_alone() {
 
 /// Everything that a specification can say, at once: pre-norm RMS norms without betas, grouped heads, layers that share
 /// weights, an embedding narrower than the hidden size with its own norm, no token types, no linear biases.
-fn synthetic(place: NormPlace) -> Specification {
+fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
     Specification {
         family: "synthetic".into(),
         layers: 4,
@@ -127,13 +135,15 @@ fn synthetic(place: NormPlace) -> Specification {
         vocabulary: 50,
         token_types: 0,
         positions: Positions::Learned { table: 100, first: 2, padding_id: Some(1) },
+        mask,
         norm: NormKind::RmsNorm,
         norm_place: place,
         norm_epsilon: 1e-5,
         embedding_norm: place == NormPlace::Post,
         final_norm: place == NormPlace::Pre,
         activation: Activation::GeluTanh,
-        linear_bias: false,
+        biases: Biases::NONE,
+        tied_head: false,
         hidden_dropout: 0.1,
         attention_dropout: 0.1,
         initializer_range: 0.02,
@@ -146,8 +156,11 @@ static SYNTHETIC: Family = Family {
     architectures: &[],
     prefixes: &[""],
     transformers_head: HeadKind::Linear,
+    heads: &[HeadKind::Linear],
     specification: |_| unreachable!("the specification is given"),
     tensor_name: |slot| Some(format!("{slot:?}")),
+    part: |_, _| None,
+    bias_name: |_| None,
 };
 
 /// Writes random weights of a specification and opens them.
@@ -190,7 +203,7 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
             TaskKind::Qa => ((0..length as u32).collect(), vec![0, length as i32 - 1]),
             _ => (vec![0], vec![(example % 3) as i32]),
         };
-        set.sequences.push(Sequence { ids, types: Vec::new(), readout });
+        set.sequences.push(Sequence { ids, readout, separator: length as u32 / 3, ..Sequence::default() });
         set.features.push(Feature { example, first_sequence: example, sequences: 1, targets });
     }
     set
@@ -198,9 +211,13 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
 
 #[test]
 fn one_forward_and_backward_serve_every_specification() {
-    for (place, dtype) in [(NormPlace::Pre, Dtype::F16), (NormPlace::Post, Dtype::F32), (NormPlace::Pre, Dtype::BF16)] {
+    for (place, dtype, mask) in [
+        (NormPlace::Pre, Dtype::F16, MaskKind::Causal),
+        (NormPlace::Post, Dtype::F32, MaskKind::Separator),
+        (NormPlace::Pre, Dtype::BF16, MaskKind::Full),
+    ] {
         let folder = tempfile::tempdir().unwrap();
-        let model = random_model(synthetic(place), dtype, folder.path());
+        let model = random_model(synthetic(place, mask), dtype, folder.path());
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
@@ -209,7 +226,33 @@ fn one_forward_and_backward_serve_every_specification() {
                 attention_dropout: 0.1,
                 seed: 7,
             };
-            check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {task:?}"));
+            check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {mask:?} {task:?}"));
+        }
+    }
+}
+
+/// Relative positions: texts longer than the span and shorter, both terms and each alone; the head's rows are the queries of
+/// the last layer.
+#[test]
+fn relative_positions() {
+    for (span, keys, queries) in [(20, true, true), (100, true, true), (30, true, false), (30, false, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = Specification {
+            kv_heads: 6,
+            positions: Positions::Relative { span, keys, queries },
+            biases: Biases { except_key: true, ..Biases::ALL },
+            ..synthetic(NormPlace::Post, MaskKind::Full)
+        };
+        let model = random_model(spec, Dtype::F16, folder.path());
+        for task in [TaskKind::Classification, TaskKind::Tagging] {
+            let options = EngineOptions {
+                prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
+                head: HeadSpec::new(task, HeadKind::Context, 3),
+                hidden_dropout: 0.1,
+                attention_dropout: 0.1,
+                seed: 7,
+            };
+            check_gradients(&model, options, &synthetic_set(task), &format!("span {span} {keys} {queries} {task:?}"));
         }
     }
 }

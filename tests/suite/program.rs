@@ -181,6 +181,7 @@ fn obstacle(name: &str) -> Option<&'static str> {
     match name {
         "bert-qa" => Some("token types"),
         "roberta-classification" => Some("pooler"),
+        "deberta-classification" | "deberta-tagging" => Some("takes no prefix"),
         _ => None,
     }
 }

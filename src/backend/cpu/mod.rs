@@ -10,6 +10,7 @@ mod norm;
 mod pointwise;
 mod product;
 mod real;
+mod relative;
 
 use super::*;
 use memory::{Buffers, Element, Matrix};
@@ -115,8 +116,14 @@ impl<T: Number> Cpu<T> {
                 value: self.matrix(prefix.value),
                 dropout: prefix.dropout,
             }),
+            relative: arguments.relative.map(|relative| relative::Relative {
+                key: relative.key.map(|view| self.matrix(view)),
+                query: relative.query.map(|view| self.matrix(view)),
+                span: relative.span,
+            }),
             query_rows: self.rows(arguments.query_rows),
             key_rows: self.rows(arguments.key_rows),
+            separators: arguments.separators.map(|view| self.integers(view)),
             group: arguments.heads / arguments.kv_heads,
             kv_heads: arguments.kv_heads,
             head_dim: arguments.head_dim,
@@ -141,7 +148,7 @@ impl<T: Number> Backend for Cpu<T> {
     }
 
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize> {
-        let attention = attention::scratch_elements(need.longest, need.prefix_length, need.head_dim);
+        let attention = attention::scratch_elements(need);
         Ok(self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>())
     }
 

@@ -88,7 +88,7 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
-        attention::supports(need.head_dim)?;
+        attention::supports(need.head_dim, need.relative)?;
         Ok(Scratch::bytes(self.driver.workspace_bytes(), need))
     }
 

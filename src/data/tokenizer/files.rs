@@ -39,7 +39,7 @@ pub fn open(directory: &Path, spec: &Specification) -> Result<Parts> {
     } else if has("vocab.txt") {
         (word_piece(directory, &config)?, "vocab.txt")
     } else if has("vocab.json") && has("merges.txt") {
-        (byte_level(directory, &config)?, "vocab.json")
+        (byte_level(directory, &config, spec)?, "vocab.json")
     } else if has("sentencepiece.bpe.model") {
         (sentence_piece(directory, &config, spec)?, "sentencepiece.bpe.model")
     } else {
@@ -84,9 +84,8 @@ fn whole(directory: &Path, config: &Config, spec: &Specification) -> Result<Toke
             tokenizer.with_normalizer(Some(normalizer)).map_err(plain)?;
         }
     }
-    if config.is_class("Roberta", &spec.family, &["roberta"])
-        && let Some(space) = config.flag("add_prefix_space")?
-    {
+    let byte_level = config.is_class("Roberta", &spec.family, &["roberta"]) || config.is_class("Deberta", &spec.family, &["deberta"]);
+    if byte_level && let Some(space) = config.flag("add_prefix_space")? {
         let changed = tokenizer.get_pre_tokenizer().map(|pre_tokenizer| with_prefix_space(pre_tokenizer, space)).transpose()?.flatten();
         if let Some(pre_tokenizer) = changed {
             tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
@@ -131,9 +130,10 @@ fn word_piece(directory: &Path, config: &Config) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// RoBERTa's byte-level BPE.
-fn byte_level(directory: &Path, config: &Config) -> Result<Tokenizer> {
-    config.expect_class(&["Roberta"], "vocab.json")?;
+/// Byte-level BPE: RoBERTa's, or DeBERTa's with BERT's special tokens.
+fn byte_level(directory: &Path, config: &Config, spec: &Specification) -> Result<Tokenizer> {
+    config.expect_class(&["Roberta", "Deberta"], "vocab.json")?;
+    let deberta = config.is_class("Deberta", &spec.family, &["deberta"]);
     let path = directory.join("vocab.json");
     let merges = directory.join("merges.txt");
     let name = |path: &Path| path.to_str().map(str::to_string).with_context(|| format!("{}: the path is not UTF-8", path.display()));
@@ -144,8 +144,13 @@ fn byte_level(directory: &Path, config: &Config) -> Result<Tokenizer> {
     let space = config.flag("add_prefix_space")?.unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(space)));
     config.add_other_tokens(&mut tokenizer, directory)?;
-    add_roberta_tokens(&mut tokenizer, config)?;
-    let processor = family_processor(&tokenizer, config, "roberta").with_context(|| path.display().to_string())?;
+    let family = if deberta { "deberta" } else { "roberta" };
+    if deberta {
+        add_deberta_tokens(&mut tokenizer, config)?;
+    } else {
+        add_roberta_tokens(&mut tokenizer, config)?;
+    }
+    let processor = family_processor(&tokenizer, config, family).with_context(|| path.display().to_string())?;
     tokenizer.with_post_processor(Some(processor));
     Ok(tokenizer)
 }
@@ -200,6 +205,15 @@ fn add_roberta_tokens(tokenizer: &mut Tokenizer, config: &Config) -> Result<()> 
     add_special_tokens(tokenizer, tokens)
 }
 
+fn add_deberta_tokens(tokenizer: &mut Tokenizer, config: &Config) -> Result<()> {
+    let mut tokens = Vec::new();
+    for (name, default) in [("pad_token", "[PAD]"), ("cls_token", "[CLS]"), ("sep_token", "[SEP]"), ("unk_token", "[UNK]")] {
+        tokens.push(AddedToken::from(config.token(name, default)?, true));
+    }
+    tokens.push(AddedToken::from(config.token("mask_token", "[MASK]")?, true).lstrip(true));
+    add_special_tokens(tokenizer, tokens)
+}
+
 /// Adds those that the vocabulary has. (One that matters and is missing is noticed where it is used.)
 fn add_special_tokens(tokenizer: &mut Tokenizer, mut tokens: Vec<AddedToken>) -> Result<()> {
     tokens.retain(|token| {
@@ -217,7 +231,7 @@ fn family_processor(tokenizer: &Tokenizer, config: &Config, family: &str) -> Res
         Ok((token, id))
     };
     Ok(match family {
-        "bert" => {
+        "bert" | "deberta" => {
             let (cls, sep) = (special("cls_token", "[CLS]")?, special("sep_token", "[SEP]")?);
             let single = format!("{}:0 $A:0 {}:0", cls.0, sep.0);
             let pair = format!("{}:0 $A:0 {1}:0 $B:1 {1}:1", cls.0, sep.0);

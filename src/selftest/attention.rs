@@ -3,8 +3,10 @@
 
 use super::plain::{Plain, dot};
 use super::*;
+use crate::backend::{Attention, AttentionSaved, Dropout, Prefix, Relative};
 use Kind::*;
-use ptune::backend::{Attention, AttentionSaved, Dropout, Prefix};
+
+pub const OPERATIONS: &[Operation] = &[("attention, forward", forward), ("attention, backward", backward)];
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -16,13 +18,26 @@ struct Shape {
     every: usize,
     drops: bool,
     drops_prefix: bool,
+    /// One a sequence; empty: no mask.
+    separators: &'static [i32],
+    /// Span of relative positions, and which of their terms there are: of keys, of queries. 0: there are none.
+    span: usize,
+    terms: [bool; 2],
 }
 
 const fn shape(head_dim: usize, heads: [usize; 2], prefix: usize, lengths: &'static [usize], every: usize, drops: [bool; 2]) -> Shape {
-    Shape { head_dim, heads, prefix, lengths, every, drops: drops[0], drops_prefix: drops[1] }
+    Shape { head_dim, heads, prefix, lengths, every, drops: drops[0], drops_prefix: drops[1], separators: &[], span: 0, terms: [true; 2] }
 }
 
-const SHAPES: [Shape; 12] = [
+const fn masked(shape: Shape, separators: &'static [i32]) -> Shape {
+    Shape { separators, ..shape }
+}
+
+const fn relative(shape: Shape, span: usize, terms: [bool; 2]) -> Shape {
+    Shape { span, terms, ..shape }
+}
+
+const SHAPES: [Shape; 25] = [
     shape(8, [1, 1], 0, &[1], 1, [false, false]),
     shape(8, [4, 2], 7, &[33, 1, 5], 1, [true, true]),
     shape(16, [3, 3], 1, &[92, 17], 1, [true, false]),
@@ -35,6 +50,19 @@ const SHAPES: [Shape; 12] = [
     shape(80, [2, 2], 1, &[66, 31], 1, [false, true]),
     shape(128, [1, 1], 7, &[1, 97], 1, [true, true]),
     shape(128, [2, 1], 128, &[20, 64, 7], 1000, [true, false]),
+    masked(shape(8, [4, 2], 7, &[33, 1, 5], 1, [true, true]), &[0, 0, 0]),
+    masked(shape(32, [2, 2], 0, &[300, 65], 1, [false, false]), &[0, 0]),
+    masked(shape(64, [2, 1], 5, &[200, 1, 130], 1, [true, false]), &[0, 1, 70]),
+    masked(shape(64, [1, 1], 1, &[260, 131, 9], 7, [false, false]), &[150, 0, 9]),
+    masked(shape(128, [2, 1], 128, &[150, 64, 7], 3, [false, true]), &[0, 40, 0]),
+    masked(shape(16, [2, 1], 0, &[257, 64], 1000, [true, false]), &[0, 30]),
+    relative(shape(16, [2, 2], 0, &[1], 1, [false, false]), 4, [true, true]),
+    relative(shape(8, [1, 1], 7, &[65, 1, 33], 1, [true, true]), 8, [true, true]),
+    relative(shape(24, [2, 2], 5, &[3, 130, 1, 40], 3, [true, false]), 20, [true, true]),
+    relative(shape(64, [2, 2], 1, &[200], 1, [true, true]), 512, [true, true]),
+    relative(shape(64, [1, 1], 128, &[97, 64], 1, [false, false]), 50, [true, true]),
+    relative(shape(40, [1, 1], 37, &[70, 257], 1000, [true, false]), 33, [true, false]),
+    relative(shape(64, [1, 1], 7, &[150], 2, [false, true]), 1, [false, true]),
 ];
 
 /// The operands that forward and backward share.
@@ -46,6 +74,9 @@ struct Operands {
     prefix: Option<Id>,
     query_rows: RowIds,
     key_rows: RowIds,
+    separators: Option<Id>,
+    /// Tables of relative positions: [2 span, A*D] keys and queries.
+    relative: [Option<Id>; 2],
 }
 
 impl Operands {
@@ -62,6 +93,10 @@ impl Operands {
             prefix: (prefix > 0).then(|| case.input(Master, prefix, 2 * kv_heads * head_dim, 1.0)),
             query_rows,
             key_rows,
+            separators: (!shape.separators.is_empty()).then(|| case.integers(shape.separators)),
+            relative: shape
+                .terms
+                .map(|term| (term && shape.span > 0).then(|| case.input(Activation, 2 * shape.span, heads * head_dim, 1.0))),
         }
     }
 
@@ -83,7 +118,7 @@ impl Operands {
     }
 
     fn plain<'a>(&self, case: &'a Case) -> Plain<'a> {
-        let Shape { head_dim, heads: [heads, kv_heads], prefix, lengths, every, .. } = self.shape;
+        let Shape { head_dim, heads: [heads, kv_heads], prefix, lengths, every, separators, .. } = self.shape;
         Plain {
             dtype: case.dtype,
             query: case.values(self.query),
@@ -93,6 +128,9 @@ impl Operands {
             prefix_length: prefix,
             lengths,
             every,
+            separators,
+            relative: self.relative.map(|table| table.map(|table| case.values(table))),
+            span: self.shape.span,
             heads,
             kv_heads,
             head_dim,
@@ -113,8 +151,13 @@ impl Operands {
                 let [key, value] = self.columns(view[table]);
                 Prefix { key, value, dropout: self.prefix_dropout() }
             }),
+            relative: (self.shape.span > 0).then(|| {
+                let [key, query] = self.relative.map(|table| table.map(|table| view[table]));
+                Relative { key, query, span: self.shape.span }
+            }),
             query_rows: &query_rows,
             key_rows: &key_rows,
+            separators: self.separators.map(|id| view[id]),
             heads,
             kv_heads,
             head_dim,
@@ -137,22 +180,20 @@ fn every_shape(name: &str, mut test: impl FnMut(&mut Case, Shape)) {
     }
 }
 
-#[test]
-fn forward() {
+pub fn forward(judge: &mut Judge) {
     every_shape("attention forward", |case, shape| {
         let operands = Operands::new(case, shape);
         let out = case.output(Activation, operands.query_rows.count, operands.width()[0], Rounding::Activation);
         let log_sum_exp = case.output(Master, operands.query_rows.count, shape.heads[0], Rounding::Activation);
         let plain = operands.plain(case).forward();
-        case.check_beside(plain, |backend, view| {
+        judge.check_beside(case, plain, |backend, view| {
             operands.with(view, |attention| backend.attention_forward(attention, view[out], view[log_sum_exp]));
         });
     });
 }
 
 /// From the outputs that the f64 backend computes, as they would be stored.
-#[test]
-fn backward() {
+pub fn backward(judge: &mut Judge) {
     every_shape("attention backward", |case, shape| {
         let operands = Operands::new(case, shape);
         let (queries, keys) = (operands.query_rows.count, operands.key_rows.count);
@@ -162,8 +203,9 @@ fn backward() {
         let same = Operands::new(&mut forward, shape);
         let out = forward.output(Activation, queries, width, Rounding::Activation);
         let log_sum_exp = forward.output(Master, queries, heads, Rounding::Activation);
-        let saved = forward
-            .reference(|backend, view| same.with(view, |attention| backend.attention_forward(attention, view[out], view[log_sum_exp])));
+        let saved = judge.reference(&forward, |backend, view| {
+            same.with(view, |attention| backend.attention_forward(attention, view[out], view[log_sum_exp]));
+        });
 
         let stored = |dtype, values: &[f64]| values.iter().map(|&value| rounded(dtype, value)).collect();
         let out = case.given(Activation, queries, width, stored(case.dtype, &saved[0]));
@@ -180,7 +222,7 @@ fn backward() {
         let delta_values: Vec<f64> = delta_values.collect();
         let gradients = operands.plain(case).backward(values(log_sum_exp), &delta_values, values(d_out), d_prefix.map_or(&[], values));
         let plain = std::iter::once(delta_values).chain(gradients).take(if d_prefix.is_some() { 5 } else { 4 }).collect();
-        case.check_beside(plain, |backend, view| {
+        judge.check_beside(case, plain, |backend, view| {
             backend.attention_delta(view[out], view[d_out], heads, view[delta]);
             let saved = AttentionSaved { log_sum_exp: view[log_sum_exp], delta: view[delta], d_out: view[d_out] };
             operands.with(view, |attention| {
