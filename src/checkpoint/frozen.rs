@@ -147,7 +147,13 @@ pub fn survey(config: &Config, checkpoint: Checkpoint, directory: &Path) -> Resu
                     used.insert(tensor.name.clone());
                 }
                 Ok(None) => {}
-                Err(problem) => problems.push(problem.to_string()),
+                // A tensor that several slots share is missing once.
+                Err(problem) => {
+                    let problem = problem.to_string();
+                    if !problems.contains(&problem) {
+                        problems.push(problem);
+                    }
+                }
             }
         }
     }

@@ -1,11 +1,12 @@
 //! The safetensors of a model directory: one file, or the shards of an index.
 
-use super::mapped::{MappedFile, Tensor, release};
+use super::mapped::{MappedFile, Tensor, read_ahead, release};
 use crate::backend::FileBytes;
 use crate::model::Config;
 use anyhow::{Result, bail};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -92,7 +93,17 @@ impl Checkpoint {
 
     /// Gives back the memory of the pages that only this tensor lies on; they are read from the file again if asked for.
     pub fn release(&self, tensor: &Tensor) {
-        release((*self.files[tensor.file]).as_ref(), tensor.offset..tensor.offset + tensor.bytes);
+        self.release_part(tensor, 0..tensor.bytes);
+    }
+
+    /// The same for some of a tensor's bytes.
+    pub fn release_part(&self, tensor: &Tensor, bytes: Range<usize>) {
+        release((*self.files[tensor.file]).as_ref(), tensor.offset + bytes.start..tensor.offset + bytes.end.min(tensor.bytes));
+    }
+
+    /// Has the system begin to read some of a tensor's bytes; those beyond its end are left out.
+    pub fn read_ahead(&self, tensor: &Tensor, bytes: Range<usize>) {
+        read_ahead((*self.files[tensor.file]).as_ref(), tensor.offset + bytes.start..tensor.offset + bytes.end.min(tensor.bytes));
     }
 
     /// File and element type of a tensor that is neither fp16, bf16 nor fp32.

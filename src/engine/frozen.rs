@@ -6,9 +6,9 @@
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
-use crate::checkpoint::{FrozenModel, Tensor};
+use crate::checkpoint::{Checkpoint, FrozenModel, Tensor};
 use crate::model::{NormPlace, Slot, Specification, TensorRows};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 
 /// A linear layer: \[N, K\] and \[N\].
 #[derive(Clone, Copy, Debug)]
@@ -223,40 +223,60 @@ impl Frozen {
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
     }
 
-    /// Fills the arena. A value that the 16-bit type cannot hold is an error that names its tensor.
+    /// Bytes that loading brings into the arena.
+    pub fn loaded_bytes(&self) -> usize {
+        self.uploads.iter().map(|(.., view)| view.len() * view.dtype.size()).sum()
+    }
+
+    /// Fills the arena, in the order of the layers. What is read next is asked of the disk ahead of time, and what has
+    /// been copied is given back, so that the host holds a window of each file and no tensor whole. A value that the
+    /// 16-bit type cannot hold is an error that names its tensor.
     pub fn load(&self, model: &FrozenModel, backend: &mut dyn Backend) -> Result<()> {
-        for &(slot, part, view) in &self.uploads {
-            let tensor = match part {
-                Part::Vector { bias: true } => model.bias(slot)?,
-                _ => Some(model.weight(slot)?),
-            };
-            let Some(tensor) = tensor else { bail!("{slot:?} has no bias in {}", model.directory.display()) };
-            let data = model.checkpoint.data(tensor);
+        let tensor_of = |&(slot, part, _): &(Slot, Part, View)| match part {
+            Part::Vector { bias: true } => {
+                model.bias(slot)?.ok_or_else(|| anyhow!("{slot:?} has no bias in {}", model.directory.display()))
+            }
+            _ => model.weight(slot),
+        };
+        let checkpoint = &model.checkpoint;
+        for (index, upload) in self.uploads.iter().enumerate() {
+            let (slot, part, view) = *upload;
+            let tensor = tensor_of(upload)?;
+            if let Some(next) = self.uploads.get(index + 1) {
+                checkpoint.read_ahead(tensor_of(next)?, 0..AHEAD);
+            }
             match part {
-                Part::Matrix => load_matrix(tensor, data, model.part(slot), view, backend)?,
+                Part::Matrix => load_matrix(checkpoint, tensor, model.part(slot), view, backend)?,
                 Part::Vector { .. } => {
-                    let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
+                    let values = numbers::widen_frozen(&tensor.name, checkpoint.data(tensor), tensor.dtype)?;
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
-            model.checkpoint.release(tensor);
+            checkpoint.release(tensor);
         }
         Ok(())
     }
 }
 
+/// Bytes that are asked of the disk before they are needed.
+const AHEAD: usize = 32 << 20;
+
 /// Copies a matrix, or the rows of a larger one that `rows` tells, run by run and chunk by chunk.
-fn load_matrix(tensor: &Tensor, data: &[u8], rows: Option<TensorRows>, view: View, backend: &mut dyn Backend) -> Result<()> {
+fn load_matrix(checkpoint: &Checkpoint, tensor: &Tensor, rows: Option<TensorRows>, view: View, backend: &mut dyn Backend) -> Result<()> {
     let all = TensorRows { of: view.rows, first: 0, block: view.rows, step: view.rows };
-    let row_bytes = view.cols * tensor.dtype.size();
+    let (width, data) = (tensor.dtype.size(), checkpoint.data(tensor));
     for (to, from, count) in rows.unwrap_or(all).runs(view.rows) {
-        let data = &data[from * row_bytes..(from + count) * row_bytes];
-        for (to, chunk) in view.row_range(to, count).chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
+        let mut at = from * view.cols * width;
+        for to in view.row_range(to, count).chunks(CHUNK) {
+            let end = at + to.len() * width;
+            checkpoint.read_ahead(tensor, at + AHEAD..end + AHEAD);
             if tensor.dtype == view.dtype {
-                backend.write(to, chunk);
+                backend.write(to, &data[at..end]);
             } else {
-                backend.write(to, &numbers::round(&tensor.name, chunk, tensor.dtype, view.dtype)?);
+                backend.write(to, &numbers::round(&tensor.name, &data[at..end], tensor.dtype, view.dtype)?);
             }
+            checkpoint.release_part(tensor, at..end);
+            at = end;
         }
     }
     Ok(())

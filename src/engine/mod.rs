@@ -30,6 +30,7 @@ use anyhow::{Result, ensure};
 use plan::RowViews;
 use scale::LossScale;
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 /// A frozen model, its prefixes and its head on a backend.
 pub struct Engine {
@@ -56,6 +57,17 @@ pub struct Engine {
     scaling: Option<LossScale>,
     /// Whether the pooler was made here because the checkpoint has none.
     made_pooler: bool,
+    loading: Loading,
+}
+
+/// How the frozen weights came to where they are used.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading {
+    /// Bytes that were copied.
+    pub bytes: usize,
+    /// Bytes that are read where their files are mapped.
+    pub mapped: usize,
+    pub time: Duration,
 }
 
 /// Name and shape of a trained tensor.
@@ -93,7 +105,9 @@ impl Engine {
         }
         let plan = Plan::new(model, &options, capacity, backend.as_ref())?;
         backend.allocate(plan.total, plan.scratch)?;
+        let started = Instant::now();
         plan.frozen.load(model, backend.as_mut())?;
+        let loading = Loading { bytes: plan.frozen.loaded_bytes(), mapped: plan.mapped, time: started.elapsed() };
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
         let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);
         let packing =
@@ -113,6 +127,7 @@ impl Engine {
             scale: 1.0,
             scaling,
             made_pooler,
+            loading,
         };
         engine.initialise(PrefixInit::Normal);
         if made_pooler {
@@ -124,6 +139,10 @@ impl Engine {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    pub fn loading(&self) -> Loading {
+        self.loading
     }
 
     pub fn options(&self) -> &EngineOptions {

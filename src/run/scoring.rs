@@ -3,6 +3,7 @@
 use super::device;
 use super::evaluate::{self, Evaluation};
 use super::interrupt::Interrupt;
+use super::memory::loading_line;
 use super::prepare::{self, Reader, Split};
 use super::settings::{DEFAULT_DOC_STRIDE, check_size, check_stride, default_max_length};
 use super::terminal::Terminal;
@@ -96,6 +97,7 @@ impl Scoring {
         let capacity = Capacity::for_items(set, &head, options.batch_size, false);
         let engine_options = EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0 };
         let mut engine = Engine::new(device::open(options.device, &model, terminal)?, &model, engine_options, capacity)?;
+        terminal.line(loading_line(engine.loading()));
         engine.load_adapter(&adapter)?;
         let Some(logits) = evaluate::forward(&mut engine, set, options.batch_size, terminal, interrupt)? else {
             bail!("stopped by a signal; nothing was written");
