@@ -183,6 +183,32 @@ pub struct CrossEntropy {
     pub d_logits: View,
 }
 
+/// What the frozen language-model head says of the tokens that rows are to predict, over a chunk of rows:
+/// log_probability\[r\] = logits\[r\]\[target\] - logsumexp logits\[r\] (0 without a target), best\[r\] = column of the
+/// largest logit, the first of equal ones.
+pub struct TokenLoss {
+    /// \[R, V\] in master precision; void afterwards.
+    pub logits: View,
+    /// int32; negative: the row is to predict nothing.
+    pub targets: View,
+    /// In master precision.
+    pub log_probability: View,
+    /// int32.
+    pub best: View,
+    pub gradient: Option<TokenGradient>,
+}
+
+/// d_logits\[r\] = scale * weights\[r\] * (softmax - \[target\]); zero without a target.
+pub struct TokenGradient {
+    /// One a row, in master precision; None: 1.
+    pub weights: Option<View>,
+    pub scale: f64,
+    /// \[R, V\], activations. May begin where the logits begin, with rows as far apart in bytes.
+    pub d_logits: View,
+    /// One element, to which -scale * Σ log_probability is added; only without weights.
+    pub loss: Option<View>,
+}
+
 /// One AdamW update as torch.optim.AdamW does it.
 pub struct AdamW {
     pub master: View,
@@ -240,7 +266,7 @@ pub trait Backend: Send {
     /// data *= mask / (1 - rate), in place, on rows.
     fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows);
 
-    /// out\[T, N\] = x\[T, K\] weight\[N, K\]ᵀ + bias\[N\].
+    /// out\[T, N\] = x\[T, K\] weight\[N, K\]ᵀ + bias\[N\]; out is of activations' or master type.
     fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View);
     /// dx\[T, K\] = dy\[T, N\] weight\[N, K\] (+ dx if `accumulate`).
     fn linear_backward_input(&mut self, dy: View, weight: View, dx: View, accumulate: bool);
@@ -267,6 +293,11 @@ pub trait Backend: Send {
     fn scatter_add_rows(&mut self, source: View, rows: View, x: View);
 
     fn cross_entropy(&mut self, arguments: &CrossEntropy);
+    fn token_loss(&mut self, arguments: &TokenLoss);
+    /// out\[s\] = Σ values\[offsets\[s\]..offsets\[s + 1\]\], in master precision; offsets are int32.
+    fn sum_segments(&mut self, values: View, offsets: View, out: View);
+    /// out\[r\] = factor * values\[s\] for the rows r of segment s.
+    fn spread_segments(&mut self, values: View, offsets: View, factor: f64, out: View);
     /// total += Σ x².
     fn squared_norm(&mut self, x: View, total: View);
     fn adamw(&mut self, arguments: &AdamW);

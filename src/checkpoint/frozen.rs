@@ -67,26 +67,26 @@ impl FrozenModel {
     }
 
     /// The tensor that holds a slot's matrix [output, input] ([`FrozenModel::part`] tells which of its rows), or a
-    /// norm's gamma [H].
-    pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
+    /// norm's gamma [H]; of query, key and value also their block of one matrix.
+    pub fn weight(&self, slot: Slot) -> Result<Tensor> {
         let ([rows, cols], base) = (self.shape(slot)?, self.base(slot)?);
         if is_norm(slot) {
-            return self.find(&base, &[".weight", ".gamma"], &[cols]);
+            return self.find(slot, &base, &[".weight", ".gamma"], &[cols]);
         }
         let rows = self.part(slot).map_or(rows, |part| part.of);
-        self.find(&base, &[".weight"], &[rows, cols])
+        self.find(slot, &base, &[".weight"], &[rows, cols])
     }
 
     /// A slot's bias [output], or a norm's beta [H]; None only where the specification has none.
-    pub fn bias(&self, slot: Slot) -> Result<Option<&Tensor>> {
+    pub fn bias(&self, slot: Slot) -> Result<Option<Tensor>> {
         if !self.spec.has_bias(slot) {
             return Ok(None);
         }
         let [rows, cols] = self.shape(slot)?;
         let tensor = match (self.family.bias_name)(slot) {
-            Some(name) => self.find(&name, &[""], &[rows]),
-            None if is_norm(slot) => self.find(&self.base(slot)?, &[".bias", ".beta"], &[cols]),
-            None => self.find(&self.base(slot)?, &[".bias"], &[rows]),
+            Some(name) => self.find(slot, &name, &[""], &[rows]),
+            None if is_norm(slot) => self.find(slot, &self.base(slot)?, &[".bias", ".beta"], &[cols]),
+            None => self.find(slot, &self.base(slot)?, &[".bias"], &[rows]),
         };
         tensor.map(Some)
     }
@@ -105,8 +105,10 @@ impl FrozenModel {
     }
 
     /// The first of a tensor's possible names, checked.
-    fn find(&self, base: &str, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
-        let names: Vec<String> = endings.iter().map(|ending| format!("{}{base}{ending}", self.prefix)).collect();
+    fn find(&self, slot: Slot, base: &str, endings: &[&str], shape: &[usize]) -> Result<Tensor> {
+        // A language-model head stands beside the model, not in it.
+        let prefix = if slot == Slot::LanguageHead { "" } else { self.prefix };
+        let names: Vec<String> = endings.iter().map(|ending| format!("{prefix}{base}{ending}")).collect();
         for name in &names {
             if let Some((file, dtype)) = self.checkpoint.unsupported(name) {
                 bail!("{}: tensor {name} has element type {dtype}; only F16, BF16 and F32 are supported", file.display());
@@ -116,10 +118,28 @@ impl FrozenModel {
             bail!("{}: tensor {} is missing, which its config.json asks for", self.directory.display(), names[0]);
         };
         let file = self.checkpoint.file_name(tensor.file).display();
+        if let Some(block) = self.block(slot, tensor, shape) {
+            return Ok(block);
+        }
         if tensor.shape != shape {
             bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
         }
-        Ok(tensor)
+        Ok(tensor.clone())
+    }
+
+    /// The rows of a slot in a tensor that holds query, key and value one behind the other; None where it does not.
+    fn block(&self, slot: Slot, tensor: &Tensor, shape: &[usize]) -> Option<Tensor> {
+        let (query, key) = (self.spec.query_size(), self.spec.kv_size());
+        let first = match slot {
+            Slot::Query(_) => 0,
+            Slot::Key(_) => query,
+            Slot::Value(_) => query + key,
+            _ => return None,
+        };
+        let whole = [&[query + 2 * key], &shape[1..]].concat();
+        let row_bytes = shape[1..].iter().product::<usize>() * tensor.dtype.size();
+        let (offset, bytes) = (tensor.offset + first * row_bytes, shape[0] * row_bytes);
+        (tensor.shape == whole).then(|| Tensor { shape: shape.to_vec(), offset, bytes, ..tensor.clone() })
     }
 }
 

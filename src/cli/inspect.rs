@@ -70,6 +70,7 @@ fn model(directory: &Path) -> Result<String> {
     let (whole, left) = (spec.longest_sequence(0), spec.longest_sequence(PREFIX));
     let positions = match spec.positions {
         Positions::Learned { table, .. } => format!("table of {table}: up to {whole} tokens, {left} behind a prefix of {PREFIX}"),
+        Positions::TwoDimensional { .. } => format!("two-dimensional, up to {whole} tokens, not shifted by a prefix"),
         Positions::Relative { span, .. } => format!("relative, up to {span} tokens apart: texts of any length"),
     };
     line(&mut text, "positions", positions);
@@ -118,7 +119,8 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> R
     }
     let title = format!("\nmemory plan of training it: prefix {}, batch {BATCH} x {length} tokens\n", prefix.length);
     let rows = if head.reads_every_token() || head.pooling == Pooling::None { BATCH * length } else { BATCH };
-    let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true };
+    let capacity =
+        Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
     let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
     let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto, model, &Terminal::new(true))?)?;
     Ok(format!("{title}{plan}\n"))
@@ -136,7 +138,12 @@ fn adapter(directory: &Path) -> Result<String> {
         Some(labels) => line(&mut text, "labels", format!("{}: {}", labels.len(), labels.join(", "))),
         None => line(&mut text, "labels", "none stored"),
     }
-    line(&mut text, "head", metadata.head.name());
+    let head = match (&metadata.verbalizer, metadata.task) {
+        (Some(words), _) => format!("none trained: the words {words:?} in the blank [MASK]"),
+        (None, Some(TaskKind::CausalLm)) => "none trained: the model's language-model head".to_string(),
+        (None, _) => metadata.head.name().to_string(),
+    };
+    line(&mut text, "head", head);
     let layers = crate::run::LayerSet::from_indices(&metadata.prefix_layers);
     let positions = if metadata.shifted_positions { "shifted" } else { "unshifted" };
     line(
@@ -168,8 +175,7 @@ fn adapter(directory: &Path) -> Result<String> {
         line(&mut text, "warning", warning);
     }
     line(&mut text, "share", format!("{:.2} % of the model", 100.0 * total as f64 / model.spec.parameters() as f64));
-    if let Some(task) = metadata.task {
-        let columns = metadata.labels.as_ref().map_or(2, Vec::len);
+    if let Some(head) = metadata.head_spec(metadata.labels.as_ref().map_or(2, Vec::len)) {
         let prefix = PrefixOptions {
             length: metadata.prefix_length,
             layers: metadata.prefix_layers.clone(),
@@ -177,7 +183,7 @@ fn adapter(directory: &Path) -> Result<String> {
             shifted: metadata.shifted_positions,
             dropout: metadata.prefix_dropout,
         };
-        text.push_str(&default_plan(&model, prefix, HeadSpec::new(task, metadata.head, columns))?);
+        text.push_str(&default_plan(&model, prefix, head)?);
     }
     Ok(text)
 }

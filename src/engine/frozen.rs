@@ -7,8 +7,8 @@ use super::layout::Layout;
 use super::numbers::{self, CHUNK};
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
 use crate::checkpoint::{Checkpoint, FrozenModel, Tensor};
-use crate::model::{NormPlace, Slot, Specification, TensorRows};
-use anyhow::{Result, anyhow};
+use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, TensorRows};
+use anyhow::{Result, anyhow, bail};
 
 /// A linear layer: \[N, K\] and \[N\].
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,10 @@ pub struct Frozen {
     pub layers: Vec<LayerWeights>,
     pub final_norm: Option<Norm>,
     pub pooler: Option<Linear>,
+    /// \[V, H\], where the head predicts tokens.
+    pub language_head: Option<View>,
+    /// The language-model head's rows of the words that a head scores \[C, H\], in master precision: few, and exact.
+    words: Option<(Slot, Vec<u32>, View)>,
     /// What has to be brought into the arena.
     uploads: Vec<(Slot, Part, View)>,
 }
@@ -90,7 +94,7 @@ impl Placer<'_> {
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
         let tensor = self.model.weight(slot)?;
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        if let Some(first) = self.stays(slot, tensor) {
+        if let Some(first) = self.stays(slot, &tensor) {
             let offset = tensor.offset + first * cols * tensor.dtype.size();
             return Ok(View { buffer: file_buffer(tensor.file), offset, rows, cols, stride: cols, dtype: tensor.dtype });
         }
@@ -124,23 +128,33 @@ impl Placer<'_> {
         Norm { gamma, beta }
     }
 
-    /// One matrix where all three have to be copied anyway; else three.
+    /// One matrix where all three have to be copied anyway, or lie one behind the other in their file; else three.
     fn query_key_value(&mut self, layout: &mut Layout, set: usize) -> Result<Vec<Linear>> {
         let slots = [Slot::Query(set), Slot::Key(set), Slot::Value(set)];
         let spec = &self.model.spec;
         let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
         let tensors = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
         let dtype = self.precision.frozen(tensors[0].dtype);
-        let apart = |(&slot, tensor): (&Slot, &&Tensor)| self.stays(slot, tensor).is_some() || self.precision.frozen(tensor.dtype) != dtype;
-        if slots.iter().zip(&tensors).any(apart) {
+        let stays: Vec<Option<usize>> = slots.iter().zip(&tensors).map(|(&slot, tensor)| self.stays(slot, tensor)).collect();
+        let follows = |pair: &[Tensor]| pair[0].file == pair[1].file && pair[0].offset + pair[0].bytes == pair[1].offset;
+        let joined = tensors.windows(2).all(follows)
+            && stays.iter().all(|&first| first == Some(0))
+            && tensors.iter().all(|tensor| tensor.dtype == tensors[0].dtype);
+        let apart = stays.iter().any(Option::is_some) || tensors.iter().any(|tensor| self.precision.frozen(tensor.dtype) != dtype);
+        if !joined && apart {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
-        let weight = layout.matrix(rows.iter().sum(), hidden, dtype);
+        let weight = match joined {
+            true => View { rows: rows.iter().sum(), ..self.matrix(layout, slots[0])? },
+            false => layout.matrix(rows.iter().sum(), hidden, dtype),
+        };
         // The part of one that has no bias stays zero, as the arena begins.
         let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(weight.rows, self.precision.activation));
         let mut from = 0;
         for (slot, rows) in slots.into_iter().zip(rows) {
-            self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
+            if !joined {
+                self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
+            }
             if let Some(bias) = bias.filter(|_| spec.has_bias(slot)) {
                 self.uploads.push((slot, Part::Vector { bias: true }, bias.col_range(from, rows)));
             }
@@ -151,8 +165,8 @@ impl Placer<'_> {
 }
 
 impl Frozen {
-    /// Decides where every tensor lies. `pooler`: the head reads the frozen pooler.
-    pub fn lay_out(model: &FrozenModel, backend: &dyn Backend, pooler: bool, layout: &mut Layout) -> Result<Frozen> {
+    /// Decides where every tensor lies, of those that a head needs besides too.
+    pub fn lay_out(model: &FrozenModel, backend: &dyn Backend, head: &HeadSpec, layout: &mut Layout) -> Result<Frozen> {
         let (spec, precision) = (&model.spec, backend.precision());
         let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new() };
         let has = |slot| spec.shape(slot).is_some();
@@ -175,7 +189,23 @@ impl Frozen {
             });
         }
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
-        let pooler = match (pooler, model.has_pooler()) {
+        let predicting = if spec.tied_head { Slot::WordEmbedding } else { Slot::LanguageHead };
+        if !head.is_trained() && spec.embedding_size != spec.hidden_size {
+            bail!("a language-model head behind a projection of embeddings is not supported ({})", spec.family);
+        }
+        let language_head = match &head.output {
+            Output::Vocabulary if spec.tied_head => Some(word),
+            Output::Vocabulary => Some(placer.matrix(layout, predicting)?),
+            _ => None,
+        };
+        let words = match &head.output {
+            Output::Words(tokens) => {
+                model.weight(predicting)?;
+                Some((predicting, tokens.clone(), layout.matrix(tokens.len(), spec.hidden_size, precision.master)))
+            }
+            _ => None,
+        };
+        let pooler = match (head.pooling == Pooling::Frozen, model.has_pooler()) {
             (false, _) => None,
             (true, true) => Some(placer.linear(layout, Slot::Pooler)?),
             // Made by the engine, or brought by an adapter.
@@ -185,7 +215,25 @@ impl Frozen {
             }),
         };
         let uploads = placer.uploads;
-        Ok(Frozen { word, position, token_type, embedding_norm, embedding_projection, relative, layers, final_norm, pooler, uploads })
+        Ok(Frozen {
+            word,
+            position,
+            token_type,
+            embedding_norm,
+            embedding_projection,
+            relative,
+            layers,
+            final_norm,
+            pooler,
+            language_head,
+            words,
+            uploads,
+        })
+    }
+
+    /// Rows of the language-model head that score a label each.
+    pub fn words(&self) -> Option<View> {
+        self.words.as_ref().map(|(_, _, view)| *view)
     }
 
     /// The norm in front of layer 0, where the model normalises before each branch.
@@ -219,7 +267,8 @@ impl Frozen {
             layer.query_key_value.iter().chain(others).map(|linear| linear.weight)
         });
         let linears = [self.embedding_projection, self.pooler].into_iter().flatten().map(|linear| linear.weight);
-        let tables = [Some(self.word), self.position, self.token_type, self.relative].into_iter().flatten();
+        let language_head = self.language_head.filter(|&head| head != self.word);
+        let tables = [Some(self.word), self.position, self.token_type, self.relative, language_head].into_iter().flatten();
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
     }
 
@@ -243,16 +292,25 @@ impl Frozen {
             let (slot, part, view) = *upload;
             let tensor = tensor_of(upload)?;
             if let Some(next) = self.uploads.get(index + 1) {
-                checkpoint.read_ahead(tensor_of(next)?, 0..AHEAD);
+                checkpoint.read_ahead(&tensor_of(next)?, 0..AHEAD);
             }
             match part {
-                Part::Matrix => load_matrix(checkpoint, tensor, model.part(slot), view, backend)?,
+                Part::Matrix => load_matrix(checkpoint, &tensor, model.part(slot), view, backend)?,
                 Part::Vector { .. } => {
-                    let values = numbers::widen_frozen(&tensor.name, checkpoint.data(tensor), tensor.dtype)?;
+                    let values = numbers::widen_frozen(&tensor.name, checkpoint.data(&tensor), tensor.dtype)?;
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
-            checkpoint.release(tensor);
+            checkpoint.release(&tensor);
+        }
+        if let Some((slot, tokens, view)) = &self.words {
+            let tensor = model.weight(*slot)?;
+            let row_bytes = view.cols * tensor.dtype.size();
+            for (row, &token) in tokens.iter().enumerate() {
+                let data = &checkpoint.data(&tensor)[token as usize * row_bytes..][..row_bytes];
+                let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
+                backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
+            }
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ pub fn tensor_name(slot: Slot) -> Option<String> {
         Slot::TypeEmbedding => return Some("embeddings.token_type_embeddings".into()),
         Slot::EmbeddingNorm => return Some("embeddings.LayerNorm".into()),
         Slot::Pooler => return Some("pooler.dense".into()),
-        Slot::EmbeddingProjection | Slot::FinalNorm => return None,
+        Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead => return None,
         Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => return None,
         Slot::Query(layer) => (layer, "attention.self.query"),
         Slot::Key(layer) => (layer, "attention.self.key"),

@@ -1,6 +1,6 @@
 //! The table of model families, and what every family refuses.
 
-use super::{Config, HeadKind, Slot, Specification, bert, deberta, roberta};
+use super::{Config, HeadKind, Slot, Specification, bert, deberta, glm, roberta};
 use crate::backend::Activation;
 use anyhow::{Result, bail};
 
@@ -43,7 +43,7 @@ impl TensorRows {
 }
 
 /// Every family that there is.
-pub static FAMILIES: &[&Family] = &[&bert::FAMILY, &roberta::FAMILY, &deberta::FAMILY];
+pub static FAMILIES: &[&Family] = &[&bert::FAMILY, &roberta::FAMILY, &deberta::FAMILY, &glm::FAMILY];
 
 /// The family of a `model_type`.
 pub fn family_of(model_type: &str) -> Option<&'static Family> {
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let cases = [
-            (r#"{"model_type": "gpt_neox"}"#, ["gpt_neox", "supported: bert, roberta, xlm-roberta, deberta"]),
+            (r#"{"model_type": "gpt_neox"}"#, ["gpt_neox", "supported: bert, roberta, xlm-roberta, deberta, glm"]),
             (r#"{"model_type": null}"#, ["model_type", "missing"]),
             (r#"{"architectures": ["JinaBertForMaskedLM"]}"#, ["architectures", "JinaBertForMaskedLM"]),
             (r#"{"architectures": "BertModel"}"#, ["architectures", "list"]),

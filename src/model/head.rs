@@ -16,6 +16,8 @@ pub enum TaskKind {
     Tagging,
     /// The span of a context that answers a question.
     Qa,
+    /// The text that follows a prompt.
+    CausalLm,
 }
 
 impl TaskKind {
@@ -25,6 +27,7 @@ impl TaskKind {
             TaskKind::MultipleChoice => "multiple-choice",
             TaskKind::Tagging => "tagging",
             TaskKind::Qa => "qa",
+            TaskKind::CausalLm => "causal-lm",
         }
     }
 }
@@ -77,10 +80,23 @@ impl Pooling {
     }
 }
 
+/// The last layer of a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Trained, with `columns` outputs.
+    Trained,
+    /// The frozen language-model head's rows of these tokens; nothing is trained.
+    Words(Vec<u32>),
+    /// The frozen language-model head: every row that is read is to predict a token. Its logits never exist all at once,
+    /// so there are no columns.
+    Vocabulary,
+}
+
 /// A head as the engine builds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadSpec {
     pub pooling: Pooling,
+    pub output: Output,
     /// Outputs of the last layer.
     pub columns: usize,
     pub grouping: Grouping,
@@ -103,8 +119,29 @@ impl HeadSpec {
             TaskKind::MultipleChoice => (pooling, 1, Grouping::PerColumn, true, "classifier"),
             TaskKind::Tagging => (Pooling::None, classes, Grouping::PerRow, true, "classifier"),
             TaskKind::Qa => (Pooling::None, 2, Grouping::PerColumn, false, "qa_outputs"),
+            TaskKind::CausalLm => return HeadSpec::frozen(Output::Vocabulary, 0, Grouping::PerToken),
         };
-        HeadSpec { pooling, columns, grouping, dropout, module }
+        HeadSpec { pooling, output: Output::Trained, columns, grouping, dropout, module }
+    }
+
+    /// Labels as words of one token each.
+    pub fn words(tokens: Vec<u32>) -> HeadSpec {
+        let columns = tokens.len();
+        HeadSpec::frozen(Output::Words(tokens), columns, Grouping::PerRow)
+    }
+
+    /// Labels as sequences of their own, each with the log-probability of its words as its score.
+    pub fn scored_sequences() -> HeadSpec {
+        HeadSpec::frozen(Output::Vocabulary, 1, Grouping::PerSequence)
+    }
+
+    fn frozen(output: Output, columns: usize, grouping: Grouping) -> HeadSpec {
+        HeadSpec { pooling: Pooling::None, output, columns, grouping, dropout: false, module: "" }
+    }
+
+    /// Whether anything of the head is trained.
+    pub fn is_trained(&self) -> bool {
+        self.output == Output::Trained
     }
 
     /// Whether the head reads every token, so that the last layer computes all of them.
@@ -115,6 +152,9 @@ impl HeadSpec {
     /// Names and [output, input] of the trained layers, first to last, as the adapter's file names them without
     /// `.weight` and `.bias`.
     pub fn layers(&self, hidden_size: usize) -> Vec<(String, [usize; 2])> {
+        if !self.is_trained() {
+            return Vec::new();
+        }
         let module = format!("base_model.{}", self.module);
         match self.pooling {
             Pooling::Dense => {

@@ -5,11 +5,12 @@ mod bert;
 mod config;
 mod deberta;
 mod family;
+mod glm;
 mod head;
 mod roberta;
 mod spec;
 
 pub use config::Config;
 pub use family::{FAMILIES, Family, TensorRows, describe, family_of};
-pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
+pub use head::{HeadKind, HeadSpec, Output, Pooling, TaskKind};
 pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};

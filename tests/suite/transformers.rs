@@ -48,8 +48,8 @@ impl Reference {
         for (example, length) in lengths.into_iter().enumerate() {
             let range = at..at + length as usize;
             at = range.end;
-            let sequence =
-                Sequence { ids: ids[range.clone()].to_vec(), types: types[range].to_vec(), readout: (0..length).collect(), separator: 0 };
+            let (ids, types) = (ids[range.clone()].to_vec(), types[range].to_vec());
+            let sequence = Sequence { ids, types, readout: (0..length).collect(), ..Sequence::default() };
             set.sequences.push(sequence);
             set.features.push(Feature { example, first_sequence: example, sequences: 1, targets: vec![0; length as usize] });
         }

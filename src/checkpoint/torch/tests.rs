@@ -15,7 +15,11 @@ fn contents(bytes: &[u8], tensors: &[Strided]) -> Vec<(String, Vec<u8>)> {
     let gather = |tensor: &Strided| {
         let mut all = Vec::new();
         // An odd size of chunk, so that chunks end within rows.
-        tensor.for_each_chunk(bytes, 7, |chunk| Ok::<_, ()>(all.extend_from_slice(chunk))).unwrap();
+        let append = |chunk: &[u8]| -> Result<()> {
+            all.extend_from_slice(chunk);
+            Ok(())
+        };
+        tensor.for_each_chunk(bytes, 7, append).unwrap();
         assert_eq!(all.len(), tensor.elements() * tensor.dtype.size());
         (tensor.name.clone(), all)
     };
