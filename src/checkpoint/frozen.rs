@@ -4,6 +4,7 @@ use super::mapped::Tensor;
 use super::shards::Checkpoint;
 use crate::model::{Config, Family, Slot, Specification, Storage, describe};
 use anyhow::{Result, anyhow, bail};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A Hugging Face model directory. Every tensor that the specification asks for is there and has its shape.
@@ -23,18 +24,7 @@ impl FrozenModel {
     pub fn open(directory: &Path) -> Result<FrozenModel> {
         let (family, spec) = describe(&Config::of_model(directory)?)?;
         let checkpoint = Checkpoint::open(directory)?;
-        let known = |name: &str| checkpoint.tensor(name).is_some() || checkpoint.unsupported(name).is_some();
-        let named = |prefix: &str, slot| (family.tensor_name)(slot).map(|name| format!("{prefix}{name}.weight"));
-        let probe = |prefix: &&&str| named(prefix, Slot::WordEmbedding).is_some_and(|name| known(&name));
-        let Some(&prefix) = family.prefixes.iter().find(probe) else {
-            let expected: Vec<String> = family.prefixes.iter().filter_map(|prefix| named(prefix, Slot::WordEmbedding)).collect();
-            bail!(
-                "{}: no tensor {}; is this a checkpoint of model_type {}?",
-                checkpoint.file_name(0).display(),
-                expected.join(" or "),
-                spec.family
-            );
-        };
+        let prefix = find_prefix(family, &spec, &checkpoint)?;
         FrozenModel::assemble(family, prefix, spec, checkpoint, directory.to_owned())
     }
 
@@ -47,14 +37,29 @@ impl FrozenModel {
         checkpoint: Checkpoint,
         directory: PathBuf,
     ) -> Result<FrozenModel> {
-        let name = (family.tensor_name)(Slot::Pooler).map(|name| format!("{prefix}{name}.weight"));
-        let pooler = name.is_some_and(|name| checkpoint.tensor(&name).is_some() || checkpoint.unsupported(&name).is_some());
-        let model = FrozenModel { spec, checkpoint, directory, family, prefix, pooler };
-        for slot in model.spec.slots().into_iter().chain(pooler.then_some(Slot::Pooler)) {
+        let model = FrozenModel::unchecked(family, prefix, spec, checkpoint, directory);
+        for slot in model.slots() {
             model.weight(slot)?;
             model.bias(slot)?;
         }
         Ok(model)
+    }
+
+    fn unchecked(
+        family: &'static Family,
+        prefix: &'static str,
+        spec: Specification,
+        checkpoint: Checkpoint,
+        directory: PathBuf,
+    ) -> FrozenModel {
+        let name = (family.tensor_name)(Slot::Pooler).map(|name| format!("{prefix}{name}.weight"));
+        let pooler = name.is_some_and(|name| checkpoint.tensor(&name).is_some() || checkpoint.unsupported(&name).is_some());
+        FrozenModel { spec, checkpoint, directory, family, prefix, pooler }
+    }
+
+    /// Every slot that the checkpoint must fill, and the pooler where it has one.
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.spec.slots().into_iter().chain(self.pooler.then_some(Slot::Pooler))
     }
 
     pub fn has_pooler(&self) -> bool {
@@ -123,6 +128,62 @@ impl FrozenModel {
             bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
         }
         Ok(tensor)
+    }
+}
+
+/// What a model of a configuration finds in a checkpoint.
+pub struct Survey {
+    /// Names of the tensors that it reads.
+    pub used: BTreeSet<String>,
+    /// A message for every tensor that is missing or has another shape.
+    pub problems: Vec<String>,
+}
+
+/// Looks for every tensor that `config` asks for; an error where the configuration itself is not supported.
+pub fn survey(config: &Config, checkpoint: Checkpoint, directory: &Path) -> Result<Survey> {
+    let (family, spec) = describe(config)?;
+    let (mut used, mut problems) = (BTreeSet::new(), Vec::new());
+    let prefix = match find_prefix(family, &spec, &checkpoint) {
+        Ok(prefix) => prefix,
+        Err(error) => return Ok(Survey { used, problems: vec![error.to_string()] }),
+    };
+    let model = FrozenModel::unchecked(family, prefix, spec, checkpoint, directory.to_owned());
+    for slot in model.slots() {
+        for found in [model.weight(slot).map(Some), model.bias(slot)] {
+            match found {
+                Ok(Some(tensor)) => {
+                    used.insert(tensor.name.clone());
+                }
+                Ok(None) => {}
+                // A tensor that several slots share is missing once.
+                Err(problem) => {
+                    let problem = problem.to_string();
+                    if !problems.contains(&problem) {
+                        problems.push(problem);
+                    }
+                }
+            }
+        }
+    }
+    Ok(Survey { used, problems })
+}
+
+/// What stands before every tensor's name: the first of the family's prefixes with which there is a word embedding.
+fn find_prefix(family: &'static Family, spec: &Specification, checkpoint: &Checkpoint) -> Result<&'static str> {
+    let known = |name: &str| checkpoint.tensor(name).is_some() || checkpoint.unsupported(name).is_some();
+    let named = |prefix: &str, slot| (family.tensor_name)(slot).map(|name| format!("{prefix}{name}.weight"));
+    let probe = |prefix: &&&str| named(prefix, Slot::WordEmbedding).is_some_and(|name| known(&name));
+    match family.prefixes.iter().find(probe) {
+        Some(&prefix) => Ok(prefix),
+        None => {
+            let expected: Vec<String> = family.prefixes.iter().filter_map(|prefix| named(prefix, Slot::WordEmbedding)).collect();
+            bail!(
+                "{}: no tensor {}; is this a checkpoint of model_type {}?",
+                checkpoint.file_name(0).display(),
+                expected.join(" or "),
+                spec.family
+            )
+        }
     }
 }
 

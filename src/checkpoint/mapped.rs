@@ -33,20 +33,25 @@ pub(super) struct MappedFile {
     pub others: BTreeMap<String, String>,
 }
 
+/// Maps a file that is not empty.
+pub(super) fn map(path: &Path) -> Result<Mmap> {
+    let handle = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let status = handle.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    if !status.is_file() {
+        bail!("{} is not a file", path.display());
+    }
+    if status.len() == 0 {
+        bail!("{} is empty; download or copy it again", path.display());
+    }
+    // SAFETY: the mapping is read-only. As with every mapped file, nobody may shorten it in place meanwhile; this
+    // program itself replaces files only by renaming (`write_atomically`).
+    unsafe { Mmap::map(&handle) }.with_context(|| format!("cannot map {}", path.display()))
+}
+
 impl MappedFile {
     /// `file` is the index that the tensors are given.
     pub fn open(path: &Path, file: usize) -> Result<MappedFile> {
-        let handle = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let status = handle.metadata().with_context(|| format!("cannot read {}", path.display()))?;
-        if !status.is_file() {
-            bail!("{} is not a file", path.display());
-        }
-        if status.len() == 0 {
-            bail!("{} is empty; download or copy it again", path.display());
-        }
-        // SAFETY: the mapping is read-only. As with every mapped file, nobody may shorten it in place meanwhile; this
-        // program itself replaces files only by renaming (`write_atomically`).
-        let map = unsafe { Mmap::map(&handle) }.with_context(|| format!("cannot map {}", path.display()))?;
+        let map = map(path)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| explain(path, &map, &error))?;
         let start = header + 8;
         let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
@@ -70,15 +75,26 @@ impl MappedFile {
     }
 }
 
+/// Pages are given back and asked for in blocks of this size.
+const PAGE: usize = 1 << 16;
+
 /// Gives back the memory of the pages that lie wholly in a range of a mapped file; they are read from the file again
 /// if asked for.
 pub(super) fn release(file: &[u8], range: Range<usize>) {
-    const PAGE: usize = 1 << 16;
     let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
     if start < end {
         // SAFETY: whole pages (the mapping begins on one) inside a private read-only mapping of a file: dropping them
         // loses nothing, the next access maps them anew.
         unsafe { libc::madvise(file[start..end].as_ptr().cast_mut().cast(), end - start, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Has the system begin to read a range of a mapped file, without waiting for it.
+pub(super) fn read_ahead(file: &[u8], range: Range<usize>) {
+    let (start, end) = (range.start / PAGE * PAGE, range.end.min(file.len()));
+    if start < end {
+        // SAFETY: a range inside the mapping that begins on a page; advice changes nothing.
+        unsafe { libc::madvise(file[start..end].as_ptr().cast_mut().cast(), end - start, libc::MADV_WILLNEED) };
     }
 }
 
@@ -99,7 +115,7 @@ fn explain(path: &Path, bytes: &[u8], error: &SafeTensorError) -> anyhow::Error 
         return anyhow!("{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull");
     }
     if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") {
-        return anyhow!("{path} is a PyTorch file under a wrong name; convert it to safetensors");
+        return anyhow!("{path} is a PyTorch file under a wrong name; name it pytorch_model.bin and run: ptune convert");
     }
     let size = bytes.len();
     match error {

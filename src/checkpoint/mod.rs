@@ -3,21 +3,29 @@
 
 mod adapter;
 mod atomic;
+mod convert;
 mod frozen;
 mod host;
 mod mapped;
 mod metadata;
+mod narrow;
 mod peft;
 mod shards;
+mod source;
 mod stream;
+mod strided;
+mod torch;
 mod training;
 
 pub use adapter::{Adapter, Export, POOLER, PREFIX};
 pub use atomic::write_atomically;
-pub use frozen::FrozenModel;
+pub use convert::{Conversion, copy_companions, refuse_weights};
+pub use frozen::{FrozenModel, Survey, survey};
 pub use host::HostTensor;
 pub use mapped::Tensor;
 pub use metadata::Metadata;
+pub use narrow::{NotFinite, narrow};
 pub use shards::Checkpoint;
+pub use source::Source;
 pub use stream::StateTensors;
 pub use training::{TrainingState, latest_checkpoint, read_checkpoint, remove_checkpoint, restore_tensors, write_checkpoint};

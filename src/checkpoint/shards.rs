@@ -1,15 +1,18 @@
 //! The safetensors of a model directory: one file, or the shards of an index.
 
-use super::mapped::{MappedFile, Tensor, release};
+use super::mapped::{MappedFile, Tensor, read_ahead, release};
 use crate::backend::FileBytes;
 use crate::model::Config;
 use anyhow::{Result, bail};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(super) const TORCH: &str = "pytorch_model.bin";
+pub(super) const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// Bytes of each tensor that the fingerprint reads.
 const FINGERPRINT_BYTES: usize = 4096;
@@ -34,44 +37,23 @@ impl Checkpoint {
         } else if directory.join(INDEX).exists() {
             Checkpoint::sharded(directory)
         } else {
-            for (name, what) in
-                [("pytorch_model.bin", "PyTorch"), ("pytorch_model.bin.index.json", "PyTorch"), ("tf_model.h5", "TensorFlow")]
-            {
-                if directory.join(name).exists() {
-                    bail!(
-                        "{}: there is {what}'s {name} but no {SINGLE}; convert it to safetensors first \
-                         (transformers: from_pretrained, then save_pretrained)",
-                        directory.display()
-                    );
-                }
+            let folder = directory.display();
+            if let Some(name) = [TORCH, TORCH_INDEX].into_iter().find(|name| directory.join(name).exists()) {
+                bail!("{folder}: there is PyTorch's {name} but no {SINGLE}; convert it first: ptune convert --input {folder} --output DIR");
             }
-            bail!("{}: there is neither {SINGLE} nor {INDEX}", directory.display())
+            if directory.join("tf_model.h5").exists() {
+                bail!("{folder}: there is TensorFlow's tf_model.h5 but no {SINGLE}; save it as safetensors with transformers first");
+            }
+            bail!("{folder}: there is neither {SINGLE} nor {INDEX}")
         }
     }
 
     fn sharded(directory: &Path) -> Result<Checkpoint> {
-        let index = Config::read(&directory.join(INDEX))?;
-        let Some(map) = index.get("weight_map").and_then(|map| map.as_object()) else {
-            return Err(index.wrong("weight_map", "it must be an object of tensor: file"));
-        };
-        let mut shards = BTreeSet::new();
-        for (tensor, shard) in map {
-            match shard.as_str() {
-                Some(name) if Path::new(name).file_name().is_some_and(|file| file == name) => shards.insert(name),
-                _ => bail!("{}: tensor {tensor}: {shard} is not the name of a file in the same directory", index.file().display()),
-            };
-        }
-        if shards.is_empty() {
-            return Err(index.wrong("weight_map", "it names no tensor"));
-        }
-        let paths: Vec<PathBuf> = shards.iter().map(|name| directory.join(name)).collect();
-        if let Some(missing) = paths.iter().find(|path| !path.exists()) {
-            bail!("{} is missing, which {INDEX} names; download or copy it again", missing.display());
-        }
+        let map = read_index(&directory.join(INDEX))?;
+        let paths: Vec<PathBuf> = map.values().collect::<BTreeSet<_>>().into_iter().cloned().collect();
         let checkpoint = Checkpoint::of_files(&paths)?;
         for (tensor, shard) in map {
-            let file = checkpoint.tensor(tensor).map(|found| found.file).or(checkpoint.others.get(tensor).map(|found| found.0));
-            let shard = directory.join(shard.as_str().unwrap_or_default());
+            let file = checkpoint.tensor(&tensor).map(|found| found.file).or(checkpoint.others.get(&tensor).map(|found| found.0));
             if file.map(|file| &checkpoint.paths[file]) != Some(&shard) {
                 bail!("{}: tensor {tensor} is not in it, although {INDEX} says so; download both again", shard.display());
             }
@@ -79,7 +61,13 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn of_files(paths: &[PathBuf]) -> Result<Checkpoint> {
+    /// A checkpoint that is only described: what tensors it would hold, without their bytes.
+    pub(super) fn described(tensors: impl IntoIterator<Item = Tensor>, path: PathBuf) -> Checkpoint {
+        let tensors = tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Checkpoint { tensors, others: BTreeMap::new(), files: vec![], paths: vec![path] }
+    }
+
+    pub(super) fn of_files(paths: &[PathBuf]) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), others: BTreeMap::new(), files: vec![], paths: vec![] };
         for path in paths {
             let file = checkpoint.files.len();
@@ -105,12 +93,27 @@ impl Checkpoint {
 
     /// Gives back the memory of the pages that only this tensor lies on; they are read from the file again if asked for.
     pub fn release(&self, tensor: &Tensor) {
-        release((*self.files[tensor.file]).as_ref(), tensor.offset..tensor.offset + tensor.bytes);
+        self.release_part(tensor, 0..tensor.bytes);
+    }
+
+    /// The same for some of a tensor's bytes.
+    pub fn release_part(&self, tensor: &Tensor, bytes: Range<usize>) {
+        release((*self.files[tensor.file]).as_ref(), tensor.offset + bytes.start..tensor.offset + bytes.end.min(tensor.bytes));
+    }
+
+    /// Has the system begin to read some of a tensor's bytes; those beyond its end are left out.
+    pub fn read_ahead(&self, tensor: &Tensor, bytes: Range<usize>) {
+        read_ahead((*self.files[tensor.file]).as_ref(), tensor.offset + bytes.start..tensor.offset + bytes.end.min(tensor.bytes));
     }
 
     /// File and element type of a tensor that is neither fp16, bf16 nor fp32.
     pub(super) fn unsupported(&self, name: &str) -> Option<(&Path, &str)> {
         self.others.get(name).map(|(file, dtype)| (self.file_name(*file), dtype.as_str()))
+    }
+
+    /// Tensors that are neither fp16, bf16 nor fp32: name, type.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.others.iter().map(|(name, (_, dtype))| (name.as_str(), dtype.as_str()))
     }
 
     /// The tensors of fp16, bf16 and fp32 in the order of their names.
@@ -149,6 +152,31 @@ impl Checkpoint {
     }
 }
 
+/// The shard of every tensor by an index file. Every shard lies in the same directory, and is there.
+pub(super) fn read_index(file: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let index = Config::read(file)?;
+    let Some(map) = index.get("weight_map").and_then(|map| map.as_object()) else {
+        return Err(index.wrong("weight_map", "it must be an object of tensor: file"));
+    };
+    let mut shards = BTreeMap::new();
+    for (tensor, shard) in map {
+        match shard.as_str() {
+            Some(name) if Path::new(name).file_name().is_some_and(|file| file == name) => {
+                shards.insert(tensor.clone(), file.with_file_name(name))
+            }
+            _ => bail!("{}: tensor {tensor}: {shard} is not the name of a file in the same directory", file.display()),
+        };
+    }
+    if shards.is_empty() {
+        return Err(index.wrong("weight_map", "it names no tensor"));
+    }
+    if let Some(missing) = shards.values().find(|path| !path.exists()) {
+        let name = file.file_name().unwrap_or_default().display();
+        bail!("{} is missing, which {name} names; download or copy it again", missing.display());
+    }
+    Ok(shards)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::host::{HostTensor, write_tensors};
@@ -171,7 +199,7 @@ mod tests {
         assert!(message(folder.path()).contains("neither"));
         assert!(message(&at("absent")).contains("no such directory"));
         fs::write(at("pytorch_model.bin"), "x").unwrap();
-        assert!(message(folder.path()).contains("convert it to safetensors first"));
+        assert!(message(folder.path()).contains("ptune convert --input"));
 
         fs::write(at(INDEX), r#"{"metadata": {}, "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#).unwrap();
         write(&at("one.safetensors"), &[("a", 1.0)]);

@@ -36,11 +36,7 @@ pub(super) fn write_chunks(
         end += shape.iter().product::<usize>() * 4;
         infos.push((name.clone(), TensorInfo { dtype: safetensors::Dtype::F32, shape: shape.clone(), data_offsets: (start, end) }));
     }
-    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let mut header = serde_json::to_vec(&Metadata::new(Some(format), infos)?)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    writer.write_all(&(header.len() as u64).to_le_bytes())?;
-    writer.write_all(&header)?;
+    write_header(writer, infos)?;
     for (name, shape) in shapes {
         in_chunks(shape, |start, chunk| {
             read(name, start, chunk)?;
@@ -49,6 +45,15 @@ pub(super) fn write_chunks(
         })?;
     }
     Ok(())
+}
+
+/// Writes a safetensors file's header, padded to 8 bytes, with PyTorch's mark. The tensors are in the order of their bytes.
+pub(super) fn write_header(writer: &mut dyn Write, infos: Vec<(String, TensorInfo)>) -> Result<()> {
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let mut header = serde_json::to_vec(&Metadata::new(Some(format), infos)?)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    writer.write_all(&(header.len() as u64).to_le_bytes())?;
+    Ok(writer.write_all(&header)?)
 }
 
 pub(super) fn write_state_file(writer: &mut dyn Write, state: &mut dyn StateTensors) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The command line: one file a command. Commands print; what they do is in `run`.
 
+mod convert;
 mod eval;
 mod inspect;
 mod predict;
@@ -36,6 +37,8 @@ enum Command {
     Predict(predict::Arguments),
     /// Tell what a model or an adapter is: sizes, trainable share, memory plan
     Inspect(inspect::Arguments),
+    /// Convert a PyTorch checkpoint (.bin, .pt) to safetensors of 16 bits; nothing in it is executed
+    Convert(convert::Arguments),
 }
 
 /// Options of `eval` and `predict`.
@@ -138,6 +141,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(arguments),
         Command::Predict(arguments) => predict::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Convert(arguments) => convert::run(arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("{}", one_line(&format!("error: {error:#}")));

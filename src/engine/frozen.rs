@@ -6,9 +6,9 @@
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
-use crate::checkpoint::{FrozenModel, Tensor};
+use crate::checkpoint::{Checkpoint, FrozenModel, Tensor};
 use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, Storage};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 /// A linear layer: \[N, K\] and \[N\].
 #[derive(Clone, Copy, Debug)]
@@ -286,19 +286,33 @@ impl Frozen {
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
     }
 
-    /// Fills the arena. A value that the 16-bit type cannot hold is an error that names its tensor.
+    /// Bytes that loading brings into the arena.
+    pub fn loaded_bytes(&self) -> usize {
+        self.uploads.iter().map(|(.., view)| view.len() * view.dtype.size()).sum()
+    }
+
+    /// Fills the arena, in the order of the layers. What is read next is asked of the disk ahead of time, and what has
+    /// been copied is given back, so that the host holds a window of each file and no tensor whole. A value that the
+    /// 16-bit type cannot hold is an error that names its tensor.
     pub fn load(&self, model: &FrozenModel, backend: &mut dyn Backend) -> Result<()> {
-        for &(slot, part, view) in &self.uploads {
-            let tensor = match part {
-                Part::Vector { bias: true } => model.bias(slot)?,
-                _ => Some(model.weight(slot)?),
-            };
-            let Some(tensor) = tensor else { bail!("{slot:?} has no bias in {}", model.directory.display()) };
-            let (data, size) = (model.checkpoint.data(tensor), tensor.dtype.size());
+        let tensor_of = |&(slot, part, _): &(Slot, Part, View)| match part {
+            Part::Vector { bias: true } => {
+                model.bias(slot)?.ok_or_else(|| anyhow!("{slot:?} has no bias in {}", model.directory.display()))
+            }
+            _ => model.weight(slot),
+        };
+        let checkpoint = &model.checkpoint;
+        for (index, upload) in self.uploads.iter().enumerate() {
+            let (slot, part, view) = *upload;
+            let tensor = tensor_of(upload)?;
+            if let Some(next) = self.uploads.get(index + 1) {
+                checkpoint.read_ahead(tensor_of(next)?, 0..AHEAD);
+            }
+            let (data, size) = (checkpoint.data(tensor), tensor.dtype.size());
             match part {
                 Part::Matrix => match model.storage(slot) {
                     storage if storage.transposed => load_transposed(tensor, data, storage, view, backend)?,
-                    storage => load_matrix(tensor, data, storage, view, backend)?,
+                    storage => load_matrix(checkpoint, tensor, storage, view, backend)?,
                 },
                 Part::Vector { .. } => {
                     let part = if slot.is_norm() { 0 } else { model.bias_storage(slot).part };
@@ -307,13 +321,13 @@ impl Frozen {
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
-            model.checkpoint.release(&tensor);
+            checkpoint.release(&tensor);
         }
         if let Some((slot, tokens, view)) = &self.words {
             let tensor = model.weight(*slot)?;
             let row_bytes = view.cols * tensor.dtype.size();
             for (row, &token) in tokens.iter().enumerate() {
-                let data = &model.checkpoint.data(&tensor)[token as usize * row_bytes..][..row_bytes];
+                let data = &checkpoint.data(&tensor)[token as usize * row_bytes..][..row_bytes];
                 let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
                 backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
             }
@@ -322,13 +336,20 @@ impl Frozen {
     }
 }
 
+/// Bytes that are asked of the disk before they are needed.
+const AHEAD: usize = 32 << 20;
+
 /// Copies a matrix, or its rows of a larger one, run by run and chunk by chunk.
-fn load_matrix(tensor: &Tensor, data: &[u8], storage: Storage, view: View, backend: &mut dyn Backend) -> Result<()> {
-    let row_bytes = view.cols * tensor.dtype.size();
+fn load_matrix(checkpoint: &Checkpoint, tensor: &Tensor, storage: Storage, view: View, backend: &mut dyn Backend) -> Result<()> {
+    let (width, data) = (tensor.dtype.size(), checkpoint.data(tensor));
     for (to, from, count) in storage.runs(view.rows) {
-        let data = &data[from * row_bytes..(from + count) * row_bytes];
-        for (to, chunk) in view.row_range(to, count).chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
-            write(tensor, chunk, to, backend)?;
+        let mut at = from * view.cols * width;
+        for to in view.row_range(to, count).chunks(CHUNK) {
+            let end = at + to.len() * width;
+            checkpoint.read_ahead(tensor, at + AHEAD..end + AHEAD);
+            write(tensor, &data[at..end], to, backend)?;
+            checkpoint.release_part(tensor, at..end);
+            at = end;
         }
     }
     Ok(())

@@ -33,6 +33,7 @@ use anyhow::{Result, ensure};
 use plan::RowViews;
 use scale::LossScale;
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 /// A frozen model, its prefixes and its head on a backend.
 pub struct Engine {
@@ -60,6 +61,17 @@ pub struct Engine {
     made_pooler: bool,
     /// Whether the model runs without its prefix.
     bare: bool,
+    loading: Loading,
+}
+
+/// How the frozen weights came to where they are used.
+#[derive(Clone, Copy, Debug)]
+pub struct Loading {
+    /// Bytes that were copied.
+    pub bytes: usize,
+    /// Bytes that are read where their files are mapped.
+    pub mapped: usize,
+    pub time: Duration,
 }
 
 /// Name and shape of a trained tensor.
@@ -101,7 +113,9 @@ impl Engine {
         }
         let plan = Plan::new(model, &options, capacity, backend.as_ref())?;
         backend.allocate(plan.total, plan.scratch)?;
+        let started = Instant::now();
         plan.frozen.load(model, backend.as_mut())?;
+        let loading = Loading { bytes: plan.frozen.loaded_bytes(), mapped: plan.mapped, time: started.elapsed() };
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
         let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);
         let mut engine = Engine {
@@ -118,6 +132,7 @@ impl Engine {
             scale: 1.0,
             scaling,
             made_pooler,
+            loading,
             bare: false,
         };
         engine.write_rotations();
@@ -131,6 +146,10 @@ impl Engine {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    pub fn loading(&self) -> Loading {
+        self.loading
     }
 
     pub fn options(&self) -> &EngineOptions {

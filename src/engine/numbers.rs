@@ -1,6 +1,7 @@
 //! Numbers on the host: between files, host tensors and the backend's element types.
 
 use crate::backend::DType;
+use crate::checkpoint::{NotFinite, narrow};
 use anyhow::{Result, bail};
 use half::{bf16, f16};
 
@@ -9,27 +10,7 @@ pub const CHUNK: usize = 1 << 20;
 
 /// A weight's little-endian values in a 16-bit type, rounded to nearest; a value that it cannot hold names its tensor.
 pub fn round(tensor: &str, bytes: &[u8], from: DType, to: DType) -> Result<Vec<u8>> {
-    let mut rounded = Vec::with_capacity(bytes.len() / from.size() * 2);
-    for chunk in bytes.chunks_exact(from.size()) {
-        let value = match from {
-            DType::F32 => f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]),
-            DType::F16 => f16::from_le_bytes([chunk[0], chunk[1]]).to_f32(),
-            DType::BF16 => bf16::from_le_bytes([chunk[0], chunk[1]]).to_f32(),
-            DType::F64 | DType::I32 => bail!("tensor {tensor} is {}, not a weight type", from.name()),
-        };
-        let (bits, fits) = match to {
-            DType::BF16 => (bf16::from_f32(value).to_bits(), bf16::from_f32(value).is_finite()),
-            _ => (f16::from_f32(value).to_bits(), f16::from_f32(value).is_finite()),
-        };
-        if !fits {
-            if value.is_finite() && to == DType::F16 {
-                bail!("tensor {tensor} holds {value}, more than fp16 can (65504): convert the checkpoint to bf16 first");
-            }
-            bail!("tensor {tensor} holds {value}: the checkpoint is damaged");
-        }
-        rounded.extend_from_slice(&bits.to_le_bytes());
-    }
-    Ok(rounded)
+    narrow(tensor, bytes, from, to, NotFinite::Refuse)
 }
 
 /// A frozen vector in 16 bits (rounded there if it was fp32), widened.

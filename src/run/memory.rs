@@ -1,6 +1,6 @@
 //! What the process really used, to stand beside what the plan said.
 
-use crate::engine::Bytes;
+use crate::engine::{Bytes, Loading};
 
 /// Peak resident memory of this process in bytes (VmHWM), where the system tells.
 pub fn peak_resident_bytes() -> Option<u64> {
@@ -8,6 +8,16 @@ pub fn peak_resident_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+/// How the frozen weights were loaded, and the most memory that this process held so far.
+pub fn loading_line(loading: Loading) -> String {
+    let mapped = match loading.mapped {
+        0 => String::new(),
+        bytes => format!(", {} stay where their file is mapped", readable(bytes as u64)),
+    };
+    let peak = peak_resident_bytes().map_or(String::new(), |bytes| format!("; {} of host memory at most", readable(bytes)));
+    format!("loaded {} in {:.1} s{mapped}{peak}", readable(loading.bytes as u64), loading.time.as_secs_f64())
 }
 
 /// Bytes in the unit that reads best.

@@ -1,7 +1,7 @@
 //! What a run says of itself: at its beginning what is trained and what it takes, at its end what came out.
 
 use super::folder::{METRICS, RESULTS, TRAINER_STATE};
-use super::memory::{grouped, peak_resident_bytes, readable};
+use super::memory::{grouped, loading_line, peak_resident_bytes, readable};
 use super::prepare;
 use super::schedule::Schedule;
 use super::state::Extent;
@@ -27,6 +27,7 @@ impl Prepared {
             spec.hidden_size,
             grouped(spec.parameters() as u64)
         ));
+        terminal.line(loading_line(engine.loading()));
         if let Some(note) = prepare::pooler_note(&self.model, self.head.pooling, self.adapter.as_ref()) {
             terminal.line(format!("note: {note}"));
         }

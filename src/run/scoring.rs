@@ -3,6 +3,7 @@
 use super::device;
 use super::evaluate::{self, Evaluation};
 use super::interrupt::Interrupt;
+use super::memory::loading_line;
 use super::prepare::{self, Reader, Split};
 use super::settings::{DEFAULT_DOC_STRIDE, check_language_task, check_size, check_stride, default_max_length};
 use super::terminal::Terminal;
@@ -119,6 +120,7 @@ impl Scoring {
         }
         let engine_options = EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0 };
         let mut engine = Engine::new(device::open(options.device, &model, terminal)?, &model, engine_options, capacity)?;
+        terminal.line(loading_line(engine.loading()));
         engine.load_adapter(&adapter)?;
         let stopped = || anyhow!("stopped by a signal; nothing was written");
         let unscored = kind == TaskKind::CausalLm && !split.examples.iter().any(|example| example.content.is_labelled());

@@ -1,0 +1,60 @@
+//! The README's table of families is what the tests cover: the families of the program, the tasks of the golden bundles
+//! of each, and the checkpoints that transformers wrote. UPDATE_README=1 rewrites it.
+
+use crate::bundle::golden;
+use crate::command::{json, text};
+use crate::transformers::{fixtures, model_type};
+use ptune::model::{FAMILIES, Family};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+const START: &str = "<!-- families: rewrite with UPDATE_README=1 cargo test --test suite readme -->\n";
+const END: &str = "<!-- end of families -->\n";
+
+/// Tasks of the golden bundles of a family.
+fn tasks(family: &Family) -> BTreeSet<String> {
+    let folders = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path());
+    folders
+        .filter(|folder| folder.join("case.json").exists() && family.model_types.contains(&model_type(&folder.join("model")).as_str()))
+        .map(|folder| json(&folder.join("case.json"))["task"].as_str().unwrap().replace('-', " "))
+        .collect()
+}
+
+/// Versions of transformers whose checkpoints of a family are read.
+fn versions(family: &Family) -> BTreeSet<String> {
+    fixtures()
+        .into_iter()
+        .filter(|(_, folder)| family.model_types.contains(&model_type(&folder.join("safetensors")).as_str()))
+        .map(|(_, folder)| json(&folder.with_file_name("versions.json"))["transformers"].as_str().unwrap().to_string())
+        .collect()
+}
+
+fn listed(names: BTreeSet<String>) -> String {
+    if names.is_empty() { "none yet".into() } else { names.into_iter().collect::<Vec<_>>().join(", ") }
+}
+
+fn table() -> String {
+    let mut table =
+        String::from("| `model_type` | tasks held against reference software | checkpoints written by transformers |\n|---|---|---|\n");
+    for family in FAMILIES {
+        let types: Vec<String> = family.model_types.iter().map(|name| format!("`{name}`")).collect();
+        table.push_str(&format!("| {} | {} | {} |\n", types.join(", "), listed(tasks(family)), listed(versions(family))));
+    }
+    table
+}
+
+#[test]
+fn the_readme_lists_what_is_tested() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = text(&path);
+    let (before, rest) = readme.split_once(START).expect("the README marks where the table begins");
+    let (found, after) = rest.split_once(END).expect("the README marks where the table ends");
+    if found == table() {
+        return;
+    }
+    if std::env::var_os("UPDATE_README").is_some() {
+        std::fs::write(&path, format!("{before}{START}{}{END}{after}", table())).unwrap();
+        return;
+    }
+    panic!("README.md: the table of families is not what the tests cover; UPDATE_README=1 rewrites it to:\n{}", table());
+}
