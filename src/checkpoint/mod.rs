@@ -14,7 +14,7 @@ mod training;
 
 pub use adapter::{Adapter, Export, POOLER, PREFIX};
 pub use atomic::write_atomically;
-pub use frozen::FrozenModel;
+pub use frozen::{FrozenModel, Source};
 pub use host::HostTensor;
 pub use mapped::Tensor;
 pub use metadata::Metadata;

@@ -165,3 +165,30 @@ fn rows_are_gathered_and_scattered() {
         });
     });
 }
+
+#[test]
+fn normal_numbers() {
+    for dtype in TYPES {
+        for count in [1, 7, 8, 1025] {
+            let mut case = Case::new(format!("{count} normal numbers"), dtype, Place::Tight);
+            let out = case.output(Kind::Frozen, 1, count + 1, Rounding::Activation);
+            case.check(|backend, view| {
+                // Of two streams, the second at an odd address.
+                backend.fill_normal(view[out].col_range(0, 1), [5, 6], 0.02);
+                backend.fill_normal(view[out].col_range(1, count), [7, 8], 0.02);
+            });
+            let values = case.reference(|backend, view| backend.fill_normal(view[out], [7, 8], 0.02)).concat();
+            assert!(values.iter().all(|value| value.abs() < 0.14) && (count < 1000 || values.iter().any(|value| value.abs() > 0.04)));
+        }
+    }
+}
+
+#[test]
+fn copies() {
+    for count in [1, 77, 4096] {
+        let mut case = Case::new(format!("copy of {count}"), DType::F16, Place::Tight);
+        let from = case.input(Kind::Activation, 3, count, 1.0);
+        let to = case.output(Kind::Activation, 3, count, Rounding::Activation);
+        case.check_exactly(|backend, view| backend.copy(view[from], view[to]));
+    }
+}
