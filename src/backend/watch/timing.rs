@@ -50,7 +50,7 @@ impl Shared {
 
     /// Ends timing; what was logged since [`Shared::start`].
     pub fn stop(&self) -> Log {
-        self.with(|log| std::mem::replace(log, Log::default()))
+        self.with(std::mem::take)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Single operations of the backend at given shapes, each repeated back to back, beside the machine's rates.
 
 use super::rates::Area;
+use super::table::flops_unit;
 use super::{Rates, Report, header, joined, machine_line, seconds_of};
 use crate::backend::watch::{self, Shared, Work};
 use crate::backend::*;
@@ -180,9 +181,9 @@ impl Bench {
         backend.forget_marks();
         self.log.start();
         (0..CUT_RUNS).for_each(|_| run(backend));
-        let pieces = self.log.stop().pieces;
+        let log = self.log.stop();
         let mut parts: Vec<(String, Work, f64)> = Vec::new();
-        for piece in &pieces {
+        for piece in &log.pieces {
             let seconds = backend.seconds_between(piece.from, piece.to) / CUT_RUNS as f64;
             match parts.iter_mut().find(|(label, ..)| *label == piece.label) {
                 Some(part) => part.2 += seconds,
@@ -190,7 +191,9 @@ impl Bench {
             }
         }
         let sum = |of: fn(&Work) -> f64| parts.iter().map(|(_, work, _)| of(work)).sum();
-        let work = Work { bytes: sum(|work| work.bytes), flops: sum(|work| work.flops) };
+        // Parts may each compute something that counts once in the whole.
+        let flops = if parts.len() > 1 { log.useful / CUT_RUNS as f64 } else { sum(|work| work.flops) };
+        let work = Work { bytes: sum(|work| work.bytes), flops };
         self.found.push(Measured { name: name.to_string(), dropout, prefix, seconds, work });
         if parts.len() > 1 {
             let parts =
@@ -287,10 +290,11 @@ pub fn kernels(options: &KernelOptions, terminal: &Terminal) -> Result<Report> {
     options.validate()?;
     let device = device::resolve(options.device, terminal)?;
     let half = if options.dtype == Half::Bf16 { DType::BF16 } else { DType::F16 };
+    // Opened before the device is measured through another backend, so that its context is made once.
+    let (mut backend, log) = watch::timed(device::open_for(device, half, terminal)?);
     let rates = Rates::measure(device::open_for(device, half, terminal)?.as_mut(), half)?;
     terminal.line(format!("rates      {rates}"));
 
-    let (mut backend, log) = watch::timed(device::open_for(device, half, terminal)?);
     let mut area = Area::default();
     let buffers = Buffers::cut(options, backend.precision(), half, &mut area);
     area.allocate_for(
@@ -372,16 +376,17 @@ impl Measured {
 }
 
 fn table(found: &[Measured], rates: &Rates) -> String {
+    let (one, unit) = flops_unit(rates);
     let mut text = format!(
         "{:<32} {:>8} {:>6} {:>10} {:>8} {:>7} {:>8} {:>7}\n",
-        "operation", "dropout", "prefix", "us", "GB/s", "% copy", "TFLOP/s", "% prod."
+        "operation", "dropout", "prefix", "us", "GB/s", "% copy", unit, "% prod."
     );
     for Measured { name, dropout, prefix, seconds, work } in found {
         let rate = |work: f64, unit: f64, best: f64| match work > 0.0 {
             true => format!("{:>8.1} {:>7.1}", work / seconds / unit, 100.0 * work / seconds / best),
             false => format!("{:>8} {:>7}", "-", "-"),
         };
-        let (bytes, flops) = (rate(work.bytes, 1e9, rates.copy), rate(work.flops, 1e12, rates.product));
+        let (bytes, flops) = (rate(work.bytes, 1e9, rates.copy), rate(work.flops, one, rates.product));
         let dropout = if *dropout { "yes" } else { "no" };
         let _ = writeln!(text, "{name:<32} {dropout:>8} {prefix:>6} {:>10.2} {bytes} {flops}", 1e6 * seconds);
     }

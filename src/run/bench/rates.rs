@@ -32,7 +32,7 @@ impl Rates {
         let activation = backend.precision().activation;
         let largest = SIZES[SIZES.len() - 1];
         let bytes = (2 * COPIED).max(largest * largest * (2 * activation.size() + frozen.size()) + 4096);
-        area.cut(1, bytes, DType::F16);
+        area.cut(1, bytes.div_ceil(2), DType::F16);
         area.allocate(backend, 64, 1, largest)?;
 
         let mut rates = Rates { copy: 0.0, copied: COPIED, product: 0.0, size: 0 };

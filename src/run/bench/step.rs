@@ -8,7 +8,7 @@ use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions, StepReport, 
 use crate::model::{HeadKind, HeadSpec, Slot, Specification, TaskKind};
 use crate::run::base::BaseOptions;
 use crate::run::device;
-use crate::run::memory::{grouped, peak_resident_bytes, readable};
+use crate::run::memory::{forget_peak, grouped, peak_resident_bytes, readable};
 use crate::run::settings::check_size;
 use crate::run::terminal::Terminal;
 use crate::run::values::{Device, Offset, StepRange};
@@ -256,17 +256,21 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     let engine_options = options.engine(spec);
     check_lengths(spec, &engine_options.prefix, &lengths)?;
     let frozen = model.dtype(Slot::WordEmbedding)?;
+    // Opened before the device is measured through another backend, so that its context is made once.
+    let backend = device::open(device, &model, terminal)?;
     let rates = Rates::measure(device::open(device, &model, terminal)?.as_mut(), device::half(frozen))?;
     terminal.line(format!("rates      {rates}"));
 
+    forget_peak();
     let set = random_batch(spec, &lengths, options.seed);
-    let backend = device::open(device, &model, terminal)?;
     let before = backend.machine().memory_used_bytes;
     let (backend, log) = watch::timed(backend);
     let started = Instant::now();
     let capacity = Capacity::for_items(&set, &engine_options.head, lengths.len(), true);
     let engine = Engine::new(backend, &model, engine_options.clone(), capacity)?;
     let mut runner = Runner { engine, set: &set, features: (0..lengths.len()).collect(), number: 0 };
+    let loaded = runner.engine.instruments().mark();
+    runner.engine.instruments().seconds_between(loaded, loaded);
     runner.engine.check()?;
     let loading = started.elapsed().as_secs_f64();
     let times = time_steps(&mut runner, options)?;
@@ -337,7 +341,7 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     );
     line("", "(counted: linear forward and input gradient; attention, a query, key and dimension, forward 4 and backward 10)".to_string());
     text.push('\n');
-    text.push_str(&table(&rows, table_seconds));
+    text.push_str(&table(&rows, table_seconds, &rates));
 
     let json = joined(
         header("step", &machine, &rates),
@@ -349,7 +353,7 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
                 "layers": spec.layers,
                 "hidden_size": spec.hidden_size,
                 "parameters": spec.parameters(),
-                "activation_type": device_name,
+                "backend": device_name,
             },
             "settings": {
                 "tokens": options.tokens,

@@ -57,14 +57,21 @@ pub fn rows(pieces: &[Piece], steps: f64, rates: &Rates, mut seconds: impl FnMut
 }
 
 /// The rows as text; `total` is the time of a whole step while it was cut into operations.
-pub fn table(rows: &[Row], total: f64) -> String {
+pub fn table(rows: &[Row], total: f64, rates: &Rates) -> String {
+    let (flops, unit) = flops_unit(rates);
     let mut text = String::new();
     let mut line = |name: &str, calls: &str, seconds: f64, floor: Option<&Row>| {
         let share = 100.0 * seconds / total;
         let beside = floor.map_or(String::new(), |row| {
             let rate =
                 |work: f64, unit: f64| if work > 0.0 { format!("{:>8.1}", work / row.seconds / unit) } else { format!("{:>8}", "-") };
-            format!("{:>10.3} {:>7.1} {} {}", 1e3 * row.floor, 100.0 * row.floor / row.seconds, rate(row.bytes, 1e9), rate(row.flops, 1e12))
+            format!(
+                "{:>10.3} {:>7.1} {} {}",
+                1e3 * row.floor,
+                100.0 * row.floor / row.seconds,
+                rate(row.bytes, 1e9),
+                rate(row.flops, flops)
+            )
         });
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{}", format!("{name:<32} {calls:>6} {:>10.3} {share:>6.1} {beside}", 1e3 * seconds).trim_end());
@@ -85,9 +92,14 @@ pub fn table(rows: &[Row], total: f64) -> String {
     line(&whole.name, "", total, Some(&whole));
     let head = format!(
         "{:<32} {:>6} {:>10} {:>6} {:>10} {:>7} {:>8} {:>8}\n",
-        "operation", "calls", "ms", "%", "floor ms", "floor %", "GB/s", "TFLOP/s"
+        "operation", "calls", "ms", "%", "floor ms", "floor %", "GB/s", unit
     );
     head + &text
+}
+
+/// What rates of computing are shown in: GPUs and CPUs are far apart.
+pub fn flops_unit(rates: &Rates) -> (f64, &'static str) {
+    if rates.product >= 1e12 { (1e12, "TFLOP/s") } else { (1e9, "GFLOP/s") }
 }
 
 #[cfg(test)]
@@ -119,7 +131,7 @@ mod tests {
         let norm = &found[0];
         assert_eq!((norm.name.as_str(), norm.calls, norm.seconds, norm.floor), ("norm forward", 1.0, 3.5, 1.0));
         assert_eq!((found[1].name.as_str(), found[1].calls, found[1].seconds), ("head", 1.0, 1.0));
-        let text = table(&found, 5.0);
+        let text = table(&found, 5.0, &rates);
         assert!(text.lines().any(|line| line.starts_with("between operations") && line.contains("500.000")), "{text}");
     }
 }
