@@ -13,4 +13,4 @@ pub use architectures::{architecture, architecture_names};
 pub use config::Config;
 pub use family::{FAMILIES, Family, describe, family_of};
 pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
-pub use spec::{NormPlace, Positions, Slot, Specification};
+pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};

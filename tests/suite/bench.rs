@@ -184,7 +184,7 @@ const PROFILER: &str = r#"
 typedef void (*function)(void);
 struct callbacks { size_t size; int (*table)(int module, function*** table, unsigned* size); };
 static FILE* out;
-static int depth;
+static __thread int depth;
 static int push(const char* name) { fprintf(out, "%d %s\n", depth, name); return depth++; }
 static int pop(void) { fflush(out); return --depth; }
 int InitializeInjectionNvtx2(const void* (*export_table)(unsigned)) {

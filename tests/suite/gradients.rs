@@ -7,7 +7,7 @@ use ptune::backend::{Activation, NormKind, Stream};
 use ptune::checkpoint::{Checkpoint, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{Family, HeadKind, HeadSpec, NormPlace, Pooling, Positions, Slot, Specification, TaskKind};
+use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Pooling, Positions, Slot, Specification, TaskKind};
 use safetensors::{Dtype, tensor::TensorView};
 
 const STEP: u64 = 3;
@@ -113,7 +113,7 @@ fn projection_layer_subset_and_head_alone() {
 
 /// Everything that a specification can say, at once: pre-norm RMS norms without betas, grouped heads, layers that share
 /// weights, an embedding narrower than the hidden size with its own norm, no token types, no linear biases.
-fn synthetic(place: NormPlace) -> Specification {
+fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
     Specification {
         family: "synthetic".into(),
         layers: 4,
@@ -127,13 +127,15 @@ fn synthetic(place: NormPlace) -> Specification {
         vocabulary: 50,
         token_types: 0,
         positions: Positions::Learned { table: 100, first: 2, padding_id: Some(1) },
+        mask,
         norm: NormKind::RmsNorm,
         norm_place: place,
         norm_epsilon: 1e-5,
         embedding_norm: place == NormPlace::Post,
         final_norm: place == NormPlace::Pre,
         activation: Activation::GeluTanh,
-        linear_bias: false,
+        biases: Biases::NONE,
+        tied_head: false,
         hidden_dropout: 0.1,
         attention_dropout: 0.1,
         initializer_range: 0.02,
@@ -190,7 +192,7 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
             TaskKind::Qa => ((0..length as u32).collect(), vec![0, length as i32 - 1]),
             _ => (vec![0], vec![(example % 3) as i32]),
         };
-        set.sequences.push(Sequence { ids, types: Vec::new(), readout });
+        set.sequences.push(Sequence { ids, readout, separator: length as u32 / 3, ..Sequence::default() });
         set.features.push(Feature { example, first_sequence: example, sequences: 1, targets });
     }
     set
@@ -198,9 +200,13 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
 
 #[test]
 fn one_forward_and_backward_serve_every_specification() {
-    for (place, dtype) in [(NormPlace::Pre, Dtype::F16), (NormPlace::Post, Dtype::F32), (NormPlace::Pre, Dtype::BF16)] {
+    for (place, dtype, mask) in [
+        (NormPlace::Pre, Dtype::F16, MaskKind::Causal),
+        (NormPlace::Post, Dtype::F32, MaskKind::Separator),
+        (NormPlace::Pre, Dtype::BF16, MaskKind::Full),
+    ] {
         let folder = tempfile::tempdir().unwrap();
-        let model = random_model(synthetic(place), dtype, folder.path());
+        let model = random_model(synthetic(place, mask), dtype, folder.path());
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
@@ -209,7 +215,7 @@ fn one_forward_and_backward_serve_every_specification() {
                 attention_dropout: 0.1,
                 seed: 7,
             };
-            check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {task:?}"));
+            check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {mask:?} {task:?}"));
         }
     }
 }

@@ -163,7 +163,7 @@ impl Backend for Watched {
     }
 
     fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View) {
-        self.around(|_| work::linear(x, weight, bias, out), |inner| inner.linear(x, weight, bias, out));
+        self.around(|_| work::linear(x, weight, out), |inner| inner.linear(x, weight, bias, out));
     }
 
     fn linear_backward_input(&mut self, dy: View, weight: View, dx: View, accumulate: bool) {

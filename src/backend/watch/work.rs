@@ -103,15 +103,10 @@ fn is_trained(weight: View) -> bool {
     weight.dtype.size() > 2
 }
 
-pub fn linear(x: View, weight: View, bias: Option<View>, out: View) -> Operation {
+pub fn linear(x: View, weight: View, out: View) -> Operation {
     let [n, k] = [weight.rows, weight.cols];
     let moved = bytes(x) + bytes(weight) + bytes(out);
-    let mut operation = product("linear", format!("linear {k} to {n}"), moved, [out.rows, k, n], is_trained(weight));
-    if bias.is_some() {
-        let work = Work { bytes: 2.0 * bytes(out) as f64, flops: 0.0 };
-        operation.parts.push(("bias", "bias after a product".into(), work));
-    }
-    operation
+    product("linear", format!("linear {k} to {n}"), moved, [out.rows, k, n], is_trained(weight))
 }
 
 pub fn linear_backward_input(dy: View, weight: View, dx: View, accumulate: bool) -> Operation {
@@ -142,16 +137,21 @@ struct Pairs {
 
 impl Pairs {
     fn of(integers: &Integers, attention: &Attention) -> Pairs {
-        let lengths = |rows: &Rows| -> Vec<f64> {
-            let known = integers.get(&rows.offsets.offset).filter(|offsets| offsets.len() == rows.offsets.cols);
-            known.map_or_else(Vec::new, |offsets| offsets.windows(2).map(|pair| f64::from(pair[1] - pair[0])).collect())
-        };
+        let known = |view: View| integers.get(&view.offset).filter(|values| values.len() == view.cols).map_or(&[][..], Vec::as_slice);
+        let lengths = |rows: &Rows| known(rows.offsets).windows(2).map(|pair| pair[1] - pair[0]);
         let (queries, keys) = (lengths(attention.query_rows), lengths(attention.key_rows));
+        let tokens: i64 = match attention.separators {
+            None => queries.zip(keys).map(|(queries, keys)| i64::from(queries) * i64::from(keys)).sum(),
+            Some(separators) => {
+                let mut rows = known(attention.query_rows.tokens).iter();
+                let mut of_sequence = |queries: i32, keys: i32, separator: i32| -> i64 {
+                    rows.by_ref().take(queries as usize).map(|&token| i64::from(keys.min(separator.max(token + 1)))).sum()
+                };
+                queries.zip(keys).zip(known(separators)).map(|((queries, keys), &separator)| of_sequence(queries, keys, separator)).sum()
+            }
+        };
         let prefix = attention.prefix.map_or(0, |prefix| prefix.key.rows);
-        Pairs {
-            tokens: queries.iter().zip(&keys).map(|(queries, keys)| queries * keys).sum(),
-            prefix: attention.query_rows.count as f64 * prefix as f64,
-        }
+        Pairs { tokens: tokens as f64, prefix: attention.query_rows.count as f64 * prefix as f64 }
     }
 }
 
@@ -238,30 +238,44 @@ mod tests {
     #[test]
     fn products_count_twice_their_volume() {
         let (x, weight, out) = (matrix(0, 7, 5, DType::F16), matrix(0, 3, 5, DType::F16), matrix(0, 7, 3, DType::F16));
-        let forward = linear(x, weight, None, out);
+        let forward = linear(x, weight, out);
         assert_eq!((forward.work.flops, forward.useful, forward.work.bytes), (210.0, 210.0, 2.0 * (35.0 + 15.0 + 21.0)));
         assert_eq!(forward.label, "linear 5 to 3");
         let back = linear_backward_input(out, weight, x, true);
         assert_eq!((back.work.flops, back.work.bytes), (210.0, 2.0 * (21.0 + 15.0 + 70.0)));
-        assert_eq!(linear(x, View { dtype: DType::F32, ..weight }, None, out).useful, 0.0);
+        assert_eq!(linear(x, View { dtype: DType::F32, ..weight }, out).useful, 0.0);
     }
 
     /// Sequences of 3 and 5 tokens behind a prefix of 2, two heads of 4.
     #[test]
     fn attention_counts_what_each_query_sees() {
         let vector = |offset, cols| matrix(offset, 1, cols, DType::I32);
-        let rows = |offset, count| Rows { ordinals: vector(0, 8), tokens: vector(0, 8), offsets: vector(offset, 3), count, longest: 5 };
-        let (all, first) = (rows(100, 8), rows(200, 2));
-        let integers = Integers::from([(100, vec![0, 3, 8]), (200, vec![0, 1, 2])]);
+        let rows = |offset, tokens, count| Rows {
+            ordinals: vector(0, count),
+            tokens: vector(tokens, count),
+            offsets: vector(offset, 3),
+            count,
+            longest: 5,
+        };
+        // All tokens, and of each sequence its last.
+        let (all, first) = (rows(100, 300, 8), rows(200, 400, 2));
+        let integers = Integers::from([
+            (100, vec![0, 3, 8]),
+            (200, vec![0, 1, 2]),
+            (300, vec![0, 1, 2, 0, 1, 2, 3, 4]),
+            (400, vec![2, 4]),
+            (500, vec![0, 3]),
+        ]);
         let hidden = |count| matrix(0, count, 8, DType::F16);
         let prefix = Prefix { key: matrix(0, 2, 8, DType::F32), value: matrix(0, 2, 8, DType::F32), dropout: None };
-        let attention = |queries| Attention {
+        let attention = |queries, separators| Attention {
             query: hidden(8),
             key: hidden(8),
             value: hidden(8),
             prefix: Some(prefix),
             query_rows: queries,
             key_rows: &all,
+            separators,
             heads: 2,
             kv_heads: 2,
             head_dim: 4,
@@ -270,12 +284,16 @@ mod tests {
         };
         let (out, sums) = (hidden(8), matrix(0, 8, 2, DType::F32));
         let (tokens, columns) = (9.0 + 25.0, 16.0);
-        let forward = attention_forward(&integers, &attention(&all), out, sums);
+        let forward = attention_forward(&integers, &attention(&all, None), out, sums);
         assert_eq!(forward.useful, 4.0 * 8.0 * (tokens + columns));
-        assert_eq!(attention_forward(&integers, &attention(&first), out, sums).useful, 4.0 * 8.0 * (3.0 + 5.0 + 4.0));
+        assert_eq!(attention_forward(&integers, &attention(&first, None), out, sums).useful, 4.0 * 8.0 * (3.0 + 5.0 + 4.0));
+        // The first sequence is causal; of the second every token sees the first three.
+        let mask = Some(vector(500, 2));
+        let seen = |queries| attention_forward(&integers, &attention(queries, mask), out, sums).useful / 32.0;
+        assert_eq!((seen(&all), seen(&first)), (1.0 + 2.0 + 3.0 + 3.0 + 3.0 + 3.0 + 4.0 + 5.0 + columns, 3.0 + 5.0 + 4.0));
         let saved = AttentionSaved { log_sum_exp: sums, delta: sums, d_out: out };
-        let backward = attention_backward(&integers, &attention(&all), &saved);
-        let prefix = prefix_gradient(&integers, &attention(&all), &saved);
+        let backward = attention_backward(&integers, &attention(&all, None), &saved);
+        let prefix = prefix_gradient(&integers, &attention(&all, None), &saved);
         assert_eq!(backward.useful + prefix.useful, 10.0 * 8.0 * (tokens + columns));
         let passes: f64 = backward.parts.iter().map(|(_, _, work)| work.flops).sum();
         assert_eq!(passes, 8.0 * (14.0 * tokens + 6.0 * columns));

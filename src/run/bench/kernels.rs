@@ -261,6 +261,7 @@ impl Bench {
                 prefix,
                 query_rows: &buffers.rows,
                 key_rows: &buffers.rows,
+                separators: None,
                 heads: options.heads,
                 kv_heads: options.kv_heads(),
                 head_dim: options.head_dim,

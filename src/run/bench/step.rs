@@ -5,10 +5,11 @@ use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
 use crate::data::{Feature, FeatureSet, Sequence};
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions, StepReport, Update};
-use crate::model::{HeadKind, HeadSpec, Slot, Specification, TaskKind};
+use crate::model::{HeadKind, HeadSpec, MaskKind, Slot, Specification, TaskKind};
 use crate::run::base::BaseOptions;
 use crate::run::device;
 use crate::run::memory::{forget_peak, grouped, peak_resident_bytes, readable};
+use crate::run::pipeline::{Contents, Pipeline};
 use crate::run::settings::check_size;
 use crate::run::terminal::Terminal;
 use crate::run::values::{Device, Offset, StepRange};
@@ -148,24 +149,28 @@ fn random_batch(spec: &Specification, lengths: &[usize], seed: u64) -> FeatureSe
     let mut set = FeatureSet { examples: lengths.len(), ..FeatureSet::default() };
     for (example, &length) in lengths.iter().enumerate() {
         let ids = (0..length).map(|_| (first + random.below(spec.vocabulary - first)) as u32).collect();
-        set.sequences.push(Sequence { ids, types: Vec::new(), readout: vec![0] });
+        // The row that a classification reads: the first, or the last where only it sees the whole text.
+        let readout = if spec.mask == MaskKind::Full { 0 } else { length as u32 - 1 };
+        set.sequences.push(Sequence { ids, readout: vec![readout], ..Sequence::default() });
         set.features.push(Feature { example, first_sequence: example, sequences: 1, targets: vec![(example % 2) as i32] });
     }
     set
 }
 
-/// Runs training steps of one batch.
+/// Runs training steps of one batch, packed anew for each as in training.
 struct Runner<'a> {
     engine: Engine,
     set: &'a FeatureSet,
-    features: Vec<usize>,
+    batch: Contents,
+    pipeline: Pipeline,
     number: u64,
 }
 
 impl Runner<'_> {
     fn step(&mut self) -> Result<Option<StepReport>> {
-        self.engine.begin_step(self.number, self.features.len());
-        self.engine.accumulate(self.set, &self.features, 0)?;
+        let engine = &mut self.engine;
+        engine.begin_step(self.number, self.batch.features.len());
+        self.pipeline.run(self.set, self.batch.clone(), Some(self.batch.clone()), |batch| engine.accumulate_packed(batch))?;
         self.engine.finish_step(&UPDATE);
         self.number += 1;
         Ok(self.engine.take_report())
@@ -268,7 +273,8 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     let started = Instant::now();
     let capacity = Capacity::for_items(&set, &engine_options.head, lengths.len(), true);
     let engine = Engine::new(backend, &model, engine_options.clone(), capacity)?;
-    let mut runner = Runner { engine, set: &set, features: (0..lengths.len()).collect(), number: 0 };
+    let batch = Contents { features: (0..lengths.len()).collect(), first_ordinal: 0 };
+    let mut runner = Runner { pipeline: Pipeline::new(&engine), engine, set: &set, batch, number: 0 };
     let loaded = runner.engine.instruments().mark();
     runner.engine.instruments().seconds_between(loaded, loaded);
     runner.engine.check()?;

@@ -1,0 +1,54 @@
+//! Packs the next batch while the engine computes the current one, on another thread of the pool.
+
+use crate::data::{Batch, FeatureSet, Packing};
+use crate::engine::Engine;
+use anyhow::Result;
+
+/// What goes into a batch: features, and how many sequences of the optimizer step come before them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    pub features: Vec<usize>,
+    pub first_ordinal: usize,
+}
+
+/// Batches of one set, one ahead of what is computed. What is computed does not depend on it.
+pub struct Pipeline {
+    packing: Packing,
+    /// The batch that comes next, and whether it could be packed.
+    ready: Option<(Contents, Batch, Result<()>)>,
+    /// A batch whose memory can be used again.
+    spare: Batch,
+}
+
+impl Pipeline {
+    pub fn new(engine: &Engine) -> Pipeline {
+        Pipeline { packing: engine.packing().clone(), ready: None, spare: Batch::default() }
+    }
+
+    /// Lets the engine work on one batch and packs `next` meanwhile.
+    pub fn run<T>(&mut self, set: &FeatureSet, now: Contents, next: Option<Contents>, work: impl FnOnce(&Batch) -> Result<T>) -> Result<T> {
+        let (batch, packed) = match self.ready.take() {
+            Some((contents, batch, packed)) if contents == now => (batch, packed),
+            _ => self.pack(set, &now),
+        };
+        packed?;
+        // The work stays on this thread, as what profilers are told of it does.
+        let result = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| {
+                self.ready = next.map(|next| {
+                    let (batch, packed) = self.pack(set, &next);
+                    (next, batch, packed)
+                });
+            });
+            work(&batch)
+        });
+        self.spare = batch;
+        result
+    }
+
+    fn pack(&mut self, set: &FeatureSet, contents: &Contents) -> (Batch, Result<()>) {
+        let mut batch = std::mem::take(&mut self.spare);
+        let packed = batch.pack(&self.packing, set, &contents.features, contents.first_ordinal);
+        (batch, packed)
+    }
+}
