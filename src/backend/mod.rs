@@ -128,6 +128,7 @@ pub struct Attention<'a> {
     pub key: View,
     pub value: View,
     pub prefix: Option<Prefix>,
+    pub relative: Option<Relative>,
     pub query_rows: &'a Rows,
     pub key_rows: &'a Rows,
     /// int32, one a sequence: key j is visible to the query of token i where j <= i or j < separator (all 0: causal);
@@ -148,6 +149,17 @@ pub struct Prefix {
     pub value: View,
     /// Masks of keys and of values, drawn for each sequence: element (ordinal, prefix position, head, dim).
     pub dropout: Option<[Dropout; 2]>,
+}
+
+/// Relative positions in attention (DeBERTa): to the score of the query of token i and key j of its sequence, before the
+/// scale, is added q_i . key\[r\] + k_j . query\[r\] with r = clamp(i - j + span, 0, 2 span - 1), head by head; nothing to
+/// the scores of prefix columns. Tables have 2 `span` rows of A*D; None: without that term. There are as many key/value
+/// heads as heads, queries ascend within a sequence, and the tables get no gradient.
+#[derive(Clone, Copy)]
+pub struct Relative {
+    pub key: Option<View>,
+    pub query: Option<View>,
+    pub span: usize,
 }
 
 /// A group of logits that one softmax runs over: elements `start + i * stride`, i < `length`, of the logits' rows laid
@@ -172,6 +184,32 @@ pub struct CrossEntropy {
     /// One element, added to.
     pub loss: View,
     pub d_logits: View,
+}
+
+/// What the frozen language-model head says of the tokens that rows are to predict, over a chunk of rows:
+/// log_probability\[r\] = logits\[r\]\[target\] - logsumexp logits\[r\] (0 without a target), best\[r\] = column of the
+/// largest logit, the first of equal ones.
+pub struct TokenLoss {
+    /// \[R, V\] in master precision; void afterwards.
+    pub logits: View,
+    /// int32; negative: the row is to predict nothing.
+    pub targets: View,
+    /// In master precision.
+    pub log_probability: View,
+    /// int32.
+    pub best: View,
+    pub gradient: Option<TokenGradient>,
+}
+
+/// d_logits\[r\] = scale * weights\[r\] * (softmax - \[target\]); zero without a target.
+pub struct TokenGradient {
+    /// One a row, in master precision; None: 1.
+    pub weights: Option<View>,
+    pub scale: f64,
+    /// \[R, V\], activations. May begin where the logits begin, with rows as far apart in bytes.
+    pub d_logits: View,
+    /// One element, to which -scale * Σ log_probability is added; only without weights.
+    pub loss: Option<View>,
 }
 
 /// One AdamW update as torch.optim.AdamW does it.
@@ -237,7 +275,7 @@ pub trait Backend: Instruments + Send {
     /// data *= mask / (1 - rate), in place, on rows.
     fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows);
 
-    /// out\[T, N\] = x\[T, K\] weight\[N, K\]ᵀ + bias\[N\].
+    /// out\[T, N\] = x\[T, K\] weight\[N, K\]ᵀ + bias\[N\]; out is of activations' or master type.
     fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View);
     /// dx\[T, K\] = dy\[T, N\] weight\[N, K\] (+ dx if `accumulate`).
     fn linear_backward_input(&mut self, dy: View, weight: View, dx: View, accumulate: bool);
@@ -264,6 +302,11 @@ pub trait Backend: Instruments + Send {
     fn scatter_add_rows(&mut self, source: View, rows: View, x: View);
 
     fn cross_entropy(&mut self, arguments: &CrossEntropy);
+    fn token_loss(&mut self, arguments: &TokenLoss);
+    /// out\[s\] = Σ values\[offsets\[s\]..offsets\[s + 1\]\], in master precision; offsets are int32.
+    fn sum_segments(&mut self, values: View, offsets: View, out: View);
+    /// out\[r\] = factor * values\[s\] for the rows r of segment s.
+    fn spread_segments(&mut self, values: View, offsets: View, factor: f64, out: View);
     /// total += Σ x².
     fn squared_norm(&mut self, x: View, total: View);
     fn adamw(&mut self, arguments: &AdamW);
@@ -283,6 +326,8 @@ pub struct ScratchNeed {
     pub longest: usize,
     pub prefix_length: usize,
     pub head_dim: usize,
+    /// Whether attention has relative positions.
+    pub relative: bool,
     /// Width of keys: G*D.
     pub kv_size: usize,
     pub tokens: usize,

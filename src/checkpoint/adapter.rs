@@ -135,10 +135,9 @@ impl Adapter {
 
     /// The head by task, kind and the output layer's shape; None where the task is not known.
     fn head(&self) -> Option<HeadSpec> {
-        let task = self.metadata.task?;
-        let (last, _) = HeadSpec::new(task, self.metadata.head, 0).layers(0).pop()?;
-        let columns = self.tensors.get(&format!("{last}.weight")).and_then(|weight| weight.shape.first().copied()).unwrap_or(0);
-        Some(HeadSpec::new(task, self.metadata.head, columns))
+        let last = self.metadata.head_spec(0)?.layers(0).pop();
+        let last = last.and_then(|(name, _)| self.tensors.get(&format!("{name}.weight")));
+        self.metadata.head_spec(last.and_then(|weight| weight.shape.first().copied()).unwrap_or(0))
     }
 
     /// Key or value elements of a prefix position in a layer, by the tensor's shape; None without a prefix.
@@ -192,7 +191,10 @@ impl Adapter {
             expect(format!("{POOLER}.bias"), &[spec.hidden_size])?;
         }
         let labels = metadata.labels.as_ref().map(Vec::len);
-        if matches!(task, TaskKind::Classification | TaskKind::Tagging) && labels.is_some_and(|labels| labels != head.columns) {
+        if matches!(task, TaskKind::Classification | TaskKind::Tagging)
+            && head.is_trained()
+            && labels.is_some_and(|labels| labels != head.columns)
+        {
             bail!("the adapter's head has {} outputs for {} labels", head.columns, labels.unwrap_or(0));
         }
         Ok(used)
@@ -205,7 +207,11 @@ impl Adapter {
 
 /// What the files of a PEFT adapter tell. PEFT has a prefix in every layer, shifts positions and has no prefix dropout.
 fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -> Result<Metadata> {
-    let head = if tensors.contains_key("base_model.classifier.dense.weight") { HeadKind::Dense } else { HeadKind::Linear };
+    let head = match ["classifier.dense", "pooler.dense"].map(|name| tensors.contains_key(&format!("base_model.{name}.weight"))) {
+        [true, _] => HeadKind::Dense,
+        [false, true] => HeadKind::Context,
+        [false, false] => HeadKind::Linear,
+    };
     let Some(&[_, columns]) = tensors.get(PREFIX).map(|tensor| tensor.shape.as_slice()) else {
         bail!("{TENSORS} has no matrix {PREFIX}; is it a prefix-tuning adapter?");
     };
@@ -238,6 +244,7 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
         max_length: None,
         doc_stride: None,
         no_answer: false,
+        verbalizer: None,
         base_model: peft.base_model.clone(),
         fingerprint: None,
     })

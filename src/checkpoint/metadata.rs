@@ -1,7 +1,7 @@
 //! `ptune.json`: what the engine knows of an adapter beyond PEFT's `adapter_config.json`.
 
 use super::atomic::write_atomically;
-use crate::model::{HeadKind, TaskKind};
+use crate::model::{HeadKind, HeadSpec, TaskKind};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -37,6 +37,9 @@ pub struct Metadata {
     /// Question answering: whether it was trained to leave questions unanswered.
     #[serde(default)]
     pub no_answer: bool,
+    /// Cloze classification: the words that stand for the labels, in their order.
+    #[serde(default)]
+    pub verbalizer: Option<Vec<String>>,
     /// Path or name of the base model, for people.
     pub base_model: String,
     /// [`super::Checkpoint::fingerprint`] of the base model.
@@ -44,6 +47,22 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// Labels and their words, of a cloze classification.
+    pub fn words(&self) -> Option<(Vec<String>, Vec<String>)> {
+        self.labels.clone().zip(self.verbalizer.clone())
+    }
+
+    /// Makes it a cloze classification by these words.
+    pub fn set_words(&mut self, labels: &[String], words: &[String]) {
+        (self.labels, self.verbalizer) = (Some(labels.to_vec()), Some(words.to_vec()));
+    }
+
+    /// The head, whose last layer has `columns` outputs where it is trained; None where the task is not known.
+    pub fn head_spec(&self, columns: usize) -> Option<HeadSpec> {
+        let task = self.task?;
+        Some(if self.verbalizer.is_some() { HeadSpec::scored_sequences() } else { HeadSpec::new(task, self.head, columns) })
+    }
+
     /// Reads `ptune.json`; None where there is none.
     pub(super) fn read(file: &Path) -> Result<Option<Metadata>> {
         if !file.exists() {
@@ -87,6 +106,11 @@ impl Metadata {
         if let Some((name, rate)) = rates.iter().find(|(_, rate)| !(0.0..1.0).contains(rate)) {
             bail!("field {name}_dropout is {rate}; a rate is from 0 to below 1");
         }
+        if let Some(words) = &self.verbalizer
+            && self.labels.as_ref().map(Vec::len) != Some(words.len())
+        {
+            bail!("field verbalizer has {} words, which are not as many as labels", words.len());
+        }
         let labels = self.labels.as_deref().unwrap_or_default();
         if let Some(twice) = labels.iter().enumerate().find(|(index, label)| labels[..*index].contains(label)) {
             bail!("field labels has {:?} twice", twice.1);
@@ -123,6 +147,7 @@ pub(super) mod tests {
             max_length: Some(128),
             doc_stride: None,
             no_answer: false,
+            verbalizer: None,
             base_model: "model".into(),
             fingerprint: None,
         }

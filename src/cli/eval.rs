@@ -24,7 +24,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
     let terminal = Terminal::new(arguments.json);
-    let scoring = Scoring::run(&arguments.scoring.options(&arguments.data, true), &terminal, &Interrupt::install()?)?;
+    let scoring = Scoring::run(&arguments.scoring.options(&arguments.data), &terminal, &Interrupt::install()?)?;
     let evaluation = scoring.evaluate()?;
     let examples = &scoring.split.examples;
     if arguments.json {

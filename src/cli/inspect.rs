@@ -3,7 +3,7 @@
 use super::print;
 use crate::checkpoint::{Adapter, FrozenModel};
 use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
-use crate::model::{HeadKind, HeadSpec, Pooling, Positions, TaskKind};
+use crate::model::{HeadKind, HeadSpec, Pooling, Positions, TaskKind, family_of};
 use crate::run::memory::{grouped, readable};
 use crate::run::terminal::Terminal;
 use crate::run::{Device, device};
@@ -67,10 +67,20 @@ fn model(directory: &Path) -> Result<String> {
         ),
     );
     line(&mut text, "parameters", grouped(spec.parameters() as u64));
-    let Positions::Learned { table, .. } = spec.positions;
     let (whole, left) = (spec.longest_sequence(0), spec.longest_sequence(PREFIX));
-    line(&mut text, "positions", format!("table of {table}: up to {whole} tokens, {left} behind a prefix of {PREFIX}"));
-    line(&mut text, "pooler", if model.has_pooler() { "yes" } else { "no (a frozen random one is stored with the adapter)" });
+    let positions = match spec.positions {
+        Positions::Learned { table, .. } => format!("table of {table}: up to {whole} tokens, {left} behind a prefix of {PREFIX}"),
+        Positions::TwoDimensional { .. } => format!("two-dimensional, up to {whole} tokens, not shifted by a prefix"),
+        Positions::Relative { span, .. } => format!("relative, up to {span} tokens apart: texts of any length"),
+    };
+    line(&mut text, "positions", positions);
+    let heads = family_of(&spec.family).map_or([].as_slice(), |family| family.heads);
+    let pooler = match (model.has_pooler(), heads.contains(&HeadKind::Linear)) {
+        (true, _) => "yes",
+        (false, true) => "no (a frozen random one is stored with the adapter)",
+        (false, false) => "no (the head trains its own)",
+    };
+    line(&mut text, "pooler", pooler);
     line(&mut text, "dropout", format!("hidden {}, attention {}", spec.hidden_dropout, spec.attention_dropout));
     if let Some(labels) = &spec.labels {
         line(&mut text, "labels", labels.join(", "));
@@ -88,7 +98,7 @@ fn model(directory: &Path) -> Result<String> {
     }
     line(&mut text, "fingerprint", model.fingerprint());
 
-    let head = HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2);
+    let head = HeadSpec::new(TaskKind::Classification, heads.first().copied().unwrap_or(HeadKind::Linear), 2);
     let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: true, dropout: 0.1 };
     let trained = PREFIX * spec.layers * 2 * spec.kv_size()
         + head.layers(spec.hidden_size).iter().map(|(_, [outputs, inputs])| outputs * inputs + outputs).sum::<usize>();
@@ -111,7 +121,8 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> R
     }
     let title = format!("\nmemory plan of training it: prefix {}, batch {BATCH} x {length} tokens\n", prefix.length);
     let rows = if head.reads_every_token() || head.pooling == Pooling::None { BATCH * length } else { BATCH };
-    let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true };
+    let capacity =
+        Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
     let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
     let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto, model, &Terminal::new(true))?)?;
     Ok(format!("{title}{plan}\n"))
@@ -129,9 +140,10 @@ fn adapter(directory: &Path) -> Result<String> {
         Some(labels) => line(&mut text, "labels", format!("{}: {}", labels.len(), labels.join(", "))),
         None => line(&mut text, "labels", "none stored"),
     }
-    let head = match metadata.head {
-        HeadKind::Linear => "linear",
-        HeadKind::Dense => "dense",
+    let head = match (&metadata.verbalizer, metadata.task) {
+        (Some(words), _) => format!("none trained: the words {words:?} in the blank [MASK]"),
+        (None, Some(TaskKind::CausalLm)) => "none trained: the model's language-model head".to_string(),
+        (None, _) => metadata.head.name().to_string(),
     };
     line(&mut text, "head", head);
     let layers = crate::run::LayerSet::from_indices(&metadata.prefix_layers);
@@ -165,8 +177,7 @@ fn adapter(directory: &Path) -> Result<String> {
         line(&mut text, "warning", warning);
     }
     line(&mut text, "share", format!("{:.2} % of the model", 100.0 * total as f64 / model.spec.parameters() as f64));
-    if let Some(task) = metadata.task {
-        let columns = metadata.labels.as_ref().map_or(2, Vec::len);
+    if let Some(head) = metadata.head_spec(metadata.labels.as_ref().map_or(2, Vec::len)) {
         let prefix = PrefixOptions {
             length: metadata.prefix_length,
             layers: metadata.prefix_layers.clone(),
@@ -174,7 +185,7 @@ fn adapter(directory: &Path) -> Result<String> {
             shifted: metadata.shifted_positions,
             dropout: metadata.prefix_dropout,
         };
-        text.push_str(&default_plan(&model, prefix, HeadSpec::new(task, metadata.head, columns))?);
+        text.push_str(&default_plan(&model, prefix, head)?);
     }
     Ok(text)
 }

@@ -9,7 +9,7 @@ mod train;
 use crate::data::Columns;
 use crate::error::UsageError;
 use crate::model::TaskKind;
-use crate::run::{Device, device};
+use crate::run::{Device, LabelWords, device};
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -53,6 +53,9 @@ struct ScoringArguments {
     /// Task (as for train); needed only where a foreign adapter's files do not tell
     #[arg(long, value_name = "TASK", hide_possible_values = true)]
     task: Option<TaskKind>,
+    /// Labels and words of a cloze (as for train); needed only for a foreign adapter
+    #[arg(long, value_name = "JSON")]
+    verbalizer: Option<LabelWords>,
     /// Column of the text
     #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Data")]
     text_column: String,
@@ -68,7 +71,7 @@ struct ScoringArguments {
     /// CoNLL column of the tag, counted from 0 [default: the last]
     #[arg(long, value_name = "N", help_heading = "Data")]
     tag_column: Option<usize>,
-    /// Longest sequence in tokens [default: as trained; else 128, qa: 384]
+    /// Longest sequence in tokens [default: as trained; else 128, qa: 384, causal-lm: 512]
     #[arg(long, value_name = "N", help_heading = "Data")]
     max_length: Option<usize>,
     /// Tokens that neighbouring windows of a context share [default: as trained; else 128]
@@ -86,7 +89,8 @@ struct ScoringArguments {
 }
 
 impl ScoringArguments {
-    fn options(&self, data: &std::path::Path, labelled: bool) -> crate::run::scoring::ScoringOptions {
+    /// Of labelled data; `predict` says otherwise.
+    fn options(&self, data: &std::path::Path) -> crate::run::scoring::ScoringOptions {
         crate::run::scoring::ScoringOptions {
             model: self.model.clone(),
             adapter: self.adapter.clone(),
@@ -104,7 +108,10 @@ impl ScoringArguments {
             doc_stride: self.doc_stride,
             batch_size: self.batch_size,
             device: self.device,
-            labelled,
+            labelled: true,
+            verbalizer: self.verbalizer.clone(),
+            generate: 0,
+            logits: true,
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{ScoringArguments, set_threads};
 use crate::checkpoint::write_atomically;
 use crate::run::interrupt::Interrupt;
-use crate::run::scoring::Scoring;
+use crate::run::scoring::{Scoring, ScoringOptions};
 use crate::run::terminal::Terminal;
 use crate::task::With;
 use crate::usage;
@@ -24,6 +24,9 @@ pub struct Arguments {
     /// What else a line holds: logits, input_ids or both
     #[arg(long, value_name = "logits,input_ids", value_delimiter = ',', hide_possible_values = true)]
     with: Vec<Extra>,
+    /// Longest text that is generated behind a prompt (causal-lm), in tokens; 0: none
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_new_tokens: usize,
     /// Print nothing but errors
     #[arg(long)]
     quiet: bool,
@@ -40,8 +43,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
     check_output(&arguments.input, &arguments.output)?;
     let terminal = Terminal::new(arguments.quiet);
-    let scoring = Scoring::run(&arguments.scoring.options(&arguments.input, false), &terminal, &Interrupt::install()?)?;
     let with = With { logits: arguments.with.contains(&Extra::Logits), input_ids: arguments.with.contains(&Extra::InputIds) };
+    let options = ScoringOptions {
+        labelled: false,
+        generate: arguments.max_new_tokens,
+        logits: with.logits,
+        ..arguments.scoring.options(&arguments.input)
+    };
+    let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
     let predictions = scoring.predict();
     write_atomically(&arguments.output, |writer| {
         for (index, prediction) in predictions.iter().enumerate() {

@@ -2,7 +2,7 @@
 //! backend reads it. Reused from step to step.
 
 use super::{FeatureSet, Grouping, Sequence};
-use crate::model::{MaskKind, Specification};
+use crate::model::{MaskKind, Positions, Specification};
 use anyhow::{Context, Result, ensure};
 
 /// Rows and what a dropout mask is drawn by: see [`crate::backend::Rows`].
@@ -15,6 +15,13 @@ pub struct RowArrays {
 }
 
 impl RowArrays {
+    /// A sequence of one token.
+    pub fn push_token(&mut self, ordinal: i32, token: i32) {
+        self.ordinals.push(ordinal);
+        self.tokens.push(token);
+        self.end_sequence();
+    }
+
     fn clear(&mut self) {
         self.ordinals.clear();
         self.tokens.clear();
@@ -50,9 +57,11 @@ pub struct Batch {
     pub separators: Vec<i32>,
     /// \[start, length, stride, target\] of every logit group: [`crate::backend::LogitGroup`].
     pub groups: Vec<i32>,
-    /// Groups that have a target.
+    /// Where rows are to predict tokens: the token of each, -1 for none.
+    pub row_targets: Vec<i32>,
+    /// Groups (or rows that are to predict tokens) that have a target.
     pub targets: usize,
-    /// Head rows of each feature.
+    /// Rows of logits of each feature: its head rows, or its sequences where these are scored.
     pub feature_rows: Vec<usize>,
 }
 
@@ -71,23 +80,15 @@ impl Batch {
     /// Packs features; `first_ordinal` counts the sequences of the optimizer step before them.
     /// Errors: an index that lies outside the table that the model looks it up in; a sequence without tokens.
     pub fn pack(&mut self, packing: &Packing, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
-        for list in [&mut self.ids, &mut self.positions, &mut self.types, &mut self.readout_rows, &mut self.separators, &mut self.groups] {
-            list.clear();
-        }
-        self.all.clear();
-        self.readout.clear();
-        self.feature_rows.clear();
-        self.targets = 0;
+        self.clear();
         let mut ordinal = first_ordinal as i32;
         for &feature in features {
-            let first_row = self.readout.count();
+            let (first_row, first_sequence) = (self.readout.count(), self.readout.offsets.len() - 1);
             for sequence in set.sequences_of(feature) {
                 check(&packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
                 let start = self.ids.len();
                 self.ids.extend(sequence.ids.iter().map(|&id| id as i32));
-                self.positions.extend(packing.spec.position_ids(&sequence.ids, packing.shift).map(|position| position as i32));
-                self.types.extend(sequence.types.iter().map(|&kind| kind as i32));
-                self.types.resize(self.ids.len(), 0);
+                self.push_positions(packing, sequence);
                 self.all.tokens.extend(0..sequence.ids.len() as i32);
                 self.all.ordinals.resize(self.ids.len(), ordinal);
                 self.all.end_sequence();
@@ -100,9 +101,27 @@ impl Batch {
                     MaskKind::Causal => self.separators.push(0),
                     MaskKind::Separator => self.separators.push(sequence.separator as i32),
                 }
+                if packing.grouping == Grouping::PerSequence {
+                    ensure!(sequence.predicts.len() == sequence.readout.len(), "a sequence is scored by every row that is read");
+                    self.push_row_targets(packing, sequence.predicts.iter().map(|&token| token as i32))?;
+                }
                 ordinal += 1;
             }
-            self.push_groups(packing, first_row, &set.features[feature].targets)?;
+            let targets = &set.features[feature].targets;
+            match packing.grouping {
+                Grouping::PerToken => {
+                    let rows = self.readout.count() - first_row;
+                    self.push_row_targets(packing, (0..rows).map(|row| targets.get(row).copied().unwrap_or(-1).max(-1)))?;
+                    self.targets += set.targets(feature);
+                    self.feature_rows.push(rows);
+                }
+                Grouping::PerSequence => {
+                    self.push_groups(packing, first_sequence, self.readout.offsets.len() - 1 - first_sequence, targets)?;
+                }
+                Grouping::PerRow | Grouping::PerColumn => {
+                    self.push_groups(packing, first_row, self.readout.count() - first_row, targets)?;
+                }
+            }
         }
         ensure!(
             i32::try_from(self.readout.count() * packing.columns).is_ok(),
@@ -111,8 +130,51 @@ impl Batch {
         Ok(())
     }
 
-    fn push_groups(&mut self, packing: &Packing, first_row: usize, targets: &[i32]) -> Result<()> {
-        let (rows, columns) = (self.readout.count() - first_row, packing.columns);
+    pub fn clear(&mut self) {
+        let lists = [&mut self.ids, &mut self.positions, &mut self.types, &mut self.readout_rows, &mut self.separators, &mut self.groups];
+        lists.into_iter().for_each(Vec::clear);
+        self.row_targets.clear();
+        self.all.clear();
+        self.readout.clear();
+        self.feature_rows.clear();
+        self.targets = 0;
+    }
+
+    /// The head reads every token, and none has a target.
+    pub fn read_every_token(&mut self) {
+        self.readout = self.all.clone();
+        self.readout_rows = (0..self.ids.len() as i32).collect();
+        self.row_targets = vec![-1; self.ids.len()];
+    }
+
+    /// Positions and token types, or blocks, of a sequence whose ids are here.
+    fn push_positions(&mut self, packing: &Packing, sequence: &Sequence) {
+        let spec = &packing.spec;
+        if let Positions::TwoDimensional { .. } = spec.positions {
+            let text = sequence.blank.map_or(sequence.ids.len(), |_| sequence.separator as usize);
+            let answer = sequence.ids.len() - text;
+            self.positions.extend(0..text as i32);
+            self.positions.resize(self.ids.len(), sequence.blank.unwrap_or(0) as i32);
+            self.types.resize(self.ids.len() - answer, 0);
+            self.types.extend(1..=answer as i32);
+            return;
+        }
+        self.positions.extend(spec.position_ids(&sequence.ids, packing.shift).map(|position| position as i32));
+        self.types.extend(sequence.types.iter().map(|&kind| kind as i32));
+        self.types.resize(self.ids.len(), 0);
+    }
+
+    fn push_row_targets(&mut self, packing: &Packing, targets: impl Iterator<Item = i32>) -> Result<()> {
+        let vocabulary = packing.spec.vocabulary;
+        for target in targets {
+            ensure!(target < vocabulary as i32, "token {target} is to be predicted, the model has {vocabulary}");
+            self.row_targets.push(target);
+        }
+        Ok(())
+    }
+
+    fn push_groups(&mut self, packing: &Packing, first_row: usize, rows: usize, targets: &[i32]) -> Result<()> {
+        let columns = packing.columns;
         self.feature_rows.push(rows);
         let first = first_row * columns;
         for (i, (start, length, stride)) in packing.grouping.groups(rows, columns).enumerate() {
@@ -131,7 +193,7 @@ impl Batch {
 
 /// Kernels look rows up without asking; here they are asked once.
 fn check(spec: &Specification, shift: usize, sequence: &Sequence) -> Result<()> {
-    let Sequence { ids, types, readout, separator } = sequence;
+    let Sequence { ids, types, readout, separator, blank, .. } = sequence;
     ensure!(!ids.is_empty(), "a text without a single token; the tokenizer adds no special tokens to it");
     ensure!(types.is_empty() || types.len() == ids.len(), "{} tokens with {} token types", ids.len(), types.len());
     for (what, values, limit) in
@@ -143,6 +205,7 @@ fn check(spec: &Specification, shift: usize, sequence: &Sequence) -> Result<()> 
     }
     ensure!(readout.windows(2).all(|pair| pair[0] < pair[1]), "the rows that the head reads do not ascend");
     ensure!(*separator as usize <= ids.len(), "separator {separator} of {} tokens", ids.len());
+    ensure!(blank.is_none_or(|blank| blank < *separator), "the blank is not in the text in front of its answer");
     ensure!(ids.len() <= spec.longest_sequence(shift), "{} tokens need more positions than the model has", ids.len());
     Ok(())
 }
@@ -169,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_batch_is_packed() {
-        let batch = pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], separator: 0 }, vec![1, -100]).unwrap();
+        let batch =
+            pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], ..Sequence::default() }, vec![1, -100]).unwrap();
         assert_eq!((batch.ids, batch.types, batch.positions), (vec![5, 6, 7], vec![0, 1, 1], vec![3, 4, 5]));
         assert_eq!((batch.all.ordinals, batch.all.offsets, batch.readout_rows), (vec![7; 3], vec![0, 3], vec![0, 2]));
         assert_eq!((batch.groups, batch.targets), (vec![0, 2, 1, 1, 2, 2, 1, -1], 1));
@@ -186,8 +250,47 @@ mod tests {
     }
 
     #[test]
+    fn answers_have_two_dimensional_positions() {
+        let spec = Specification {
+            positions: Positions::TwoDimensional { table: 65 },
+            mask: MaskKind::Separator,
+            token_types: 0,
+            ..Specification::tiny()
+        };
+        let packing = Packing { spec: spec.clone(), shift: 0, grouping: Grouping::PerSequence, columns: 1 };
+        let frame =
+            Sequence { ids: vec![5, 6, 7, 8, 9], separator: 3, blank: Some(1), readout: vec![3, 4], predicts: vec![2, 3], types: vec![] };
+        let whole = Sequence { readout: vec![2], predicts: vec![4], ..Sequence::text(vec![5, 6, 7], vec![], vec![]) };
+        let feature = Feature { sequences: 2, targets: vec![1], ..Feature::default() };
+        let set = FeatureSet { sequences: vec![frame, whole], features: vec![feature], examples: 1 };
+        let mut batch = Batch::default();
+        batch.pack(&packing, &set, &[0], 0).unwrap();
+        assert_eq!(
+            (batch.positions, batch.types, batch.separators),
+            (vec![0, 1, 2, 1, 1, 0, 1, 2], vec![0, 0, 0, 1, 2, 0, 0, 0], vec![3, 3])
+        );
+        assert_eq!((batch.row_targets, batch.groups, batch.targets, batch.feature_rows), (vec![2, 3, 4], vec![0, 2, 1, 1], 1, vec![2]));
+    }
+
+    #[test]
+    fn rows_that_predict_tokens() {
+        let spec = Specification { mask: MaskKind::Causal, ..Specification::tiny() };
+        let packing = Packing { spec: spec.clone(), shift: 0, grouping: Grouping::PerToken, columns: 0 };
+        let pack = |targets: Vec<i32>| {
+            let sequence = Sequence { ids: vec![1, 2, 3], readout: vec![1, 2], ..Sequence::default() };
+            let feature = Feature { sequences: 1, targets, ..Feature::default() };
+            let mut batch = Batch::default();
+            batch.pack(&packing, &FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 1 }, &[0], 0).map(|()| batch)
+        };
+        let batch = pack(vec![3, -100]).unwrap();
+        assert_eq!((batch.row_targets, batch.targets, batch.feature_rows, batch.groups), (vec![3, -1], 1, vec![2], vec![]));
+        assert_eq!(pack(vec![]).unwrap().row_targets, [-1, -1]);
+        assert!(pack(vec![10, 0]).unwrap_err().to_string().contains("token 10"));
+    }
+
+    #[test]
     fn what_lies_outside_the_tables_is_refused() {
-        let sequence = |ids: Vec<u32>, types: Vec<u32>, readout: Vec<u32>| Sequence { ids, types, readout, separator: 0 };
+        let sequence = |ids: Vec<u32>, types: Vec<u32>, readout: Vec<u32>| Sequence { ids, types, readout, ..Sequence::default() };
         for (bad, expected) in [
             (sequence(vec![10], vec![], vec![0]), "token id 10"),
             (sequence(vec![1], vec![2], vec![0]), "token type 2"),

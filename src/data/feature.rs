@@ -12,6 +12,17 @@ pub struct Sequence {
     /// Tokens before this one see one another, where the model's mask is one of separators; every token sees those
     /// before it and itself.
     pub separator: u32,
+    /// Where a score of the sequence is asked for: the tokens that the readout rows are to predict.
+    pub predicts: Vec<u32>,
+    /// Two-dimensional positions: tokens from the separator on fill the blank at this token.
+    pub blank: Option<u32>,
+}
+
+impl Sequence {
+    /// A text whose tokens see one another as far as the model's mask lets them.
+    pub fn text(ids: Vec<u32>, types: Vec<u32>, readout: Vec<u32>) -> Sequence {
+        Sequence { separator: ids.len() as u32, ids, types, readout, ..Sequence::default() }
+    }
 }
 
 /// One item of a batch.
@@ -33,6 +44,11 @@ pub enum Grouping {
     PerRow,
     /// Every column chooses among the feature's rows (multiple choice: one column; spans: start and end).
     PerColumn,
+    /// Every row chooses among the vocabulary; its target is a token id. There are no logits, but for each row the
+    /// target's log-probability and whether it is the likeliest token.
+    PerToken,
+    /// The one column chooses among the feature's sequences, which have a score each.
+    PerSequence,
 }
 
 impl Grouping {
@@ -40,12 +56,18 @@ impl Grouping {
     pub fn groups(self, rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize, usize)> {
         let count = match self {
             Grouping::PerRow => rows,
-            Grouping::PerColumn => columns,
+            Grouping::PerColumn | Grouping::PerSequence => columns,
+            Grouping::PerToken => 0,
         };
         (0..count).map(move |group| match self {
-            Grouping::PerRow => (group * columns, columns, 1),
-            Grouping::PerColumn => (group, rows, columns),
+            Grouping::PerRow | Grouping::PerToken => (group * columns, columns, 1),
+            Grouping::PerColumn | Grouping::PerSequence => (group, rows, columns),
         })
+    }
+
+    /// Rows of a feature's logits.
+    pub fn rows(self, set: &FeatureSet, feature: usize) -> usize {
+        if self == Grouping::PerSequence { set.features[feature].sequences } else { set.rows(feature) }
     }
 }
 

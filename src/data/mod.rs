@@ -45,6 +45,11 @@ pub enum Content {
         words: Vec<String>,
         tags: Option<Vec<Label>>,
     },
+    /// `response` None: it is to be generated.
+    Prompt {
+        prompt: String,
+        response: Option<String>,
+    },
     /// `answers` None: unlabelled; empty: unanswerable.
     Question {
         id: String,
@@ -61,6 +66,7 @@ impl Content {
             Content::Text { label, .. } => label.is_some(),
             Content::Choices { label, .. } => label.is_some(),
             Content::Words { tags, .. } => tags.is_some(),
+            Content::Prompt { response, .. } => response.is_some(),
             Content::Question { answers, .. } => answers.is_some(),
         }
     }
@@ -71,6 +77,7 @@ impl Content {
             Content::Text { label, .. } => *label = None,
             Content::Choices { label, .. } => *label = None,
             Content::Words { tags, .. } => *tags = None,
+            Content::Prompt { response, .. } => *response = None,
             Content::Question { answers, .. } => *answers = None,
         }
     }

@@ -80,6 +80,7 @@ impl Engine {
         }
 
         // Q, K, V to the layer's input.
+        self.refresh_relative(Mode::Train, layer);
         let (tokens, q, kv) = (rows.all.count, self.spec.query_size(), self.spec.kv_size());
         let scratch = &self.plan.backward;
         let (joined, tail, wide_g, wide_stream) = (scratch.query_key_value, scratch.tail, scratch.hidden, scratch.stream);

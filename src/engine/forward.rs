@@ -108,10 +108,13 @@ impl Engine {
             }
         }
 
-        // Attention and its output.
         let (output, up, down) = (weights.attention_output, weights.up, weights.down);
+        self.store_keys_and_values(layer, rows);
+
+        // Attention and its output.
         let after_attention = self.plan.frozen.norm_after_attention(&self.spec, layer);
         let after_feed_forward = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
+        self.refresh_relative(mode, layer);
         let attention = self.attention(mode, layer, queries, rows);
         let (context, branch) = (buffers.attention.first_rows(count), branch.first_rows(count));
         self.backend.attention_forward(&attention, context, buffers.log_sum_exp.first_rows(count));
@@ -165,24 +168,31 @@ impl Engine {
     /// Attention's operands in a layer; forward and backward ask for the same.
     pub(super) fn attention<'a>(&self, mode: Mode, layer: usize, queries: &'a Rows, rows: &'a BatchRows) -> Attention<'a> {
         let (buffers, keys) = (&self.plan.layers[layer], &rows.all);
-        let prefix = self.prefix_index(layer).zip(self.plan.trainables.table()).map(|(index, [table, _])| {
+        let prefix = self.prefix_index(layer).filter(|_| !self.bare);
+        let prefix = prefix.zip(self.plan.trainables.table()).map(|(index, [table, _])| {
             let [key, value] = self.prefix_columns(table, index);
             let rate = self.options.prefix.dropout;
             let dropout = self.mask(mode, rate, Site::PrefixKey, layer).zip(self.mask(mode, rate, Site::PrefixValue, layer));
             Prefix { key, value, dropout: dropout.map(|(key, value)| [key, value]) }
         });
+        let own = [buffers.key, buffers.value].map(|view| view.first_rows(keys.count));
+        let ([key, value], query_rows, key_rows, separators) = match rows.cache.as_ref().and_then(|cache| cache.reads.as_ref()) {
+            Some(cached) => (self.cached(layer).unwrap_or(own), &cached.queries, &cached.keys, Some(cached.separators)),
+            None => (own, queries, keys, rows.separators),
+        };
         Attention {
             query: buffers.query.first_rows(queries.count),
-            key: buffers.key.first_rows(keys.count),
-            value: buffers.value.first_rows(keys.count),
+            key,
+            value,
             prefix,
-            query_rows: queries,
-            key_rows: keys,
-            separators: rows.separators,
+            relative: self.relative(layer),
+            query_rows,
+            key_rows,
+            separators,
             heads: self.spec.heads,
             kv_heads: self.spec.kv_heads,
             head_dim: self.spec.head_dim,
-            scale: 1.0 / (self.spec.head_dim as f64).sqrt(),
+            scale: self.spec.attention_scale(),
             dropout: self.mask(mode, self.options.attention_dropout, Site::AttentionProbability, layer),
         }
     }

@@ -6,9 +6,9 @@
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
-use crate::backend::{ARENA, Backend, BufferId, DType, Precision, Site, View, stream_key};
+use crate::backend::{ARENA, Backend, BufferId, DType, Precision, Site, Stream, View, stream_key};
 use crate::checkpoint::{FrozenModel, Source, Tensor};
-use crate::model::{NormPlace, Slot, Specification};
+use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, TensorRows};
 use anyhow::{Result, bail};
 
 /// A linear layer: \[N, K\] and \[N\].
@@ -39,6 +39,8 @@ pub struct LayerWeights {
     pub up: Linear,
     pub down: Linear,
     pub feed_forward_norm: Norm,
+    /// What projects the table of relative positions to keys and to queries.
+    pub relative: [Option<Linear>; 2],
 }
 
 pub struct Frozen {
@@ -47,9 +49,14 @@ pub struct Frozen {
     pub token_type: Option<View>,
     pub embedding_norm: Option<Norm>,
     pub embedding_projection: Option<Linear>,
+    pub relative: Option<View>,
     pub layers: Vec<LayerWeights>,
     pub final_norm: Option<Norm>,
     pub pooler: Option<Linear>,
+    /// \[V, H\], where the head predicts tokens.
+    pub language_head: Option<View>,
+    /// The language-model head's rows of the words that a head scores \[C, H\], in master precision: few, and exact.
+    words: Option<(Slot, Vec<u32>, View)>,
     /// What has to be brought into the arena.
     uploads: Vec<(Slot, Part, View)>,
 }
@@ -77,16 +84,30 @@ struct Placer<'a> {
 }
 
 impl Placer<'_> {
-    /// A matrix's element type, and its place where it can stay in the mapped file: 16 bits wide and aligned.
+    /// Whether a matrix can stay in the mapped file: 16 bits wide, aligned, and the whole tensor or rows of it that
+    /// follow one another. Where: the tensor's row that it begins at.
+    fn stays(&self, slot: Slot, tensor: &Tensor) -> Option<usize> {
+        let [rows, _] = self.model.spec.shape(slot)?;
+        let first = self.model.part(slot).map_or(Some(0), |part| (part.block >= rows).then_some(part.first))?;
+        (self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)).then_some(first)
+    }
+
+    /// A matrix's element type, and its place where it stays in the mapped file.
     fn stored(&self, slot: Slot) -> Result<(DType, Option<View>)> {
         if let Source::Random { dtype, .. } = self.model.source {
             return Ok((dtype, None));
         }
         let tensor = self.model.weight(slot)?;
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        let stays = self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2);
-        let place = View { buffer: file_buffer(tensor.file), offset: tensor.offset, rows, cols, stride: cols, dtype: tensor.dtype };
-        Ok((tensor.dtype, stays.then_some(place)))
+        let place = self.stays(slot, &tensor).map(|first| View {
+            buffer: file_buffer(tensor.file),
+            offset: tensor.offset + first * cols * tensor.dtype.size(),
+            rows,
+            cols,
+            stride: cols,
+            dtype: tensor.dtype,
+        });
+        Ok((tensor.dtype, place))
     }
 
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
@@ -112,6 +133,11 @@ impl Placer<'_> {
         Ok(Linear { weight, bias })
     }
 
+    /// A linear layer that not every model has.
+    fn projection(&mut self, layout: &mut Layout, slot: Slot) -> Result<Option<Linear>> {
+        self.model.spec.shape(slot).map(|_| self.linear(layout, slot)).transpose()
+    }
+
     fn norm(&mut self, layout: &mut Layout, slot: Slot) -> Norm {
         let cols = self.model.spec.shape(slot).map_or(0, |[_, cols]| cols);
         let master = self.precision.master;
@@ -120,22 +146,32 @@ impl Placer<'_> {
         Norm { gamma, beta }
     }
 
-    /// One matrix where all three have to be copied anyway; else three.
+    /// One matrix where all three have to be copied anyway, or lie one behind the other in their file; else three.
     fn query_key_value(&mut self, layout: &mut Layout, set: usize) -> Result<Vec<Linear>> {
         let slots = [Slot::Query(set), Slot::Key(set), Slot::Value(set)];
         let spec = &self.model.spec;
         let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
         let stored = slots.iter().map(|&slot| self.stored(slot)).collect::<Result<Vec<_>>>()?;
         let dtype = self.precision.frozen(stored[0].0);
-        if stored.iter().any(|(own, place)| place.is_some() || self.precision.frozen(*own) != dtype) {
+        let places: Vec<View> = stored.iter().filter_map(|(_, place)| *place).collect();
+        let follows = |pair: &[View]| pair[0].buffer == pair[1].buffer && pair[0].end() == pair[1].offset && pair[0].dtype == pair[1].dtype;
+        let joined = places.len() == 3 && places.windows(2).all(follows);
+        let apart = !places.is_empty() || stored.iter().any(|(own, _)| self.precision.frozen(*own) != dtype);
+        if !joined && apart {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
-        let weight = layout.matrix(rows.iter().sum(), hidden, dtype);
-        let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.precision.activation));
+        let weight = match joined {
+            true => View { rows: rows.iter().sum(), ..self.matrix(layout, slots[0])? },
+            false => layout.matrix(rows.iter().sum(), hidden, dtype),
+        };
+        // The part of one that has no bias stays zero, as the arena begins.
+        let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(weight.rows, self.precision.activation));
         let mut from = 0;
         for (slot, rows) in slots.into_iter().zip(rows) {
-            self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
-            if let Some(bias) = bias {
+            if !joined {
+                self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
+            }
+            if let Some(bias) = bias.filter(|_| spec.has_bias(slot)) {
                 self.uploads.push((slot, Part::Vector { bias: true }, bias.col_range(from, rows)));
             }
             from += rows;
@@ -145,8 +181,8 @@ impl Placer<'_> {
 }
 
 impl Frozen {
-    /// Decides where every tensor lies. `pooler`: the head reads the frozen pooler.
-    pub fn lay_out(model: &FrozenModel, backend: &dyn Backend, pooler: bool, layout: &mut Layout) -> Result<Frozen> {
+    /// Decides where every tensor lies, of those that a head needs besides too.
+    pub fn lay_out(model: &FrozenModel, backend: &dyn Backend, head: &HeadSpec, layout: &mut Layout) -> Result<Frozen> {
         let (spec, precision) = (&model.spec, backend.precision());
         let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new() };
         let has = |slot| spec.shape(slot).is_some();
@@ -154,7 +190,8 @@ impl Frozen {
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
         let token_type = has(Slot::TypeEmbedding).then(|| placer.matrix(layout, Slot::TypeEmbedding)).transpose()?;
         let embedding_norm = has(Slot::EmbeddingNorm).then(|| placer.norm(layout, Slot::EmbeddingNorm));
-        let embedding_projection = has(Slot::EmbeddingProjection).then(|| placer.linear(layout, Slot::EmbeddingProjection)).transpose()?;
+        let embedding_projection = placer.projection(layout, Slot::EmbeddingProjection)?;
+        let relative = has(Slot::RelativeEmbedding).then(|| placer.matrix(layout, Slot::RelativeEmbedding)).transpose()?;
         let mut layers = Vec::new();
         for set in 0..spec.weight_sets() {
             layers.push(LayerWeights {
@@ -164,10 +201,27 @@ impl Frozen {
                 up: placer.linear(layout, Slot::Up(set))?,
                 down: placer.linear(layout, Slot::Down(set))?,
                 feed_forward_norm: placer.norm(layout, Slot::FeedForwardNorm(set)),
+                relative: [placer.projection(layout, Slot::RelativeKey(set))?, placer.projection(layout, Slot::RelativeQuery(set))?],
             });
         }
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
-        let pooler = match (pooler, model.has_pooler()) {
+        let predicting = if spec.tied_head { Slot::WordEmbedding } else { Slot::LanguageHead };
+        if !head.is_trained() && spec.embedding_size != spec.hidden_size {
+            bail!("a language-model head behind a projection of embeddings is not supported ({})", spec.family);
+        }
+        let language_head = match &head.output {
+            Output::Vocabulary if spec.tied_head => Some(word),
+            Output::Vocabulary => Some(placer.matrix(layout, predicting)?),
+            _ => None,
+        };
+        let words = match &head.output {
+            Output::Words(tokens) => {
+                model.weight(predicting)?;
+                Some((predicting, tokens.clone(), layout.matrix(tokens.len(), spec.hidden_size, precision.master)))
+            }
+            _ => None,
+        };
+        let pooler = match (head.pooling == Pooling::Frozen, model.has_pooler()) {
             (false, _) => None,
             (true, true) => Some(placer.linear(layout, Slot::Pooler)?),
             // Made by the engine, or brought by an adapter.
@@ -177,7 +231,25 @@ impl Frozen {
             }),
         };
         let uploads = placer.uploads;
-        Ok(Frozen { word, position, token_type, embedding_norm, embedding_projection, layers, final_norm, pooler, uploads })
+        Ok(Frozen {
+            word,
+            position,
+            token_type,
+            embedding_norm,
+            embedding_projection,
+            relative,
+            layers,
+            final_norm,
+            pooler,
+            language_head,
+            words,
+            uploads,
+        })
+    }
+
+    /// Rows of the language-model head that score a label each.
+    pub fn words(&self) -> Option<View> {
+        self.words.as_ref().map(|(_, _, view)| *view)
     }
 
     /// The norm in front of layer 0, where the model normalises before each branch.
@@ -207,10 +279,12 @@ impl Frozen {
     /// Bytes of matrices that are read in their files.
     pub fn mapped_bytes(&self) -> usize {
         let layers = self.layers.iter().flat_map(|layer| {
-            layer.query_key_value.iter().chain([&layer.attention_output, &layer.up, &layer.down]).map(|linear| linear.weight)
+            let others = [&layer.attention_output, &layer.up, &layer.down].into_iter().chain(layer.relative.iter().flatten());
+            layer.query_key_value.iter().chain(others).map(|linear| linear.weight)
         });
         let linears = [self.embedding_projection, self.pooler].into_iter().flatten().map(|linear| linear.weight);
-        let tables = [Some(self.word), self.position, self.token_type].into_iter().flatten();
+        let language_head = self.language_head.filter(|&head| head != self.word);
+        let tables = [Some(self.word), self.position, self.token_type, self.relative, language_head].into_iter().flatten();
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
     }
 
@@ -229,15 +303,24 @@ impl Frozen {
                 _ => Some(model.weight(slot)?),
             };
             let Some(tensor) = tensor else { bail!("{slot:?} has no bias in {}", model.directory.display()) };
-            let data = checkpoint.data(tensor);
+            let data = checkpoint.data(&tensor);
             match part {
-                Part::Matrix => load_matrix(tensor, data, view, backend)?,
+                Part::Matrix => load_matrix(&tensor, data, model.part(slot), view, backend)?,
                 Part::Vector { .. } => {
                     let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
-            checkpoint.release(tensor);
+            checkpoint.release(&tensor);
+        }
+        if let Some((slot, tokens, view)) = &self.words {
+            let tensor = model.weight(*slot)?;
+            let row_bytes = view.cols * tensor.dtype.size();
+            for (row, &token) in tokens.iter().enumerate() {
+                let data = &checkpoint.data(&tensor)[token as usize * row_bytes..][..row_bytes];
+                let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
+                backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
+            }
         }
         Ok(())
     }
@@ -247,24 +330,46 @@ impl Frozen {
     /// Weights of a new model: matrices from N(0, initializer_range), each of a stream of its own, gammas 1, the rest 0.
     fn draw(&self, seed: u64, spec: &Specification, backend: &mut dyn Backend) {
         let slots = spec.slots();
+        // The pooler is none of the slots, and comes after them.
+        let number = |slot| slots.iter().position(|&known| known == slot).unwrap_or(slots.len());
+        let key = |slot| stream_key(seed, 0, Site::Weights, number(slot));
         for &(slot, part, view) in &self.uploads {
-            // The pooler is none of the slots, and comes after them.
-            let number = slots.iter().position(|&known| known == slot).unwrap_or(slots.len());
             match part {
-                Part::Matrix => backend.fill_normal(view, stream_key(seed, 0, Site::Weights, number), spec.initializer_range),
+                Part::Matrix => backend.fill_normal(view, key(slot), spec.initializer_range),
                 Part::Vector { bias: false } => backend.write(view, &numbers::to_bytes(&vec![1.0; view.len()], view.dtype)),
                 Part::Vector { bias: true } => backend.zero(view),
             }
         }
+        let Some((slot, tokens, view)) = &self.words else { return };
+        let mut stream = Stream::new(key(*slot));
+        for (row, &token) in tokens.iter().enumerate() {
+            // Where the head is the word embedding, its rows; else rows of a matrix that nothing else reads.
+            let values = if *slot == Slot::WordEmbedding {
+                let from = self.word.row_range(token as usize, 1);
+                let mut bytes = vec![0; from.len() * from.dtype.size()];
+                backend.read(from, &mut bytes);
+                numbers::from_bytes(&bytes, from.dtype)
+            } else {
+                let pairs = std::iter::repeat_with(|| stream.normal_pair()).flatten();
+                pairs.take(view.cols).map(|value| value * spec.initializer_range).collect()
+            };
+            backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
+        }
     }
 }
 
-fn load_matrix(tensor: &Tensor, data: &[u8], view: View, backend: &mut dyn Backend) -> Result<()> {
-    for (to, chunk) in view.chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
-        if tensor.dtype == view.dtype {
-            backend.write(to, chunk);
-        } else {
-            backend.write(to, &numbers::round(&tensor.name, chunk, tensor.dtype, view.dtype)?);
+/// Copies a matrix, or the rows of a larger one that `rows` tells, run by run and chunk by chunk.
+fn load_matrix(tensor: &Tensor, data: &[u8], rows: Option<TensorRows>, view: View, backend: &mut dyn Backend) -> Result<()> {
+    let all = TensorRows { of: view.rows, first: 0, block: view.rows, step: view.rows };
+    let row_bytes = view.cols * tensor.dtype.size();
+    for (to, from, count) in rows.unwrap_or(all).runs(view.rows) {
+        let data = &data[from * row_bytes..(from + count) * row_bytes];
+        for (to, chunk) in view.row_range(to, count).chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
+            if tensor.dtype == view.dtype {
+                backend.write(to, chunk);
+            } else {
+                backend.write(to, &numbers::round(&tensor.name, chunk, tensor.dtype, view.dtype)?);
+            }
         }
     }
     Ok(())

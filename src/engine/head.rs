@@ -2,6 +2,7 @@
 
 use super::{BatchRows, Engine, Mode};
 use crate::backend::{Activation, CrossEntropy, Site, View};
+use crate::data::Grouping;
 use crate::model::Pooling;
 
 impl Engine {
@@ -19,6 +20,13 @@ impl Engine {
     }
 
     pub(super) fn forward_head(&mut self, mode: Mode, rows: &BatchRows) {
+        if self.plan.head.vocabulary.is_some() {
+            // In training the backward makes what it needs, unless it starts from scores of sequences.
+            if mode == Mode::Evaluate || self.options.head.grouping == Grouping::PerSequence {
+                self.forward_vocabulary(rows);
+            }
+            return;
+        }
         let count = rows.readout.count;
         let input = self.plan.head.input.first_rows(count);
         let logits = self.plan.head.logits.first_rows(count);
@@ -31,47 +39,58 @@ impl Engine {
                 self.backend.activation_forward(Activation::Tanh, sum, pooled);
                 pooled
             }
-            (Pooling::Dense, Some([sum, pooled])) => {
-                self.head_dropout(mode, Site::HeadInner, input, rows);
+            (pooling @ (Pooling::Dense | Pooling::Context), Some([sum, pooled])) => {
+                if pooling == Pooling::Dense {
+                    self.head_dropout(mode, Site::HeadInner, input, rows);
+                }
                 let [weight, bias, ..] = self.head_layer(0);
                 self.backend.linear(input, weight, Some(bias), sum);
-                self.backend.activation_forward(Activation::Tanh, sum, pooled);
+                self.backend.activation_forward(pooling.activation(), sum, pooled);
                 pooled
             }
             _ => input,
         };
         self.head_dropout(mode, Site::Head, last, rows);
+        if let Some(words) = self.plan.frozen.words() {
+            return self.backend.linear(last, words, None, logits);
+        }
         let [weight, bias, ..] = self.head_layer(self.plan.trainables.head.len() - 1);
         self.backend.linear(last, weight, Some(bias), logits);
     }
 
-    /// Loss over the batch's `groups` of logits and gradients of the head, down to the gradient of its input (where a prefix below wants it).
-    pub(super) fn backward_head(&mut self, rows: &BatchRows, groups: usize) {
+    /// Loss and gradients of the head, down to the gradient of its input (where a prefix below wants it).
+    pub(super) fn backward_head(&mut self, rows: &BatchRows) {
+        let slot = (self.step % 2) as usize;
+        let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
+        if self.plan.head.vocabulary.is_some() {
+            return self.backward_vocabulary(rows, loss);
+        }
         let count = rows.readout.count;
         let head = &self.plan.head;
         let [input, logits, d_logits, d_input] = [head.input, head.logits, head.d_logits, head.d_input].map(|view| view.first_rows(count));
         let pooled = head.pooled.zip(head.d_pooled).map(|([sum, pooled], d_pooled)| [sum, pooled, d_pooled].map(|v| v.first_rows(count)));
-        let slot = (self.step % 2) as usize;
-        let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
         self.backend.cross_entropy(&CrossEntropy {
             logits,
-            groups: self.plan.batch.groups.first_rows(groups),
+            groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
             scale: self.scale / self.step_targets as f64,
             loss,
             d_logits,
         });
         let needed = self.plan.lowest < self.spec.layers;
+        if let Some(words) = self.plan.frozen.words() {
+            return self.backend.linear_backward_input(d_logits, words, d_input, false);
+        }
         let (last, d_last) = pooled.map_or((input, d_input), |[_, pooled, d_pooled]| (pooled, d_pooled));
         let [weight, _, d_weight, d_bias] = self.head_layer(self.plan.trainables.head.len() - 1);
         self.backend.linear_backward_weight(d_logits, last, d_weight, Some(d_bias));
-        let trains_pooling = self.options.head.pooling == Pooling::Dense;
-        if !needed && !trains_pooling {
+        let pooling = self.options.head.pooling;
+        if !needed && !pooling.trains() {
             return;
         }
         self.backend.linear_backward_input(d_logits, weight, d_last, false);
         self.head_dropout(Mode::Train, Site::Head, d_last, rows);
         let Some([sum, _, d_pooled]) = pooled else { return };
-        self.backend.activation_backward(Activation::Tanh, sum, d_pooled);
+        self.backend.activation_backward(pooling.activation(), sum, d_pooled);
         let weight = match self.plan.frozen.pooler {
             Some(pooler) => pooler.weight,
             None => {
@@ -82,7 +101,7 @@ impl Engine {
         };
         if needed {
             self.backend.linear_backward_input(d_pooled, weight, d_input, false);
-            if trains_pooling {
+            if pooling == Pooling::Dense {
                 self.head_dropout(Mode::Train, Site::HeadInner, d_input, rows);
             }
         }

@@ -79,8 +79,7 @@ pub struct EngineOptions {
 }
 
 /// Initial values of the prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefixInit {
     /// N(0, 0.02), as the released code effectively starts.
     Normal,
@@ -99,6 +98,10 @@ pub struct Capacity {
     pub rows: usize,
     /// Logit groups.
     pub groups: usize,
+    /// Rows whose logits over the vocabulary exist at a time; 0: as many as a fixed number of bytes holds.
+    pub logit_rows: usize,
+    /// Tokens that are generated behind each sequence at most; 0: none, and no key/value cache.
+    pub generated: usize,
     /// Whether a backward runs.
     pub training: bool,
 }
@@ -118,8 +121,11 @@ impl Capacity {
             rows: largest(&|feature| set.rows(feature)),
             groups: match head.grouping {
                 Grouping::PerRow => largest(&|feature| set.rows(feature)),
-                Grouping::PerColumn => head.columns * batch_size.min(set.features.len()),
+                Grouping::PerColumn | Grouping::PerSequence => head.columns * batch_size.min(set.features.len()),
+                Grouping::PerToken => 0,
             },
+            logit_rows: 0,
+            generated: 0,
             training,
         }
     }
@@ -132,6 +138,8 @@ impl Capacity {
             longest: self.longest.max(other.longest),
             rows: self.rows.max(other.rows),
             groups: self.groups.max(other.groups),
+            logit_rows: self.logit_rows.max(other.logit_rows),
+            generated: self.generated.max(other.generated),
             training: self.training || other.training,
         }
     }

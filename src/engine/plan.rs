@@ -8,12 +8,16 @@
 //! backward runs.
 
 use super::frozen::Frozen;
+use super::generate::CacheBuffers;
 use super::layout::{Bytes, Layout, Region};
 use super::options::{Capacity, EngineOptions};
+use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
+use super::vocabulary::VocabularyBuffers;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
 use crate::checkpoint::FrozenModel;
-use crate::model::{MaskKind, NormPlace, Pooling, Specification};
+use crate::data::Grouping;
+use crate::model::{MaskKind, NormPlace, Output, Pooling, Specification};
 use anyhow::Result;
 use std::fmt;
 
@@ -78,9 +82,11 @@ pub struct HeadBuffers {
     pub input: View,
     /// Pooler's or dense layer's sum, and its tanh (with dropout).
     pub pooled: Option<[View; 2]>,
-    /// In master precision.
+    /// In master precision; of scored sequences a row each.
     pub logits: View,
     pub d_logits: View,
+    /// Where rows predict tokens.
+    pub vocabulary: Option<VocabularyBuffers>,
     pub d_pooled: Option<View>,
     /// Gradient of `input`.
     pub d_input: View,
@@ -120,9 +126,12 @@ pub struct Plan {
     pub(super) trainables: Trainables,
     pub(super) batch: BatchBuffers,
     pub(super) layers: Vec<LayerBuffers>,
+    pub(super) relative: Option<RelativeBuffers>,
     pub(super) forward: ForwardScratch,
     pub(super) backward: BackwardScratch,
     pub(super) head: HeadBuffers,
+    /// Keys and values of generated text.
+    pub(super) cache: Option<CacheBuffers>,
     /// Loss and squared gradient norm of two steps in turn.
     pub(super) report: View,
     pub(super) scratch: View,
@@ -193,11 +202,12 @@ impl Plan {
         let mut layout = Layout::default();
 
         let formula = format!("norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
-        let frozen = layout
-            .region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, options.head.pooling == Pooling::Frozen, layout))?;
+        let frozen = layout.region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, &options.head, layout))?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
+
+        let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
 
         let kept = spec.layers - lowest;
         let formula =
@@ -211,7 +221,23 @@ impl Plan {
                 .collect::<Vec<_>>()
         });
         let formula = format!("{rows} rows x (2H + logits {} + pooled)", options.head.columns);
-        let head = layout.region("head", formula, |layout| sizes.head(layout, options));
+        let head = layout.region("head", formula, |layout| sizes.head(layout, options, capacity.sequences));
+        let vocabulary = (options.head.output == Output::Vocabulary).then(|| {
+            let chunk = match capacity.logit_rows {
+                0 => VocabularyBuffers::chunk_rows(rows, spec.vocabulary, precision),
+                given => given,
+            };
+            let formula = format!("chunks of {chunk} of {rows} rows x {} in {}", spec.vocabulary, master.name());
+            let lay_out = |layout: &mut Layout| VocabularyBuffers::lay_out(layout, precision, rows, chunk, spec.vocabulary);
+            layout.region("vocabulary logits", formula, lay_out)
+        });
+        let head = HeadBuffers { vocabulary, ..head };
+        let cache = (capacity.generated > 0).then(|| {
+            let length = capacity.longest + capacity.generated;
+            let formula = format!("{} sequences x {length} tokens x {} layers x 2K, K={kv}", capacity.sequences, spec.layers);
+            let lay_out = |layout: &mut Layout| CacheBuffers::lay_out(layout, spec, precision, capacity.sequences, length, tokens);
+            layout.region("key/value cache", formula, lay_out)
+        });
 
         let formula = format!("{tokens} tokens: forward or backward, whichever is larger (hidden {h}, ffn {f})");
         let ((forward, transient), backward) = layout.region("working memory", formula, |layout| {
@@ -228,12 +254,14 @@ impl Plan {
             })
             .collect();
         let need = ScratchNeed {
-            longest: capacity.longest + options.prefix.length,
+            longest: capacity.longest + capacity.generated + options.prefix.length,
             prefix_length: options.prefix.length,
             head_dim: spec.head_dim,
+            relative: relative.is_some(),
             kv_size: kv,
             tokens,
-            sequences: capacity.sequences,
+            // To attention, what is not filled of the cache is sequences too.
+            sequences: capacity.sequences * if capacity.generated > 0 { 2 } else { 1 },
             groups: capacity.groups,
             parameters: trainables.gradients.len(),
             widest: [h, f, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, options.head.columns]
@@ -258,9 +286,11 @@ impl Plan {
             trainables,
             batch,
             layers,
+            relative,
             forward,
             backward,
             head,
+            cache,
             report,
             scratch,
         })
@@ -377,15 +407,17 @@ impl Sizes<'_> {
         }
     }
 
-    fn head(&self, layout: &mut Layout, options: &EngineOptions) -> HeadBuffers {
+    fn head(&self, layout: &mut Layout, options: &EngineOptions, sequences: usize) -> HeadBuffers {
+        let scored = if options.head.grouping == Grouping::PerSequence { sequences } else { self.rows };
         let Precision { activation, master } = self.precision;
         let (rows, h) = (self.rows, self.spec.hidden_size);
         let pools = options.head.pooling != Pooling::None;
         HeadBuffers {
             input: layout.matrix(rows, h, activation),
             pooled: pools.then(|| [layout.matrix(rows, h, activation), layout.matrix(rows, h, activation)]),
-            logits: layout.matrix(rows, options.head.columns, master),
-            d_logits: layout.matrix(rows, options.head.columns, master),
+            logits: layout.matrix(scored, options.head.columns, master),
+            d_logits: layout.matrix(scored, options.head.columns, master),
+            vocabulary: None,
             d_pooled: pools.then(|| layout.matrix(rows, h, activation)),
             d_input: layout.matrix(rows, h, activation),
         }

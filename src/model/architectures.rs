@@ -54,6 +54,34 @@ static ARCHITECTURES: &[(&str, &str)] = &[
             "intermediate_size": 4096, "vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1,
             "layer_norm_eps": 1e-5, "pad_token_id": 1}"#,
     ),
+    (
+        "deberta-base",
+        r#"{"model_type": "deberta", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+            "vocab_size": 50265, "max_position_embeddings": 512, "max_relative_positions": -1, "type_vocab_size": 0,
+            "relative_attention": true, "position_biased_input": false, "pos_att_type": "c2p|p2c", "layer_norm_eps": 1e-7}"#,
+    ),
+    (
+        "deberta-large",
+        r#"{"model_type": "deberta", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+            "vocab_size": 50265, "max_position_embeddings": 512, "max_relative_positions": -1, "type_vocab_size": 0,
+            "relative_attention": true, "position_biased_input": false, "pos_att_type": "c2p|p2c", "layer_norm_eps": 1e-7}"#,
+    ),
+    (
+        "deberta-xlarge",
+        r#"{"model_type": "deberta", "hidden_size": 1024, "num_hidden_layers": 48, "num_attention_heads": 16, "intermediate_size": 4096,
+            "vocab_size": 50265, "max_position_embeddings": 512, "max_relative_positions": -1, "type_vocab_size": 0,
+            "relative_attention": true, "position_biased_input": false, "pos_att_type": "c2p|p2c", "layer_norm_eps": 1e-7}"#,
+    ),
+    (
+        "glm-2b",
+        r#"{"model_type": "glm", "hidden_size": 2048, "num_layers": 36, "num_attention_heads": 32, "vocab_size": 50304,
+            "max_sequence_length": 1024, "block_position_encoding": true}"#,
+    ),
+    (
+        "glm-10b",
+        r#"{"model_type": "glm", "hidden_size": 4096, "num_layers": 48, "num_attention_heads": 64, "vocab_size": 50304,
+            "max_sequence_length": 1024, "block_position_encoding": true}"#,
+    ),
 ];
 
 /// The names, small models of a family first.
@@ -91,6 +119,9 @@ mod tests {
             ("roberta-base", 124_055_040),
             ("roberta-large", 354_310_144),
             ("xlm-roberta-base", 277_453_056),
+            ("deberta-xlarge", 757_804_032),
+            ("glm-2b", 1_920_122_880),
+            ("glm-10b", 9_880_682_496),
         ] {
             assert_eq!(parameters.iter().find(|(known, _)| *known == name), Some(&(name, expected)));
         }

@@ -10,8 +10,11 @@ pub static FAMILY: Family = Family {
     architectures: &["Bert"],
     prefixes: &["bert.", ""],
     transformers_head: HeadKind::Linear,
+    heads: &[HeadKind::Linear, HeadKind::Dense],
     specification,
     tensor_name,
+    part: |_, _| None,
+    bias_name: |_| None,
 };
 
 fn specification(config: &Config) -> Result<Specification> {
@@ -48,7 +51,7 @@ pub fn encoder(config: &Config, positions: Positions) -> Result<Specification> {
         head_dim: hidden_size / heads,
         ffn_size: config.size("intermediate_size")?,
         vocabulary: config.size("vocab_size")?,
-        token_types: config.positive("type_vocab_size")?.unwrap_or(2),
+        token_types: config.count("type_vocab_size")?.unwrap_or(2),
         positions,
         mask: MaskKind::Full,
         norm: NormKind::LayerNorm,
@@ -74,7 +77,8 @@ pub fn tensor_name(slot: Slot) -> Option<String> {
         Slot::TypeEmbedding => return Some("embeddings.token_type_embeddings".into()),
         Slot::EmbeddingNorm => return Some("embeddings.LayerNorm".into()),
         Slot::Pooler => return Some("pooler.dense".into()),
-        Slot::EmbeddingProjection | Slot::FinalNorm => return None,
+        Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead => return None,
+        Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => return None,
         Slot::Query(layer) => (layer, "attention.self.query"),
         Slot::Key(layer) => (layer, "attention.self.key"),
         Slot::Value(layer) => (layer, "attention.self.value"),

@@ -1,6 +1,6 @@
 //! The table of model families, and what every family refuses.
 
-use super::{Config, HeadKind, Slot, Specification, bert, roberta};
+use super::{Config, HeadKind, Slot, Specification, bert, deberta, glm, roberta};
 use crate::backend::Activation;
 use anyhow::{Result, bail};
 
@@ -14,14 +14,36 @@ pub struct Family {
     pub prefixes: &'static [&'static str],
     /// The head of transformers' class for sequence classification, which is the one that PEFT loads.
     pub transformers_head: HeadKind,
+    /// Heads for whole sequences; the first is the default.
+    pub heads: &'static [HeadKind],
     /// The specification of a configuration that passed [`describe`]'s checks.
     pub specification: fn(&Config) -> Result<Specification>,
     /// Name of a slot's tensor without prefix and without `.weight` or `.bias`; None: the family has no such tensor.
     pub tensor_name: fn(Slot) -> Option<String>,
+    /// Where a slot's matrix is rows of a larger tensor: which.
+    pub part: fn(&Specification, Slot) -> Option<TensorRows>,
+    /// Name of a bias that is not named as its matrix, without prefix.
+    pub bias_name: fn(Slot) -> Option<String>,
+}
+
+/// Some rows of a tensor of `of` rows: row r is the tensor's row `first + r / block * step + r % block`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorRows {
+    pub of: usize,
+    pub first: usize,
+    pub block: usize,
+    pub step: usize,
+}
+
+impl TensorRows {
+    /// The runs of consecutive rows that make up `rows` rows: (first row, the tensor's first row, how many).
+    pub fn runs(self, rows: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        (0..rows).step_by(self.block).map(move |row| (row, self.first + row / self.block * self.step, self.block.min(rows - row)))
+    }
 }
 
 /// Every family that there is.
-pub static FAMILIES: &[&Family] = &[&bert::FAMILY, &roberta::FAMILY];
+pub static FAMILIES: &[&Family] = &[&bert::FAMILY, &roberta::FAMILY, &deberta::FAMILY, &glm::FAMILY];
 
 /// The family of a `model_type`.
 pub fn family_of(model_type: &str) -> Option<&'static Family> {
@@ -107,7 +129,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let cases = [
-            (r#"{"model_type": "gpt_neox"}"#, ["gpt_neox", "supported: bert, roberta, xlm-roberta"]),
+            (r#"{"model_type": "gpt_neox"}"#, ["gpt_neox", "supported: bert, roberta, xlm-roberta, deberta, glm"]),
             (r#"{"model_type": null}"#, ["model_type", "missing"]),
             (r#"{"architectures": ["JinaBertForMaskedLM"]}"#, ["architectures", "JinaBertForMaskedLM"]),
             (r#"{"architectures": "BertModel"}"#, ["architectures", "list"]),

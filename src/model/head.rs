@@ -1,5 +1,6 @@
 //! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
 
+use crate::backend::Activation;
 use crate::data::Grouping;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ pub enum TaskKind {
     Tagging,
     /// The span of a context that answers a question.
     Qa,
+    /// The text that follows a prompt.
+    CausalLm,
 }
 
 impl TaskKind {
@@ -24,6 +27,7 @@ impl TaskKind {
             TaskKind::MultipleChoice => "multiple-choice",
             TaskKind::Tagging => "tagging",
             TaskKind::Qa => "qa",
+            TaskKind::CausalLm => "causal-lm",
         }
     }
 }
@@ -36,6 +40,18 @@ pub enum HeadKind {
     Linear,
     /// A trained dense layer, tanh and a trained output layer; the pooler is not used.
     Dense,
+    /// DeBERTa's: a trained pooler (dense layer and GELU), then one trained linear layer.
+    Context,
+}
+
+impl HeadKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            HeadKind::Linear => "linear",
+            HeadKind::Dense => "dense",
+            HeadKind::Context => "context",
+        }
+    }
 }
 
 /// What stands between the rows that a head reads and its output layer.
@@ -44,14 +60,43 @@ pub enum Pooling {
     None,
     /// tanh(W h + b) with the model's frozen pooler.
     Frozen,
-    /// The same with a trained dense layer.
+    /// The same with a trained dense layer, with hidden dropout in front.
     Dense,
+    /// gelu(W h + b), trained, without it.
+    Context,
+}
+
+impl Pooling {
+    /// Whether its layer is trained.
+    pub fn trains(self) -> bool {
+        matches!(self, Pooling::Dense | Pooling::Context)
+    }
+
+    pub fn activation(self) -> Activation {
+        match self {
+            Pooling::Context => Activation::GeluErf,
+            _ => Activation::Tanh,
+        }
+    }
+}
+
+/// The last layer of a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Trained, with `columns` outputs.
+    Trained,
+    /// The frozen language-model head's rows of these tokens; nothing is trained.
+    Words(Vec<u32>),
+    /// The frozen language-model head: every row that is read is to predict a token. Its logits never exist all at once,
+    /// so there are no columns.
+    Vocabulary,
 }
 
 /// A head as the engine builds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadSpec {
     pub pooling: Pooling,
+    pub output: Output,
     /// Outputs of the last layer.
     pub columns: usize,
     pub grouping: Grouping,
@@ -67,14 +112,36 @@ impl HeadSpec {
         let pooling = match kind {
             HeadKind::Linear => Pooling::Frozen,
             HeadKind::Dense => Pooling::Dense,
+            HeadKind::Context => Pooling::Context,
         };
         let (pooling, columns, grouping, dropout, module) = match task {
             TaskKind::Classification => (pooling, classes, Grouping::PerRow, true, "classifier"),
             TaskKind::MultipleChoice => (pooling, 1, Grouping::PerColumn, true, "classifier"),
             TaskKind::Tagging => (Pooling::None, classes, Grouping::PerRow, true, "classifier"),
             TaskKind::Qa => (Pooling::None, 2, Grouping::PerColumn, false, "qa_outputs"),
+            TaskKind::CausalLm => return HeadSpec::frozen(Output::Vocabulary, 0, Grouping::PerToken),
         };
-        HeadSpec { pooling, columns, grouping, dropout, module }
+        HeadSpec { pooling, output: Output::Trained, columns, grouping, dropout, module }
+    }
+
+    /// Labels as words of one token each.
+    pub fn words(tokens: Vec<u32>) -> HeadSpec {
+        let columns = tokens.len();
+        HeadSpec::frozen(Output::Words(tokens), columns, Grouping::PerRow)
+    }
+
+    /// Labels as sequences of their own, each with the log-probability of its words as its score.
+    pub fn scored_sequences() -> HeadSpec {
+        HeadSpec::frozen(Output::Vocabulary, 1, Grouping::PerSequence)
+    }
+
+    fn frozen(output: Output, columns: usize, grouping: Grouping) -> HeadSpec {
+        HeadSpec { pooling: Pooling::None, output, columns, grouping, dropout: false, module: "" }
+    }
+
+    /// Whether anything of the head is trained.
+    pub fn is_trained(&self) -> bool {
+        self.output == Output::Trained
     }
 
     /// Whether the head reads every token, so that the last layer computes all of them.
@@ -85,10 +152,16 @@ impl HeadSpec {
     /// Names and [output, input] of the trained layers, first to last, as the adapter's file names them without
     /// `.weight` and `.bias`.
     pub fn layers(&self, hidden_size: usize) -> Vec<(String, [usize; 2])> {
+        if !self.is_trained() {
+            return Vec::new();
+        }
         let module = format!("base_model.{}", self.module);
         match self.pooling {
             Pooling::Dense => {
                 vec![(format!("{module}.dense"), [hidden_size, hidden_size]), (format!("{module}.out_proj"), [self.columns, hidden_size])]
+            }
+            Pooling::Context => {
+                vec![("base_model.pooler.dense".into(), [hidden_size, hidden_size]), (module, [self.columns, hidden_size])]
             }
             Pooling::None | Pooling::Frozen => vec![(module, [self.columns, hidden_size])],
         }

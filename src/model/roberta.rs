@@ -11,8 +11,11 @@ pub static FAMILY: Family = Family {
     architectures: &["Roberta", "XLMRoberta"],
     prefixes: &["roberta.", ""],
     transformers_head: HeadKind::Dense,
+    heads: &[HeadKind::Linear, HeadKind::Dense],
     specification,
     tensor_name,
+    part: |_, _| None,
+    bias_name: |_| None,
 };
 
 fn specification(config: &Config) -> Result<Specification> {

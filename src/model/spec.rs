@@ -23,13 +23,15 @@ pub enum MaskKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Biases {
     pub query_key_value: bool,
+    /// Not that of keys, even so.
+    pub except_key: bool,
     pub attention_output: bool,
     pub feed_forward: bool,
 }
 
 impl Biases {
-    pub const ALL: Biases = Biases { query_key_value: true, attention_output: true, feed_forward: true };
-    pub const NONE: Biases = Biases { query_key_value: false, attention_output: false, feed_forward: false };
+    pub const ALL: Biases = Biases { query_key_value: true, except_key: false, attention_output: true, feed_forward: true };
+    pub const NONE: Biases = Biases { query_key_value: false, except_key: false, attention_output: false, feed_forward: false };
 }
 
 /// How a token's position enters.
@@ -38,6 +40,12 @@ pub enum Positions {
     /// A learned table; the first token has index `first` (+ prefix length where positions are shifted).
     /// With `padding_id`, a token of that id takes index `padding_id` and does not advance the count (RoBERTa).
     Learned { table: usize, first: usize, padding_id: Option<u32> },
+    /// Two learned tables: a token's position, and its place in the answer that fills a blank, whose tokens have the
+    /// blank's position (GLM). Never shifted by a prefix.
+    TwoDimensional { table: usize },
+    /// By the distance of two tokens of a sequence, cut at `span` both ways, through a learned table of 2 `span` rows
+    /// (DeBERTa): each layer projects the table to keys, which meet queries, and to queries, which meet keys.
+    Relative { span: usize, keys: bool, queries: bool },
 }
 
 /// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
@@ -87,6 +95,10 @@ pub enum Slot {
     TypeEmbedding,
     EmbeddingNorm,
     EmbeddingProjection,
+    /// The table of relative positions, and what projects it to a layer's keys and queries.
+    RelativeEmbedding,
+    RelativeKey(usize),
+    RelativeQuery(usize),
     Query(usize),
     Key(usize),
     Value(usize),
@@ -99,6 +111,8 @@ pub enum Slot {
     FeedForwardNorm(usize),
     FinalNorm,
     Pooler,
+    /// The language-model head's matrix, where it is not the word embedding.
+    LanguageHead,
 }
 
 impl Specification {
@@ -121,9 +135,20 @@ impl Specification {
         Some(match slot {
             Slot::WordEmbedding => [self.vocabulary, embedding],
             Slot::PositionEmbedding => match self.positions {
-                Positions::Learned { table, .. } => [table, embedding],
+                Positions::Learned { table, .. } | Positions::TwoDimensional { table } => [table, embedding],
+                Positions::Relative { .. } => return None,
             },
-            Slot::TypeEmbedding if self.token_types > 0 => [self.token_types, embedding],
+            Slot::TypeEmbedding => match self.positions {
+                Positions::TwoDimensional { table } => [table, embedding],
+                _ if self.token_types > 0 => [self.token_types, embedding],
+                _ => return None,
+            },
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => match (slot, self.positions) {
+                (Slot::RelativeEmbedding, Positions::Relative { span, .. }) => [2 * span, hidden],
+                (Slot::RelativeKey(_), Positions::Relative { keys: true, .. }) => [self.query_size(), hidden],
+                (Slot::RelativeQuery(_), Positions::Relative { queries: true, .. }) => [self.query_size(), hidden],
+                _ => return None,
+            },
             Slot::EmbeddingNorm if self.embedding_norm => [1, embedding],
             Slot::EmbeddingProjection if embedding != hidden => [hidden, embedding],
             Slot::Query(_) => [self.query_size(), hidden],
@@ -134,19 +159,23 @@ impl Specification {
             Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) => [1, hidden],
             Slot::FinalNorm if self.final_norm => [1, hidden],
             Slot::Pooler => [hidden, hidden],
-            Slot::TypeEmbedding | Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm => return None,
+            Slot::LanguageHead if !self.tied_head => [self.vocabulary, hidden],
+            Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead => return None,
         })
     }
 
-    /// Every slot of the model but the pooler, in the order of the forward.
+    /// Every slot of the model but the pooler and the language-model head, in the order of the forward.
     pub fn slots(&self) -> Vec<Slot> {
         let mut slots =
             vec![Slot::WordEmbedding, Slot::PositionEmbedding, Slot::TypeEmbedding, Slot::EmbeddingNorm, Slot::EmbeddingProjection];
+        slots.push(Slot::RelativeEmbedding);
         for set in 0..self.weight_sets() {
             slots.extend([
                 Slot::Query(set),
                 Slot::Key(set),
                 Slot::Value(set),
+                Slot::RelativeKey(set),
+                Slot::RelativeQuery(set),
                 Slot::AttentionOutput(set),
                 Slot::AttentionNorm(set),
                 Slot::Up(set),
@@ -162,10 +191,12 @@ impl Specification {
     /// Whether a slot's tensor has a bias (a beta, for a norm).
     pub fn has_bias(&self, slot: Slot) -> bool {
         match slot {
-            Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding => false,
+            Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding | Slot::LanguageHead => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
-            Slot::Pooler | Slot::EmbeddingProjection => true,
-            Slot::Query(_) | Slot::Key(_) | Slot::Value(_) => self.biases.query_key_value,
+            Slot::Pooler | Slot::EmbeddingProjection | Slot::RelativeQuery(_) => true,
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) => false,
+            Slot::Query(_) | Slot::Value(_) => self.biases.query_key_value,
+            Slot::Key(_) => self.biases.query_key_value && !self.biases.except_key,
             Slot::AttentionOutput(_) => self.biases.attention_output,
             Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
         }
@@ -189,9 +220,25 @@ impl Specification {
             .sum()
     }
 
+    /// Whether token positions can be shifted by a prefix.
+    pub fn shifts(&self) -> bool {
+        !matches!(self.positions, Positions::TwoDimensional { .. })
+    }
+
+    /// Position index of a sequence's token `index`, of a model whose tokens all count.
+    pub fn position_of(&self, index: usize, shift: usize) -> u32 {
+        match self.positions {
+            Positions::Learned { first, .. } => (first + shift + index) as u32,
+            Positions::TwoDimensional { .. } | Positions::Relative { .. } => index as u32,
+        }
+    }
+
     /// Position indices of one sequence's tokens, `shift` being the prefix length or 0.
     pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
-        let Positions::Learned { first, padding_id, .. } = self.positions;
+        let (first, padding_id) = match self.positions {
+            Positions::Learned { first, padding_id, .. } => (first, padding_id),
+            Positions::TwoDimensional { .. } | Positions::Relative { .. } => (0, None),
+        };
         let mut next = (first + shift) as u32;
         ids.iter().map(move |&id| match padding_id {
             Some(padding) if id == padding => padding,
@@ -204,8 +251,21 @@ impl Specification {
 
     /// The longest sequence that the position table holds behind `shift` prefix positions.
     pub fn longest_sequence(&self, shift: usize) -> usize {
-        let Positions::Learned { table, first, .. } = self.positions;
-        table.saturating_sub(first + shift)
+        match self.positions {
+            Positions::Learned { table, first, .. } => table.saturating_sub(first + shift),
+            // The last row is no position's.
+            Positions::TwoDimensional { table } => table.saturating_sub(1),
+            Positions::Relative { .. } => usize::MAX,
+        }
+    }
+
+    /// What attention multiplies its scores by: 1 / √(head dim), shared among the terms of relative positions.
+    pub fn attention_scale(&self) -> f64 {
+        let terms = match self.positions {
+            Positions::Relative { keys, queries, .. } => 1 + usize::from(keys) + usize::from(queries),
+            Positions::Learned { .. } | Positions::TwoDimensional { .. } => 1,
+        };
+        1.0 / ((terms * self.head_dim) as f64).sqrt()
     }
 }
 

@@ -35,6 +35,29 @@ pub fn forward(
     Ok(Some(logits))
 }
 
+/// The tokens that each prompt of a set goes on with, up to a number of them or to one of `ends`; None where a signal asked
+/// to stop before the end.
+pub fn generate(
+    engine: &mut Engine,
+    set: &FeatureSet,
+    batch_size: usize,
+    (limit, ends): (usize, &[u32]),
+    terminal: &Terminal,
+    interrupt: &Interrupt,
+) -> Result<Option<Vec<Vec<u32>>>> {
+    let features: Vec<usize> = (0..set.features.len()).collect();
+    let mut texts = Vec::with_capacity(features.len());
+    let mut progress = terminal.progress("generated", 0, features.len() as u64, false);
+    for batch in features.chunks(batch_size) {
+        if interrupt.pending().is_some() {
+            return Ok(None);
+        }
+        texts.extend(engine.generate(set, batch, limit, ends)?);
+        progress.update(texts.len() as u64, String::new);
+    }
+    Ok(Some(texts))
+}
+
 /// What a labelled set scores.
 pub struct Evaluation {
     pub scores: Scores,
@@ -89,7 +112,15 @@ pub fn mean_loss(set: &FeatureSet, grouping: Grouping, logits: &[Vec<f32>]) -> f
     let mut total = 0.0;
     let mut count = 0usize;
     for (feature, logits) in logits.iter().enumerate() {
-        let rows = set.rows(feature);
+        if grouping == Grouping::PerToken {
+            // Pairs of a log-probability and whether the token is the likeliest; of rows without a target nothing counts.
+            let targets = &set.features[feature].targets;
+            total -=
+                logits.chunks_exact(2).zip(targets).filter(|(_, target)| **target >= 0).map(|(pair, _)| f64::from(pair[0])).sum::<f64>();
+            count += set.targets(feature);
+            continue;
+        }
+        let rows = grouping.rows(set, feature);
         let columns = logits.len().checked_div(rows).unwrap_or(0);
         let groups = grouping.groups(rows, columns);
         for ((start, length, stride), &target) in groups.zip(&set.features[feature].targets).filter(|(_, target)| **target >= 0) {
@@ -109,7 +140,7 @@ mod tests {
     use crate::data::{Feature, Sequence};
 
     fn set(rows: usize, targets: &[i32]) -> FeatureSet {
-        let sequence = Sequence { ids: vec![0; rows], types: vec![], readout: (0..rows as u32).collect(), separator: 0 };
+        let sequence = Sequence { ids: vec![0; rows], types: vec![], readout: (0..rows as u32).collect(), ..Sequence::default() };
         let feature = Feature { example: 0, first_sequence: 0, sequences: 1, targets: targets.to_vec() };
         FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 1 }
     }
@@ -119,6 +150,21 @@ mod tests {
         let logits = vec![vec![0.0, 0.0, 5.0, 7.0, 1.0, 1.0]];
         let loss = mean_loss(&set(3, &[1, -100, 0]), Grouping::PerRow, &logits);
         assert!((loss - std::f64::consts::LN_2).abs() < 1e-12);
+    }
+
+    #[test]
+    fn loss_of_tokens_is_the_mean_over_targets() {
+        let logits = vec![vec![-1.5, 1.0, -9.0, 0.0, -0.5, 0.0]];
+        assert!((mean_loss(&set(3, &[4, -100, 7]), Grouping::PerToken, &logits) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn loss_of_sequences_chooses_among_their_scores() {
+        let mut set = set(2, &[1]);
+        set.sequences.push(set.sequences[0].clone());
+        set.features[0].sequences = 2;
+        let loss = mean_loss(&set, Grouping::PerSequence, &[vec![-2.0, -2.0 + 3f32.ln()]]);
+        assert!((loss + 0.75f64.ln()).abs() < 1e-6);
     }
 
     #[test]

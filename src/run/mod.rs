@@ -26,4 +26,4 @@ pub use options::TrainOptions;
 pub use schedule::{LearningRate, Schedule};
 pub use settings::{DEFAULT_DOC_STRIDE, Settings, check_size, default_max_length};
 pub use train::{Outcome, train};
-pub use values::{DataOrder, Device, Every, LayerSet, Offset, StepRange, Warmup};
+pub use values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, StepRange, Warmup};

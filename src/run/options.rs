@@ -3,8 +3,7 @@
 
 use super::base::BaseOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LayerSet, Offset, StepRange, Warmup};
-use crate::engine::PrefixInit;
+use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, StepRange, Warmup};
 use crate::error::UsageError;
 use crate::model::{HeadKind, TaskKind};
 use anyhow::{Context, Result};
@@ -27,7 +26,7 @@ pub struct TrainOptions {
     /// Directory of the tokenizer [default: --model]
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub tokenizer: Option<PathBuf>,
-    /// classification, multiple-choice, tagging or qa; needed unless --init-adapter tells
+    /// classification, multiple-choice, tagging, qa or causal-lm; needed unless --init-adapter tells
     #[arg(long, value_name = "TASK", hide_possible_values = true, help_heading = "Files")]
     pub task: Option<TaskKind>,
     /// Training data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON
@@ -47,13 +46,13 @@ pub struct TrainOptions {
     #[serde(skip_serializing)]
     pub resume: Option<bool>,
 
-    /// Column of the text [default: text]
+    /// Column of the text [default: text; causal-lm: prompt]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub text_column: Option<String>,
     /// Column of the second text [default: text_pair]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub text_pair_column: Option<String>,
-    /// Column of the label [default: label]
+    /// Column of the label [default: label; causal-lm: response]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub label_column: Option<String>,
     /// Column of the choices [default: choices]
@@ -62,7 +61,7 @@ pub struct TrainOptions {
     /// CoNLL column of the tag, counted from 0 [default: the last]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub tag_column: Option<usize>,
-    /// Longest sequence in tokens [default: 128; qa: 384]
+    /// Longest sequence in tokens [default: 128; qa: 384; causal-lm: 512]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<usize>,
     /// Tokens that neighbouring windows of a context share (qa) [default: 128]
@@ -84,15 +83,20 @@ pub struct TrainOptions {
     /// Layers that get a prefix, counted from 1: 17-24 or 1,3,5-8 [default: all]
     #[arg(long, value_name = "RANGE", help_heading = "Prefix and head")]
     pub prefix_layers: Option<LayerSet>,
-    /// How the prefix starts: normal (N(0, 0.02)) or zero [default: normal]
-    #[arg(long, value_name = "INIT", hide_possible_values = true, help_heading = "Prefix and head")]
-    pub prefix_init: Option<PrefixInit>,
-    /// Token positions: shifted by the prefix length, or unshifted [default: shifted]
+    /// How the prefix starts: normal (N(0, 0.02)), zero, text:"..." or file:PATH (as the model's own keys and values for
+    /// that text, whose tokens are the prefix length) [default: normal]
+    #[arg(long, value_name = "INIT", help_heading = "Prefix and head")]
+    pub prefix_init: Option<PrefixStart>,
+    /// Token positions: shifted by the prefix length, or unshifted [default: shifted; glm: unshifted]
     #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = "Prefix and head")]
     pub positions: Option<Offset>,
-    /// Head for whole sequences: linear (on the frozen pooler) or dense (a trained dense layer first) [default: linear]
+    /// Head for whole sequences: linear (on the frozen pooler), dense (a trained dense layer first) or context (DeBERTa's
+    /// trained pooler) [default: linear; context for DeBERTa]
     #[arg(long, value_name = "HEAD", hide_possible_values = true, help_heading = "Prefix and head")]
     pub head: Option<HeadKind>,
+    /// Classify by the words that fill the blank [MASK] of the text, with no head to train: '{"LABEL": " word", ...}'
+    #[arg(long, value_name = "JSON", help_heading = "Prefix and head")]
+    pub verbalizer: Option<LabelWords>,
     /// Dropout on prefix keys and values [default: 0.1]
     #[arg(long, value_name = "RATE", help_heading = "Prefix and head")]
     pub prefix_dropout: Option<f64>,
@@ -165,6 +169,11 @@ pub struct TrainOptions {
 }
 
 impl TrainOptions {
+    /// Where the tokenizer is.
+    pub fn tokenizer_directory(&self) -> Result<PathBuf> {
+        self.tokenizer.clone().or(self.model.clone()).context("--tokenizer is missing")
+    }
+
     /// What is said of the model.
     pub fn base(&self) -> BaseOptions {
         BaseOptions { model: self.model.clone(), architecture: self.architecture.clone(), random_weights: self.random_weights }

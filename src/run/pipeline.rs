@@ -22,12 +22,18 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn new(engine: &Engine) -> Pipeline {
-        Pipeline { packing: engine.packing().clone(), ready: None, spare: Batch::default() }
+        Pipeline { packing: engine.packing(), ready: None, spare: Batch::default() }
     }
 
     /// Lets the engine work on one batch and packs `next` meanwhile.
-    pub fn run<T>(&mut self, set: &FeatureSet, now: Contents, next: Option<Contents>, work: impl FnOnce(&Batch) -> Result<T>) -> Result<T> {
-        let (batch, packed) = match self.ready.take() {
+    pub fn run<T>(
+        &mut self,
+        set: &FeatureSet,
+        now: Contents,
+        next: Option<Contents>,
+        work: impl FnOnce(&mut Batch) -> Result<T>,
+    ) -> Result<T> {
+        let (mut batch, packed) = match self.ready.take() {
             Some((contents, batch, packed)) if contents == now => (batch, packed),
             _ => self.pack(set, &now),
         };
@@ -40,7 +46,7 @@ impl Pipeline {
                     (next, batch, packed)
                 });
             });
-            work(&batch)
+            work(&mut batch)
         });
         self.spare = batch;
         result

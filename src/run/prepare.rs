@@ -2,10 +2,12 @@
 
 use super::memory::grouped;
 use super::terminal::Terminal;
+use super::values::{LabelWords, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, POOLER};
 use crate::data::{Columns, Content, Example, TextTokenizer, read_examples};
 use crate::model::{HeadKind, Pooling, Specification, TaskKind};
 use crate::task::{Encoding, Limits, Task, labels_for, labels_of_head};
+use crate::usage;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::time::Instant;
@@ -60,21 +62,42 @@ impl Reader<'_> {
     }
 }
 
+/// The tokens that a prefix starts from: the text with the special tokens that stand in front of one; None where it does
+/// not start from a text.
+pub fn prefix_text(start: &PrefixStart, tokenizer: &TextTokenizer) -> Result<Option<Vec<u32>>> {
+    let text = match start {
+        PrefixStart::Normal | PrefixStart::Zero => return Ok(None),
+        PrefixStart::Text(text) => text.clone(),
+        PrefixStart::File(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("--prefix-init {start}: cannot read the file as text"))?
+        }
+    };
+    let tokens = [tokenizer.tokens_before(), &tokenizer.encode_part(&text)?].concat();
+    if tokens.is_empty() {
+        usage!("--prefix-init {start}: the text has no token");
+    }
+    Ok(Some(tokens))
+}
+
 /// Whether an example is a question that its context does not answer.
 pub fn is_unanswerable(example: &Example) -> bool {
     matches!(&example.content, Content::Question { answers: Some(answers), .. } if answers.is_empty())
 }
 
-/// Names of the classes: those of the adapter to start from, or of the model's config.json or the data.
+/// Names of the classes: those of the verbalizer, of the adapter to start from, or of the model's config.json or the data.
 pub fn labels(
     kind: TaskKind,
     examples: &[Example],
     spec: &Specification,
     adapter: Option<&Adapter>,
+    words: Option<&LabelWords>,
     terminal: &Terminal,
 ) -> Result<Vec<String>> {
-    if matches!(kind, TaskKind::MultipleChoice | TaskKind::Qa) {
+    if matches!(kind, TaskKind::MultipleChoice | TaskKind::Qa | TaskKind::CausalLm) {
         return Ok(Vec::new());
+    }
+    if let Some(words) = words {
+        return Ok(words.labels.clone());
     }
     let Some(adapter) = adapter else { return labels_for(kind, examples, spec) };
     if let Some(labels) = &adapter.metadata.labels {

@@ -8,8 +8,9 @@ use super::state::Extent;
 use super::terminal::{Terminal, clock};
 use super::train::Prepared;
 use super::trainer::{Trainer, write_text};
+use super::values::{LabelWords, PrefixStart};
 use crate::checkpoint::Adapter;
-use crate::engine::{Engine, PrefixInit};
+use crate::engine::Engine;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -31,7 +32,11 @@ impl Prepared {
         }
         let labels = self.task.labels();
         if !labels.is_empty() {
-            let shown = labels.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let spelled = |(index, label): (usize, &String)| match &settings.verbalizer {
+                Some(LabelWords { words, .. }) => format!("{label} as {:?}", words[index]),
+                None => label.clone(),
+            };
+            let shown = labels.iter().enumerate().take(20).map(spelled).collect::<Vec<_>>().join(", ");
             terminal.line(format!("labels: {}: {shown}{}", labels.len(), if labels.len() > 20 { ", ..." } else { "" }));
         }
         let trainables = engine.trainables();
@@ -52,11 +57,12 @@ impl Prepared {
                 "prefix: {} positions in layers {layers} of {}, {}, {} positions",
                 settings.prefix_length,
                 spec.layers,
-                match (settings.prefix_projection, settings.prefix_init, &self.adapter) {
+                match (settings.prefix_projection, &settings.prefix_init, &self.adapter) {
                     (_, _, Some(_)) => "from the adapter".to_string(),
                     (Some(hidden), ..) => format!("projected through {hidden} tanh units"),
-                    (None, PrefixInit::Normal, None) => "from N(0, 0.02)".to_string(),
-                    (None, PrefixInit::Zero, None) => "from zero".to_string(),
+                    (None, PrefixStart::Normal, None) => "from N(0, 0.02)".to_string(),
+                    (None, PrefixStart::Zero, None) => "from zero".to_string(),
+                    (None, PrefixStart::Text(_) | PrefixStart::File(_), None) => "from the keys and values of a text".to_string(),
                 },
                 if settings.shifted() { "shifted" } else { "unshifted" },
             )),

@@ -4,16 +4,16 @@ use super::device;
 use super::evaluate::{self, Evaluation};
 use super::interrupt::Interrupt;
 use super::prepare::{self, Reader, Split};
-use super::settings::{DEFAULT_DOC_STRIDE, check_size, check_stride, default_max_length};
+use super::settings::{DEFAULT_DOC_STRIDE, check_language_task, check_size, check_stride, default_max_length};
 use super::terminal::Terminal;
-use super::values::Device;
+use super::values::{Device, LabelWords};
 use crate::checkpoint::{Adapter, FrozenModel};
 use crate::data::{Columns, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
 use crate::model::TaskKind;
-use crate::task::{Limits, Prediction, Task, require_labels};
+use crate::task::{Limits, Outcome, Prediction, Task, Verbalizer, require_labels};
 use crate::usage;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow};
 use std::path::PathBuf;
 
 /// What to run on what.
@@ -32,14 +32,22 @@ pub struct ScoringOptions {
     pub device: Device,
     /// Whether every example must be labelled.
     pub labelled: bool,
+    /// Words of the labels of a cloze, where the adapter does not tell.
+    pub verbalizer: Option<LabelWords>,
+    /// Causal language modelling: tokens to generate behind each prompt at most; 0: none.
+    pub generate: usize,
+    /// Whether what is known of the data's labels is wanted too: of a response its log-probability.
+    pub logits: bool,
 }
 
 /// An engine with an adapter, and the data for it.
 pub struct Scoring {
     pub task: Task,
     pub split: Split,
-    /// Logits of every feature, in order.
+    /// Logits of every feature, in order; of prompts without responses there are none.
     pub logits: Vec<Vec<f32>>,
+    /// What was generated behind each example's prompt.
+    texts: Vec<String>,
 }
 
 impl Scoring {
@@ -48,6 +56,7 @@ impl Scoring {
         check_size("batch-size", Some(options.batch_size), 1)?;
         check_size("max-length", options.max_length, 1)?;
         check_size("doc-stride", options.doc_stride, 0)?;
+        check_size("max-new-tokens", Some(options.generate), 0)?;
         device::check(options.device)?;
         let model = FrozenModel::open(&options.model)?;
         let mut adapter = Adapter::read(&options.adapter)?;
@@ -61,6 +70,8 @@ impl Scoring {
             (None, None) => usage!("--task is missing: the files of the adapter do not tell its task"),
         };
         adapter.metadata.task = Some(kind);
+        let words = words(options, &mut adapter)?;
+        check_language_task(kind, words.is_some(), &model.spec)?;
         for warning in adapter.check(&model)? {
             terminal.warn(warning);
         }
@@ -72,36 +83,58 @@ impl Scoring {
         let tokenizer = TextTokenizer::open(&options.model, &model.spec)?;
         let limits = Limits { max_length, doc_stride };
         // A prediction needs no labels, and those of a file may be of another kind than the adapter's. Answers are read:
-        // where the adapter's files do not say whether questions may have none, they tell.
-        let columns = Columns { ignore_labels: !options.labelled && kind != TaskKind::Qa, ..options.columns.clone() };
+        // where the adapter's files do not say whether questions may have none, they tell. So are responses, to score them.
+        let reads_labels = options.labelled || kind == TaskKind::Qa || kind == TaskKind::CausalLm && options.logits;
+        let columns = Columns { ignore_labels: !reads_labels, ..options.columns.clone() };
         let reader = Reader { kind, columns, limits, tokenizer: &tokenizer, terminal };
         let examples = reader.read(&options.data)?;
         if options.labelled {
             require_labels(&examples, "scoring")?;
         }
-        let labels = prepare::labels(kind, &examples, &model.spec, Some(&adapter), terminal)?;
-        let task = Task::new(kind, labels).with_no_answer(metadata.no_answer);
+        let labels = prepare::labels(kind, &examples, &model.spec, Some(&adapter), words.as_ref(), terminal)?;
+        let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, &model.spec)).transpose()?;
+        let task = Task::new(kind, labels).with_no_answer(metadata.no_answer).with_verbalizer(verbalizer);
         let split = reader.encode("data", &task, examples)?;
         let set = &split.encoding.set;
+        let generate = if kind == TaskKind::CausalLm { options.generate } else { 0 };
+        let prompts = (generate > 0).then(|| task.encode_prompts(&split.examples, &tokenizer, &limits)).transpose()?;
 
         let prefix = PrefixOptions {
             length: metadata.prefix_length,
             layers: if metadata.prefix_length == 0 { Vec::new() } else { metadata.prefix_layers.clone() },
             projection: None,
-            shifted: metadata.shifted_positions,
+            shifted: metadata.shifted_positions && model.spec.shifts(),
             dropout: 0.0,
         };
         prefix.check_positions(&model.spec, set.longest_sequence())?;
+        if let Some(prompts) = &prompts {
+            let longest = prompts.set.longest_sequence() + generate;
+            prefix.check_positions(&model.spec, longest).with_context(|| format!("prompts with --max-new-tokens {generate}"))?;
+        }
         let head = task.head(metadata.head);
-        let capacity = Capacity::for_items(set, &head, options.batch_size, false);
+        let mut capacity = Capacity::for_items(set, &head, options.batch_size, false);
+        if let Some(prompts) = &prompts {
+            let prompts = Capacity::for_items(&prompts.set, &head, options.batch_size, false);
+            capacity = capacity.union(Capacity { generated: generate, ..prompts });
+        }
         let engine_options = EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0 };
         let mut engine = Engine::new(device::open(options.device, &model, terminal)?, &model, engine_options, capacity)?;
         engine.load_adapter(&adapter)?;
-        let Some(logits) = evaluate::forward(&mut engine, set, options.batch_size, terminal, interrupt)? else {
-            bail!("stopped by a signal; nothing was written");
+        let stopped = || anyhow!("stopped by a signal; nothing was written");
+        let unscored = kind == TaskKind::CausalLm && !split.examples.iter().any(|example| example.content.is_labelled());
+        let logits = match unscored {
+            true => Vec::new(),
+            false => evaluate::forward(&mut engine, set, options.batch_size, terminal, interrupt)?.ok_or_else(stopped)?,
         };
         evaluate::check_finite(set, &split.examples, &logits)?;
-        Ok(Scoring { task, split, logits })
+        let mut texts = Vec::new();
+        if let Some(prompts) = &prompts {
+            let ends = tokenizer.end_tokens()?;
+            let found = evaluate::generate(&mut engine, &prompts.set, options.batch_size, (generate, &ends), terminal, interrupt)?;
+            let found = found.ok_or_else(stopped)?;
+            texts = found.iter().map(|tokens| tokenizer.decode(tokens)).collect::<Result<_>>()?;
+        }
+        Ok(Scoring { task, split, logits, texts })
     }
 
     /// Scores of labelled data.
@@ -111,6 +144,22 @@ impl Scoring {
 
     /// A prediction for every example.
     pub fn predict(&self) -> Vec<Prediction<'_>> {
-        self.task.predict(&self.split.examples, &self.split.encoding, &self.logits)
+        let mut predictions = self.task.predict(&self.split.examples, &self.split.encoding, &self.logits);
+        for (prediction, text) in predictions.iter_mut().zip(&self.texts) {
+            prediction.outcome = Outcome::Continuation(Some(text.clone()));
+        }
+        predictions
     }
+}
+
+/// Labels and words of a cloze: those that the adapter was trained with, or what is given for a foreign adapter, which then
+/// has them.
+fn words(options: &ScoringOptions, adapter: &mut Adapter) -> Result<Option<LabelWords>> {
+    let known = adapter.metadata.words().map(|(labels, words)| LabelWords { labels, words });
+    let Some(given) = &options.verbalizer else { return Ok(known) };
+    if !adapter.foreign && known.as_ref() != Some(given) {
+        usage!("--verbalizer: the adapter was trained with {}", known.map_or("a head".to_string(), |known| known.to_string()));
+    }
+    adapter.metadata.set_words(&given.labels, &given.words);
+    Ok(Some(given.clone()))
 }

@@ -4,15 +4,14 @@
 use super::base::BaseOptions;
 use super::options::TrainOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LayerSet, Offset, StepRange, Warmup};
+use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, StepRange, Warmup};
 use crate::checkpoint::Adapter;
 use crate::data::Columns;
-use crate::engine::PrefixInit;
-use crate::model::{HeadKind, Specification, TaskKind};
+use crate::model::{HeadKind, MaskKind, Specification, TaskKind, family_of};
 use crate::usage;
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A complete configuration; the fields are those of [`TrainOptions`].
 #[derive(Clone, Debug, Deserialize)]
@@ -34,9 +33,10 @@ pub struct Settings {
     pub prefix_projection: Option<usize>,
     /// None with a prefix length of 0.
     pub prefix_layers: Option<LayerSet>,
-    pub prefix_init: PrefixInit,
+    pub prefix_init: PrefixStart,
     pub positions: Offset,
     pub head: HeadKind,
+    pub verbalizer: Option<LabelWords>,
     pub prefix_dropout: f64,
     pub hidden_dropout: f64,
     pub attention_dropout: f64,
@@ -70,11 +70,6 @@ impl Settings {
         BaseOptions { model: self.model.clone(), architecture: self.architecture.clone(), random_weights: self.random_weights }
     }
 
-    /// Where the tokenizer is.
-    pub fn tokenizer_directory(&self) -> Result<&Path> {
-        self.tokenizer.as_deref().or(self.model.as_deref()).context("--tokenizer is missing")
-    }
-
     /// Layers with a prefix, counted from 0.
     pub fn layer_indices(&self, layers: usize) -> Result<Vec<usize>> {
         self.prefix_layers.as_ref().map_or(Ok(Vec::new()), |set| set.indices(layers))
@@ -88,7 +83,11 @@ impl Settings {
 
 /// Longest sequence where nothing else is said.
 pub fn default_max_length(task: TaskKind) -> usize {
-    if task == TaskKind::Qa { 384 } else { 128 }
+    match task {
+        TaskKind::Qa => 384,
+        TaskKind::CausalLm => 512,
+        _ => 128,
+    }
 }
 
 /// Tokens shared by windows where nothing else is said.
@@ -107,7 +106,7 @@ impl TrainOptions {
         self.choices_column.get_or_insert(columns.choices);
         self.doc_stride.get_or_insert(DEFAULT_DOC_STRIDE);
         self.data_order.get_or_insert(DataOrder::Shuffled);
-        self.prefix_init.get_or_insert(PrefixInit::Normal);
+        self.prefix_init.get_or_insert(PrefixStart::Normal);
         self.prefix_dropout.get_or_insert(0.1);
         self.hidden_dropout.get_or_insert(0.1);
         self.learning_rate.get_or_insert(5e-3);
@@ -145,7 +144,7 @@ impl TrainOptions {
             }
         }
         if self.task.is_none() && self.init_adapter.is_none() {
-            usage!("--task is missing: choose classification, multiple-choice, tagging or qa");
+            usage!("--task is missing: choose classification, multiple-choice, tagging, qa or causal-lm");
         }
         for (flag, rate) in [
             ("prefix-dropout", self.prefix_dropout),
@@ -189,6 +188,24 @@ impl TrainOptions {
         if self.prefix_length == Some(0) && (self.prefix_projection.is_some() || self.prefix_layers.is_some()) {
             usage!("--prefix-length 0 trains the head alone: leave out --prefix-projection and --prefix-layers");
         }
+        if let Some(start @ (PrefixStart::Text(_) | PrefixStart::File(_))) = &self.prefix_init {
+            for (flag, given) in [("prefix-projection", self.prefix_projection.is_some()), ("init-adapter", self.init_adapter.is_some())] {
+                if given {
+                    usage!("--prefix-init {start} and --{flag} exclude each other: the text's keys and values are the prefix itself");
+                }
+            }
+            if self.prefix_length == Some(0) {
+                usage!("--prefix-init {start}: with --prefix-length 0 there is no prefix");
+            }
+        }
+        if self.verbalizer.is_some() {
+            if let Some(task) = self.task.filter(|&task| task != TaskKind::Classification) {
+                usage!("--verbalizer: the words are labels of a classification, not of {}", task.name());
+            }
+            if self.head == Some(HeadKind::Dense) {
+                usage!("--verbalizer and --head dense exclude each other: words need no head");
+            }
+        }
         if self.init_adapter.is_some() && self.prefix_projection.is_some() {
             usage!("--prefix-projection and --init-adapter exclude each other: an adapter holds a prefix without its projection");
         }
@@ -201,6 +218,16 @@ impl TrainOptions {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Takes the number of a text's tokens as the prefix length; another one that was given is a usage error.
+    pub fn set_prefix_length(&mut self, tokens: usize) -> Result<()> {
+        if let Some(length) = self.prefix_length.filter(|&length| length != tokens) {
+            usage!("--prefix-length {length}: the text of --prefix-init has {tokens} tokens; leave it out, or change the text");
+        }
+        check_size("prefix-length", Some(tokens), 1)?;
+        self.prefix_length = Some(tokens);
         Ok(())
     }
 
@@ -223,25 +250,50 @@ impl TrainOptions {
                 self.prefix_layers = Some(layers);
             }
             agree("head", &mut self.head, Some(metadata.head))?;
-            self.positions.get_or_insert(if metadata.shifted_positions { Offset::Shifted } else { Offset::Unshifted });
+            let shifted = metadata.shifted_positions && spec.shifts();
+            self.positions.get_or_insert(if shifted { Offset::Shifted } else { Offset::Unshifted });
+            let known = metadata.words().map(|(labels, words)| LabelWords { labels, words });
+            if !adapter.foreign && self.verbalizer.is_some() && self.verbalizer != known {
+                usage!(
+                    "--verbalizer: the adapter of --init-adapter was trained with {}",
+                    known.map_or("none".into(), |known| known.to_string())
+                );
+            }
+            self.verbalizer = self.verbalizer.or(known);
             if self.task.is_none() {
                 usage!("--task is missing: the files of the adapter do not tell its task");
             }
         }
         self.prefix_length.get_or_insert(20);
         self.prefix_layers.get_or_insert(LayerSet::from_indices(&every_layer)).indices(spec.layers)?;
-        self.positions.get_or_insert(Offset::Shifted);
-        self.head.get_or_insert(HeadKind::Linear);
+        if self.positions == Some(Offset::Shifted) && !spec.shifts() {
+            usage!("--positions shifted: the positions of {} are not shifted by a prefix; leave it out", spec.family);
+        }
+        self.positions.get_or_insert(if spec.shifts() { Offset::Shifted } else { Offset::Unshifted });
+        let heads = family_of(&spec.family).map_or([].as_slice(), |family| family.heads);
+        let head = *self.head.get_or_insert(heads.first().copied().unwrap_or(HeadKind::Linear));
         self.attention_dropout.get_or_insert(spec.attention_dropout);
         let task = self.task.context("the task is not known")?;
         let max_length = *self.max_length.get_or_insert(default_max_length(task));
         check_stride(task, max_length, self.doc_stride)?;
         if self.prefix_length == Some(0) {
             self.prefix_layers = None;
+            if task == TaskKind::CausalLm || self.verbalizer.is_some() {
+                usage!("--prefix-length 0 leaves nothing to train: the language-model head is frozen");
+            }
         }
-        if self.head == Some(HeadKind::Dense) && matches!(task, TaskKind::Tagging | TaskKind::Qa) {
+        let whole = matches!(task, TaskKind::Classification | TaskKind::MultipleChoice);
+        if head == HeadKind::Dense && task == TaskKind::CausalLm {
+            usage!("--head dense: causal-lm has the model's own language-model head");
+        }
+        if head == HeadKind::Dense && !whole {
             usage!("--head dense is for whole sequences; {} has a linear head on its tokens", task.name());
         }
+        if whole && !heads.is_empty() && !heads.contains(&head) {
+            let names: Vec<&str> = heads.iter().map(|kind| kind.name()).collect();
+            usage!("--head {}: a model of type {} has {}", head.name(), spec.family, names.join(" or "));
+        }
+        check_language_task(task, self.verbalizer.is_some(), spec)?;
         Ok(self)
     }
 
@@ -283,6 +335,28 @@ pub fn check_stride(task: TaskKind, max_length: usize, doc_stride: Option<usize>
         usage!("--doc-stride {stride} must be below --max-length {max_length}");
     }
     Ok(())
+}
+
+/// Whether the model can do what needs a language-model head.
+pub fn check_language_task(task: TaskKind, cloze: bool, spec: &Specification) -> Result<()> {
+    if cloze && task != TaskKind::Classification {
+        usage!("--verbalizer: the words are labels of a classification, not of {}", task.name());
+    }
+    let (flag, family) = (if cloze { "--verbalizer" } else { "--task causal-lm" }, &spec.family);
+    match (task, spec.mask) {
+        (TaskKind::CausalLm, MaskKind::Full) => {
+            usage!("{flag} needs a causal language model (llama, gpt2, ...); {family} is an encoder, which reads in both directions")
+        }
+        (TaskKind::CausalLm, MaskKind::Separator) => {
+            usage!("{flag} needs a causal language model (llama, gpt2, ...); {family} fills blanks: use --task classification --verbalizer")
+        }
+        (_, MaskKind::Full) if cloze => {
+            usage!(
+                "{flag} needs a language model (glm, or a causal one); {family} has no head here that predicts words: leave it out to train a head"
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the adapter says holds; what is said besides must be the same.

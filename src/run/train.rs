@@ -11,12 +11,12 @@ use super::settings::Settings;
 use super::state::{Extent, RunState};
 use super::terminal::Terminal;
 use super::trainer::{Session, Trainer, write_text};
-use super::values::Device;
+use super::values::{Device, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
 use crate::data::TextTokenizer;
-use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
+use crate::engine::{Capacity, Engine, EngineOptions, PrefixInit, PrefixOptions};
 use crate::model::HeadSpec;
-use crate::task::{Limits, Task, require_labels};
+use crate::task::{Limits, Task, Verbalizer, require_labels};
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -79,6 +79,8 @@ pub(super) struct Prepared {
     pub(super) metric: String,
     pub(super) train: Split,
     pub(super) validation: Option<Split>,
+    /// The tokens that the prefix starts from, where it does from a text.
+    pub(super) prefix_tokens: Option<Vec<u32>>,
     /// What is read, by its contents: a resumed run must read the same.
     pub(super) inputs: BTreeMap<String, String>,
 }
@@ -90,9 +92,21 @@ impl Prepared {
         device::check_profiling(options.profile_steps, options.device)?;
         let model = options.base().open()?;
         let mut adapter = options.init_adapter.as_deref().map(Adapter::read).transpose()?;
+        let directory = options.tokenizer_directory()?;
+        let tokenizer = || TextTokenizer::open(&directory, &model.spec);
+        let prefix_tokens = match options.prefix_init.as_ref().filter(|start| start.is_text()) {
+            Some(start) => prepare::prefix_text(start, &tokenizer()?)?,
+            None => None,
+        };
+        if let Some(tokens) = &prefix_tokens {
+            options.set_prefix_length(tokens.len())?;
+        }
         options = options.complete(&model.spec, adapter.as_ref())?;
         if let Some(adapter) = &mut adapter {
             adapter.metadata.task = options.task;
+            if let (true, Some(words)) = (adapter.foreign, &options.verbalizer) {
+                adapter.metadata.set_words(&words.labels, &words.words);
+            }
             for warning in adapter.check(&model)? {
                 terminal.warn(warning);
             }
@@ -100,16 +114,18 @@ impl Prepared {
         let mut settings = Settings::new(&options)?;
         let spec = &model.spec;
         let kind = settings.task;
-        let tokenizer = TextTokenizer::open(settings.tokenizer_directory()?, spec)?;
+        let tokenizer = tokenizer()?;
         let limits = Limits { max_length: settings.max_length, doc_stride: settings.doc_stride };
         let reader = Reader { kind, columns: options.columns(), limits, tokenizer: &tokenizer, terminal };
 
         let mut examples = reader.read(&settings.data)?;
         require_labels(&examples, "training")?;
-        let labels = prepare::labels(kind, &examples, spec, adapter.as_ref(), terminal)?;
+        let words = settings.verbalizer.as_ref();
+        let labels = prepare::labels(kind, &examples, spec, adapter.as_ref(), words, terminal)?;
+        let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, spec)).transpose()?;
         examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
         let no_answer = examples.iter().any(prepare::is_unanswerable);
-        let task = Task::new(kind, labels).with_no_answer(no_answer);
+        let task = Task::new(kind, labels).with_no_answer(no_answer).with_verbalizer(verbalizer);
         let metric = settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string());
         if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
             usage!("--metric {metric}: {} has {} and loss", kind.name(), task.metrics().join(", "));
@@ -141,13 +157,25 @@ impl Prepared {
         for split in [Some(&train), validation.as_ref()].into_iter().flatten() {
             prefix.check_positions(spec, split.encoding.set.longest_sequence())?;
         }
+        if let Some(tokens) = &prefix_tokens
+            && tokens.len() > spec.longest_sequence(0)
+        {
+            usage!(
+                "--prefix-init: the text has {} tokens, the model {} positions; use a shorter one",
+                tokens.len(),
+                spec.longest_sequence(0)
+            );
+        }
         let mut inputs = BTreeMap::from([("model".to_string(), model.fingerprint())]);
+        if let PrefixStart::File(path) = &settings.prefix_init {
+            inputs.insert("prefix-init".to_string(), digest(path)?);
+        }
         inputs.insert("data".to_string(), digest(&settings.data)?);
         if let Some(path) = &settings.validation {
             inputs.insert("validation".to_string(), digest(path)?);
         }
         settings.metric = options.metric.clone();
-        Ok(Prepared { options, settings, model, adapter, task, no_answer, head, prefix, metric, train, validation, inputs })
+        Ok(Prepared { options, settings, model, adapter, task, no_answer, head, prefix, metric, train, validation, prefix_tokens, inputs })
     }
 
     fn extent(&self) -> Result<(Extent, LearningRate)> {
@@ -192,6 +220,7 @@ impl Prepared {
             max_length: Some(settings.max_length),
             doc_stride: Some(settings.doc_stride),
             no_answer: self.no_answer,
+            verbalizer: settings.verbalizer.as_ref().map(|words| words.words.clone()),
             base_model: settings.base().description(),
             fingerprint: Some(self.model.fingerprint()),
         }
@@ -204,6 +233,7 @@ impl Prepared {
         if let Some(split) = &self.validation {
             capacity = capacity.union(Capacity::for_items(&split.encoding.set, &self.head, settings.batch_size, false));
         }
+        capacity.tokens = capacity.tokens.max(self.prefix_tokens.as_ref().map_or(0, Vec::len));
         let options = EngineOptions {
             prefix: self.prefix.clone(),
             head: self.head.clone(),
@@ -212,7 +242,10 @@ impl Prepared {
             seed: settings.seed,
         };
         let mut engine = Engine::new(device::open(settings.device, &self.model, terminal)?, &self.model, options, capacity)?;
-        engine.initialise(settings.prefix_init);
+        engine.initialise(if settings.prefix_init == PrefixStart::Zero { PrefixInit::Zero } else { PrefixInit::Normal });
+        if let Some(tokens) = &self.prefix_tokens {
+            engine.set_prefix_from_tokens(tokens)?;
+        }
         if let Some(adapter) = &self.adapter {
             engine.load_adapter(adapter)?;
         }

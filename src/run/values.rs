@@ -5,6 +5,7 @@ use crate::usage;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A TOML value that may be a number or text.
@@ -114,6 +115,109 @@ impl fmt::Display for LayerSet {
         Ok(())
     }
 }
+
+/// How a prefix starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum PrefixStart {
+    /// N(0, 0.02).
+    Normal,
+    Zero,
+    /// As the keys and values that the model computes for this text.
+    Text(String),
+    /// For the text of this file.
+    File(PathBuf),
+}
+
+impl PrefixStart {
+    pub fn is_text(&self) -> bool {
+        matches!(self, PrefixStart::Text(_) | PrefixStart::File(_))
+    }
+}
+
+impl FromStr for PrefixStart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PrefixStart, String> {
+        Ok(match (text, text.split_once(':')) {
+            ("normal", _) => PrefixStart::Normal,
+            ("zero", _) => PrefixStart::Zero,
+            (_, Some(("text", text))) => PrefixStart::Text(text.to_string()),
+            (_, Some(("file", path))) => PrefixStart::File(path.into()),
+            _ => return Err(format!("`{text}` is no start of a prefix; write normal, zero, text:\"...\" or file:PATH")),
+        })
+    }
+}
+
+impl fmt::Display for PrefixStart {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PrefixStart::Normal => formatter.write_str("normal"),
+            PrefixStart::Zero => formatter.write_str("zero"),
+            PrefixStart::Text(text) => write!(formatter, "text:{text}"),
+            PrefixStart::File(path) => write!(formatter, "file:{}", path.display()),
+        }
+    }
+}
+
+/// Labels and the words that stand for them in a cloze, in order: a JSON object of strings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LabelWords {
+    pub labels: Vec<String>,
+    pub words: Vec<String>,
+}
+
+impl FromStr for LabelWords {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LabelWords, String> {
+        let example = r#"write for example '{"yes": " Yes", "no": " No"}'"#;
+        let object: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(text).map_err(|error| format!("not a JSON object ({error}); {example}"))?;
+        let mut pairs = LabelWords { labels: Vec::new(), words: Vec::new() };
+        for (label, word) in object {
+            let serde_json::Value::String(word) = word else {
+                return Err(format!("the word of the label {label:?} is {word}, not a string; {example}"));
+            };
+            pairs.labels.push(label);
+            pairs.words.push(word);
+        }
+        if pairs.labels.len() < 2 {
+            return Err(format!("at least two labels are needed; {example}"));
+        }
+        Ok(pairs)
+    }
+}
+
+impl fmt::Display for LabelWords {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs = self.labels.iter().zip(&self.words).map(|(label, word)| (label.clone(), serde_json::Value::from(word.clone())));
+        write!(formatter, "{}", serde_json::Value::Object(pairs.collect()))
+    }
+}
+
+/// Reads and writes a type as a string of its own syntax.
+macro_rules! spelled {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> String {
+                value.to_string()
+            }
+        }
+    };
+}
+
+spelled!(PrefixStart);
+spelled!(LabelWords);
 
 /// Warm-up: a number of steps, or a share of all steps (a value below 1).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -171,7 +171,7 @@ impl Case {
         self.random.below(bound)
     }
 
-    fn normals(&mut self, kind: Kind, count: usize, mean: f64, scale: f64) -> Vec<f64> {
+    pub fn normals(&mut self, kind: Kind, count: usize, mean: f64, scale: f64) -> Vec<f64> {
         let dtype = if kind == Kind::Master { DType::F32 } else { self.dtype };
         (0..count).map(|_| rounded(dtype, mean + self.normal(scale))).collect()
     }

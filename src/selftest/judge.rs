@@ -217,7 +217,11 @@ fn largest_error(values: &[f64], exact: &[f64]) -> f64 {
 
 /// What the plain implementation is off by, once stored.
 fn plain_error(case: &Case, kind: Kind, plain: &[f64], exact: &[f64]) -> f64 {
-    let stored = if kind == Kind::Master { DType::F32 } else { case.dtype };
+    let stored = match kind {
+        Kind::Master => DType::F32,
+        Kind::Integer => DType::I32,
+        Kind::Activation | Kind::Frozen => case.dtype,
+    };
     let plain: Vec<f64> = plain.iter().map(|&value| rounded(stored, value)).collect();
     largest_error(&plain, exact)
 }

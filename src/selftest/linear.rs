@@ -3,7 +3,11 @@
 use super::*;
 use Kind::*;
 
-pub const OPERATIONS: &[Operation] = &[("linear, frozen", frozen_matrices), ("linear, trained", trained_matrices)];
+pub const OPERATIONS: &[Operation] = &[
+    ("linear, frozen", frozen_matrices),
+    ("linear, frozen, to fp32", frozen_matrices_with_wide_outputs),
+    ("linear, trained", trained_matrices),
+];
 
 const SHAPES: [[usize; 3]; 6] = [[1, 1, 1], [3, 2, 48], [65, 7, 33], [70, 130, 24], [1, 384, 129], [33, 64, 64]];
 
@@ -23,6 +27,19 @@ pub fn frozen_matrices(judge: &mut Judge) {
                     backend.linear_backward_input(view[dy], view[weight], view[dx], accumulate);
                 });
             }
+        }
+    }
+}
+
+/// Logits of a frozen language-model head are kept in fp32.
+pub fn frozen_matrices_with_wide_outputs(judge: &mut Judge) {
+    for (number, [rows, outputs, inputs]) in SHAPES.into_iter().enumerate() {
+        for dtype in TYPES {
+            let mut case = Case::new(format!("linear {rows} {outputs} {inputs} to fp32"), dtype, PLACES[number % 3]);
+            let x = case.input(Activation, rows, inputs, 1.0);
+            let weight = case.input(Frozen, outputs, inputs, 0.5);
+            let out = case.output(Master, rows, outputs, Rounding::Master);
+            judge.check(&case, |backend, view| backend.linear(view[x], view[weight], None, view[out]));
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Losses and the optimizer.
 
 use super::*;
-use crate::backend::{AdamW, CrossEntropy};
+use crate::backend::{AdamW, CrossEntropy, TokenGradient, TokenLoss, View};
 use Kind::*;
 
 pub const OPERATIONS: &[Operation] = &[
     ("cross-entropy", cross_entropy),
+    ("token loss", token_losses),
+    ("token loss, in place", token_gradients_in_place),
+    ("sums of segments", segments),
     ("squared norm", squared_norms),
     ("AdamW", the_optimizer),
     ("AdamW, overflown", an_overflow_changes_nothing),
@@ -45,6 +48,95 @@ pub fn cross_entropy(judge: &mut Judge) {
             });
         });
     }
+}
+
+/// Widths below, at and beyond what a block reads at a time; rows without a target; ties; d_logits apart from the logits
+/// or, as the engine has it, over them.
+pub fn token_losses(judge: &mut Judge) {
+    for (number, (rows, width)) in [(1, 1), (3, 7), (5, 420), (2, 2048), (4, 5003)].into_iter().enumerate() {
+        for dtype in TYPES {
+            for (gradient, weighted) in [(false, false), (true, false), (true, true)] {
+                let mut case = Case::new(format!("token loss {rows} x {width}, {gradient} {weighted}"), dtype, PLACES[number % 3]);
+                let mut values = case.normals(Master, rows * width, 0.0, 3.0);
+                values[(rows - 1) * width + width / 2] = 9.5;
+                values[rows * width - 1] = 9.5;
+                let logits = case.given(Master, rows, width, values);
+                let targets: Vec<i32> = (0..rows).map(|row| if row == 2 { -1 } else { case.below(width) as i32 }).collect();
+                let targets = case.integers(&targets);
+                let log_probability = case.output(Master, 1, rows, Rounding::Master);
+                let best = case.output(Integer, 1, rows, Rounding::Master);
+                let weights = weighted.then(|| case.input(Master, 1, rows, 1.0));
+                let d_logits = gradient.then(|| case.output(Activation, rows, width, Rounding::Activation));
+                let loss = (gradient && !weighted).then(|| case.updated(Master, 1, 1, 1.0, Rounding::Master));
+                judge.check(&case, |backend, view| {
+                    backend.token_loss(&TokenLoss {
+                        logits: view[logits],
+                        targets: view[targets],
+                        log_probability: view[log_probability],
+                        best: view[best],
+                        gradient: d_logits.map(|d_logits| TokenGradient {
+                            weights: weights.map(|id| view[id]),
+                            scale: 0.37,
+                            d_logits: view[d_logits],
+                            loss: loss.map(|id| view[id]),
+                        }),
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// The gradient over its own logits, as the engine has it.
+pub fn token_gradients_in_place(judge: &mut Judge) {
+    for dtype in TYPES {
+        let (rows, width) = (3, 5004);
+        let mut case = Case::new("token loss in place", dtype, Place::Tight);
+        let values = case.normals(Master, rows * width, 0.0, 3.0);
+        let logits = case.given(Master, rows, width, values);
+        let targets = case.integers(&[17, -1, 5003]);
+        let log_probability = case.output(Master, 1, rows, Rounding::Master);
+        let best = case.output(Integer, 1, rows, Rounding::Master);
+        let apart = case.output(Activation, rows, width, Rounding::Activation);
+        judge.check(&case, |backend, view| {
+            let (logits, apart) = (view[logits], view[apart]);
+            let over = View { dtype: apart.dtype, stride: logits.stride * logits.dtype.size() / apart.dtype.size(), ..logits };
+            backend.token_loss(&TokenLoss {
+                logits,
+                targets: view[targets],
+                log_probability: view[log_probability],
+                best: view[best],
+                gradient: Some(TokenGradient { weights: None, scale: 64.0, d_logits: over, loss: None }),
+            });
+            for row in 0..rows {
+                let mut bytes = vec![0; width * apart.dtype.size()];
+                backend.read(over.row_range(row, 1), &mut bytes);
+                backend.write(apart.row_range(row, 1), &bytes);
+            }
+        });
+    }
+}
+
+pub fn segments(judge: &mut Judge) {
+    let lengths = [3, 0, 1, 140, 2];
+    let offsets: Vec<i32> = std::iter::once(0)
+        .chain(lengths.iter().scan(0, |sum, length| {
+            Some({
+                *sum += length;
+                *sum
+            })
+        }))
+        .collect();
+    let rows = *offsets.last().unwrap() as usize;
+    let mut case = Case::new("segments", DType::F16, Place::Tight);
+    let values = case.input(Master, 1, rows, 1.0);
+    let offsets = case.integers(&offsets);
+    let sums = case.output(Master, 1, lengths.len(), Rounding::Master);
+    let spread = case.output(Master, 1, rows, Rounding::Master);
+    judge.check(&case, |backend, view| {
+        backend.sum_segments(view[values], view[offsets], view[sums]);
+        backend.spread_segments(view[sums], view[offsets], -0.5, view[spread]);
+    });
 }
 
 pub fn squared_norms(judge: &mut Judge) {

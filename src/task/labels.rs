@@ -95,7 +95,7 @@ fn labels_of(example: &Example) -> &[Label] {
     match &example.content {
         Content::Text { label, .. } => label.as_slice(),
         Content::Words { tags, .. } => tags.as_deref().unwrap_or_default(),
-        Content::Choices { .. } | Content::Question { .. } => &[],
+        Content::Choices { .. } | Content::Question { .. } | Content::Prompt { .. } => &[],
     }
 }
 
@@ -106,12 +106,14 @@ pub fn require_labels(examples: &[Example], purpose: &str) -> Result<()> {
         Content::Choices { label, .. } => label.is_none(),
         Content::Words { tags, .. } => tags.is_none(),
         Content::Question { answers, .. } => answers.is_none(),
+        Content::Prompt { response, .. } => response.is_none(),
     };
     if let Some(example) = examples.iter().find(unlabelled) {
         let (what, remedy) = match example.content {
             Content::Text { .. } | Content::Choices { .. } => ("label", "; if another column holds it, name that with --label-column"),
             Content::Words { .. } => ("tags", ""),
             Content::Question { .. } => ("answers", ""),
+            Content::Prompt { .. } => ("response", "; if another column holds it, name that with --label-column"),
         };
         bail!("{}: no {what}, which {purpose} needs{remedy}", example.place);
     }
@@ -137,7 +139,7 @@ pub fn labels_for(kind: TaskKind, examples: &[Example], spec: &Specification) ->
             }
             return Ok(Vec::new());
         }
-        TaskKind::Qa => return Ok(Vec::new()),
+        TaskKind::Qa | TaskKind::CausalLm => return Ok(Vec::new()),
     }
     let mut distinct: HashSet<&Label> = HashSet::new();
     for example in examples {

@@ -1,6 +1,8 @@
 //! What is asked of a model: examples to features, logits to predictions, predictions to scores. One file a task.
 
+mod causal_lm;
 mod classification;
+mod cloze;
 mod encoding;
 mod labels;
 mod multiple_choice;
@@ -8,6 +10,7 @@ mod prediction;
 mod qa;
 mod tagging;
 
+pub use cloze::Verbalizer;
 pub use encoding::{Encoding, Limits};
 pub use labels::{Labels, labels_for, labels_of_head, require_labels};
 pub use prediction::{Outcome, Prediction, Scores, With};
@@ -25,18 +28,25 @@ pub struct Task {
     kind: TaskKind,
     labels: Labels,
     no_answer: bool,
+    verbalizer: Option<Verbalizer>,
 }
 
 impl Task {
     /// `labels`: of [`labels_for`] or of an adapter; empty for multiple choice and question answering.
     pub fn new(kind: TaskKind, labels: Vec<String>) -> Task {
-        Task { kind, labels: Labels::new(labels), no_answer: false }
+        Task { kind, labels: Labels::new(labels), no_answer: false, verbalizer: None }
     }
 
     /// Questions may have no answer even where no example of the file shows it (an unlabelled file). Without this,
     /// the data decide: a file with an unanswerable question is of the kind of SQuAD 2.0.
     pub fn with_no_answer(mut self, no_answer: bool) -> Task {
         self.no_answer = no_answer;
+        self
+    }
+
+    /// Classification by words that fill a blank, in order of the labels.
+    pub fn with_verbalizer(mut self, verbalizer: Option<Verbalizer>) -> Task {
+        self.verbalizer = verbalizer;
         self
     }
 
@@ -49,29 +59,40 @@ impl Task {
     }
 
     pub fn head(&self, kind: HeadKind) -> HeadSpec {
-        HeadSpec::new(self.kind, kind, self.labels.names().len())
+        match self.verbalizer.as_ref().map(Verbalizer::single_tokens) {
+            Some(Some(tokens)) => HeadSpec::words(tokens),
+            Some(None) => HeadSpec::scored_sequences(),
+            None => HeadSpec::new(self.kind, kind, self.labels.names().len()),
+        }
     }
 
     /// Features of all examples, in order; the work is shared among threads. Unlabelled examples have no targets.
     ///
     /// Errors name the example's place: an unknown label, a choice that does not exist, an answer outside its context,
-    /// tags and words of different number, a length limit that leaves no room.
+    /// tags and words of different number, a text without a blank, a length limit that leaves no room.
     pub fn encode(&self, examples: &[Example], tokenizer: &TextTokenizer, limits: &Limits) -> Result<Encoding> {
-        let frame = match self.kind {
-            TaskKind::Tagging => Some(tagging::Frame::new(tokenizer, limits)?),
-            _ => None,
+        type Encoder<'a> = Box<dyn Fn(&Example) -> Result<EncodedExample> + Sync + 'a>;
+        let encode: Encoder = match (self.kind, &self.verbalizer) {
+            (TaskKind::Classification, Some(verbalizer)) => Box::new(|example| verbalizer.encode(example, &self.labels, tokenizer, limits)),
+            (TaskKind::Classification, None) => Box::new(|example| classification::encode(example, &self.labels, tokenizer, limits)),
+            (TaskKind::MultipleChoice, _) => Box::new(|example| multiple_choice::encode(example, tokenizer, limits)),
+            (TaskKind::Tagging, _) => {
+                let frame = tagging::Frame::new(tokenizer, limits)?;
+                Box::new(move |example| tagging::encode(example, &self.labels, tokenizer, &frame))
+            }
+            (TaskKind::Qa, _) => Box::new(|example| qa::encode(example, tokenizer, limits)),
+            (TaskKind::CausalLm, _) => {
+                let frame = causal_lm::Frame::new(tokenizer, limits)?;
+                Box::new(move |example| frame.encode(example, true))
+            }
         };
-        let encoded: Vec<Result<EncodedExample>> = examples
-            .par_iter()
-            .map(|example| match (self.kind, &frame) {
-                (TaskKind::Classification, _) => classification::encode(example, &self.labels, tokenizer, limits),
-                (TaskKind::MultipleChoice, _) => multiple_choice::encode(example, tokenizer, limits),
-                (TaskKind::Tagging, Some(frame)) => tagging::encode(example, &self.labels, tokenizer, frame),
-                (TaskKind::Tagging, None) | (TaskKind::Qa, _) => qa::encode(example, tokenizer, limits),
-            })
-            .collect();
-        // Collected in two steps, so that the error is that of the first bad example whatever the threads did.
-        Ok(Encoding::new(encoded.into_iter().collect::<Result<_>>()?))
+        collect(examples, &encode)
+    }
+
+    /// Prompts without their responses, of causal language modelling.
+    pub fn encode_prompts(&self, examples: &[Example], tokenizer: &TextTokenizer, limits: &Limits) -> Result<Encoding> {
+        let frame = causal_lm::Frame::new(tokenizer, limits)?;
+        collect(examples, &|example: &Example| frame.encode(example, false))
     }
 
     /// A prediction for every example. `logits`: those of every feature of the encoding, \[rows, columns\] row-major.
@@ -87,6 +108,7 @@ impl Task {
                     TaskKind::MultipleChoice => Outcome::Choice(prediction::greatest(&logits[features.start])),
                     TaskKind::Tagging => tagging::predict(example, &self.labels, encoding, features.clone(), logits),
                     TaskKind::Qa => qa::predict(example, no_answer, encoding, features.clone(), logits),
+                    TaskKind::CausalLm => causal_lm::predict(),
                 };
                 Prediction { outcome, example, labels: &self.labels, encoding, features, logits }
             })
@@ -101,6 +123,7 @@ impl Task {
             TaskKind::MultipleChoice => multiple_choice::score(examples, predictions),
             TaskKind::Tagging => tagging::score(examples, predictions, &self.labels),
             TaskKind::Qa => Ok(qa::score(examples, predictions, self.has_no_answer(examples))),
+            TaskKind::CausalLm => Ok(causal_lm::score(predictions)),
         }
     }
 
@@ -114,7 +137,7 @@ impl Task {
         Ok(types.into_iter().map(|(kind, counts)| (kind.to_string(), counts)).collect())
     }
 
-    /// Names of the scores in their order; greater is better for all.
+    /// Names of the scores by which an adapter may be chosen; greater is better for all. (Perplexity is chosen by as loss.)
     pub fn metrics(&self) -> &'static [&'static str] {
         match self.kind {
             TaskKind::Classification if self.labels.names().len() == 2 => &["accuracy", "macro_f1", "f1", "matthews"],
@@ -122,6 +145,7 @@ impl Task {
             TaskKind::MultipleChoice => &["accuracy"],
             TaskKind::Tagging => &["precision", "recall", "f1", "accuracy"],
             TaskKind::Qa => &["exact_match", "f1"],
+            TaskKind::CausalLm => &["token_accuracy"],
         }
     }
 
@@ -130,6 +154,7 @@ impl Task {
         match self.kind {
             TaskKind::Classification | TaskKind::MultipleChoice => "accuracy",
             TaskKind::Tagging | TaskKind::Qa => "f1",
+            TaskKind::CausalLm => "loss",
         }
     }
 
@@ -153,6 +178,7 @@ impl Task {
                     }
                 }
                 Content::Question { answers, .. } => count(usize::from(answers.as_ref()?.is_empty())),
+                Content::Prompt { .. } => return None,
             }
         }
         let total: u64 = counts.iter().sum();
@@ -166,6 +192,7 @@ impl Task {
             TaskKind::Classification | TaskKind::Tagging => self.labels.name(best).to_string(),
             TaskKind::MultipleChoice => best.to_string(),
             TaskKind::Qa => "no answer".to_string(),
+            TaskKind::CausalLm => return None,
         };
         Some((name, right as f64 / total as f64))
     }
@@ -175,6 +202,13 @@ impl Task {
             |example: &Example| matches!(&example.content, Content::Question { answers: Some(answers), .. } if answers.is_empty());
         self.kind == TaskKind::Qa && (self.no_answer || examples.iter().any(unanswerable))
     }
+}
+
+/// Encodes all examples, in order; the work is shared among threads.
+fn collect(examples: &[Example], encode: &(impl Fn(&Example) -> Result<EncodedExample> + Sync + ?Sized)) -> Result<Encoding> {
+    let encoded: Vec<Result<EncodedExample>> = examples.par_iter().map(encode).collect();
+    // In two steps, so that the error is that of the first bad example whatever the threads did.
+    Ok(Encoding::new(encoded.into_iter().collect::<Result<_>>()?))
 }
 
 /// For an example that was read for another task.

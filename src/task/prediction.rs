@@ -2,7 +2,7 @@
 
 use super::encoding::Encoding;
 use super::labels::Labels;
-use super::{qa, tagging};
+use super::{causal_lm, qa, tagging};
 use crate::data::{Content, Example};
 use serde_json::{Map, Value, json};
 use std::ops::Range;
@@ -18,6 +18,8 @@ pub enum Outcome {
     Tags(Vec<usize>),
     /// Text cut from the context; empty: no answer.
     Text(String),
+    /// Text that goes on from a prompt, once it is generated.
+    Continuation(Option<String>),
 }
 
 /// The answer for one example, and the way to what it was made from.
@@ -73,6 +75,18 @@ impl Prediction<'_> {
                 line.insert("index".into(), json!(index));
                 line.insert("prediction".into(), json!(self.labels.name(*label)));
                 (numbers(&self.logits[self.features.start]), sequences().flat_map(|sequence| &sequence.ids).copied().collect())
+            }
+            Outcome::Continuation(text) => {
+                line.insert("index".into(), json!(index));
+                if let Some(text) = text {
+                    line.insert("prediction".into(), json!(text));
+                }
+                // The response's log-probability, where there is one.
+                let logits = match self.example.content {
+                    Content::Prompt { response: Some(_), .. } if !self.logits.is_empty() => number(causal_lm::log_probability(self)),
+                    _ => Value::Null,
+                };
+                (logits, sequences().flat_map(|sequence| &sequence.ids).copied().collect())
             }
             Outcome::Choice(choice) => {
                 line.insert("index".into(), json!(index));

@@ -74,6 +74,26 @@ fn steps_are_measured() {
     assert!(losses.iter().all(|loss| (loss / losses[0] - 1.0).abs() < 0.02), "{losses:?}");
 }
 
+/// Relative positions and their own head; two-dimensional positions, masks by separator and the pre-norm stream.
+#[test]
+fn steps_of_every_kind_of_model() {
+    let folder = tempfile::tempdir().unwrap();
+    for bundle in ["deberta-classification", "glm-classification"] {
+        let mut losses = Vec::new();
+        for device in DEVICES {
+            let output = folder.path().join(format!("{bundle}-{device}"));
+            let mut command = bench("step", device, "--random-weights --tokens 24 --length 10 --prefix-length 4 --steps 1", &output);
+            command.arg("--model").arg(golden(bundle).join("model"));
+            Run::from(command.output().unwrap()).ok();
+            let report = json(&output);
+            losses.push(number(&report, "/step/loss"));
+            let operations = report["operations"].as_array().unwrap();
+            assert!(operations.iter().any(|row| row["name"] == "attention forward" && number(row, "/flops") > 0.0), "{report}");
+        }
+        assert!(losses.iter().all(|loss| (loss / losses[0] - 1.0).abs() < 0.02), "{bundle}: {losses:?}");
+    }
+}
+
 #[test]
 fn operations_are_measured() {
     let folder = tempfile::tempdir().unwrap();

@@ -8,14 +8,17 @@ use ptune::model::{HeadKind, HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const BUNDLES: [&str; 7] = [
+pub const BUNDLES: [&str; 10] = [
     "bert-classification",
     "bert-classification-d64",
     "bert-multiple-choice",
     "bert-qa",
     "bert-tagging",
+    "glm-cloze",
     "roberta-classification",
     "roberta-classification-peft",
+    "deberta-classification",
+    "deberta-tagging",
 ];
 
 pub struct Bundle {
@@ -54,6 +57,8 @@ impl Bundle {
             "multiple-choice" => TaskKind::MultipleChoice,
             "tagging" => TaskKind::Tagging,
             "question-answering" => TaskKind::Qa,
+            "causal-lm" => TaskKind::CausalLm,
+            "cloze" => TaskKind::Classification,
             other => panic!("task {other}"),
         };
         let model = FrozenModel::open(&directory.join("model")).unwrap();
@@ -86,7 +91,11 @@ impl Bundle {
     /// Features made of the bundle's own token ids: the engine is tested apart from tokenization.
     pub fn features(&self) -> FeatureSet {
         let (ids, lengths) = (self.integers("input_ids"), self.integers("input_lengths"));
-        let types = if self.has("token_type_ids") { self.integers("token_type_ids") } else { vec![0; ids.len()] };
+        let types = if self.has("token_type_ids") && self.model.spec.token_types > 0 {
+            self.integers("token_type_ids")
+        } else {
+            vec![0; ids.len()]
+        };
         let mut words = if self.has("word_first_token") { self.integers("word_first_token") } else { Vec::new() }.into_iter();
         let lines = std::fs::read_to_string(self.directory.join("data.jsonl")).unwrap();
         let examples: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -96,8 +105,27 @@ impl Bundle {
         let mut at = 0;
         for (number, &length) in lengths.iter().enumerate() {
             let range = at..at + length as usize;
+            if self.task == TaskKind::CausalLm {
+                // Aligned with the tokens: a row predicts the one behind it.
+                let labels = &self.integers("labels")[range.clone()];
+                let readout = (1..labels.len()).filter(|&token| labels[token] >= 0).map(|token| token as u32 - 1).collect();
+                set.features.push(Feature {
+                    example: number,
+                    first_sequence: number,
+                    sequences: 1,
+                    targets: labels.iter().filter(|&&label| label >= 0).map(|&label| label as i32).collect(),
+                });
+                let ids = ids[range.clone()].iter().map(|&id| id as u32).collect();
+                set.sequences.push(Sequence { ids, readout, ..Sequence::default() });
+                at = range.end;
+                continue;
+            }
+            let separator = if self.has("sep") { self.integers("sep")[number] as u32 } else { 0 };
+            let cloze = self.case["task"] == "cloze";
+            let blank = cloze.then(|| self.integers("positions")[range.start + separator as usize] as u32);
             let readout = match self.task {
-                TaskKind::Classification | TaskKind::MultipleChoice => vec![0],
+                TaskKind::Classification if cloze => vec![separator],
+                TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::CausalLm => vec![0],
                 TaskKind::Qa => (0..length as u32).collect(),
                 TaskKind::Tagging => {
                     let count = examples[number]["tokens"].as_array().unwrap().len();
@@ -108,11 +136,14 @@ impl Bundle {
                 ids: ids[range.clone()].iter().map(|&id| id as u32).collect(),
                 types: types[range].iter().map(|&kind| kind as u32).collect(),
                 readout,
-                separator: 0,
+                separator,
+                blank,
+                ..Sequence::default()
             });
             at += length as usize;
         }
         match self.task {
+            TaskKind::CausalLm => {}
             TaskKind::Qa => {
                 let (start, end) = (self.integers("feature_start"), self.integers("feature_end"));
                 let example = self.integers("feature_example");
@@ -139,10 +170,23 @@ impl Bundle {
         set
     }
 
+    /// Label and word pairs of a cloze, as JSON.
+    pub fn verbalizer(&self) -> Option<String> {
+        self.case.get("verbalizer").map(serde_json::Value::to_string)
+    }
+
     pub fn head(&self) -> HeadSpec {
-        let dense = self.adapter.tensors.keys().any(|name| name.contains("classifier.dense"));
+        if let Some(words) = self.case.get("verbalizer_ids") {
+            return HeadSpec::words(words.as_object().unwrap().values().map(|id| id.as_u64().unwrap() as u32).collect());
+        }
+        let has = |part: &str| self.adapter.tensors.keys().any(|name| name.contains(part));
+        let kind = match (has("classifier.dense"), has("pooler.dense")) {
+            (true, _) => HeadKind::Dense,
+            (false, true) => HeadKind::Context,
+            (false, false) => HeadKind::Linear,
+        };
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
-        HeadSpec::new(self.task, if dense { HeadKind::Dense } else { HeadKind::Linear }, classes)
+        HeadSpec::new(self.task, kind, classes)
     }
 
     /// The bundle's settings: no dropout anywhere.
@@ -152,7 +196,7 @@ impl Bundle {
                 length: self.adapter.metadata.prefix_length,
                 layers: (0..self.model.spec.layers).collect(),
                 projection: None,
-                shifted: true,
+                shifted: self.model.spec.shifts(),
                 dropout: 0.0,
             },
             head: self.head(),

@@ -7,7 +7,7 @@ use ptune::backend::{Activation, NormKind, Stream};
 use ptune::checkpoint::{Checkpoint, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Pooling, Positions, Slot, Specification, TaskKind};
+use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Slot, Specification, TaskKind};
 use safetensors::{Dtype, tensor::TensorView};
 
 const STEP: u64 = 3;
@@ -24,8 +24,9 @@ fn loss(engine: &mut Engine, set: &FeatureSet) -> f64 {
 /// is h² f''' / 6, rounding 1e-16 / h: both below 1e-9 of a gradient of order one, so 1e-6 of the tensor's largest
 /// element leaves room for curvature.
 fn check_gradients(model: &FrozenModel, options: EngineOptions, set: &FeatureSet, name: &str) {
-    let capacity = Capacity::for_items(set, &options.head, set.features.len(), true);
-    let per_column = options.head.grouping == Grouping::PerColumn && options.head.pooling != Pooling::Dense;
+    // Several chunks of rows, where logits are made in chunks.
+    let capacity = Capacity { logit_rows: 5, ..Capacity::for_items(set, &options.head, set.features.len(), true) };
+    let per_column = options.head.grouping == Grouping::PerColumn && !options.head.pooling.trains();
     let mut engine = Engine::new(Box::new(Cpu::<f64>::new()), model, options, capacity).unwrap();
     let mut random = Stream::new([5, 6]);
     for tensor in engine.trainables() {
@@ -88,7 +89,15 @@ fn with_dropout(mut options: EngineOptions) -> EngineOptions {
 
 #[test]
 fn every_task_and_head() {
-    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging", "roberta-classification-peft"] {
+    for name in [
+        "bert-classification",
+        "bert-multiple-choice",
+        "bert-qa",
+        "bert-tagging",
+        "roberta-classification-peft",
+        "deberta-classification",
+        "deberta-tagging",
+    ] {
         let bundle = Bundle::open(name);
         check_gradients(&bundle.model, with_dropout(bundle.options()), &first_items(&bundle, 3), name);
     }
@@ -113,7 +122,7 @@ fn projection_layer_subset_and_head_alone() {
 
 /// Everything that a specification can say, at once: pre-norm RMS norms without betas, grouped heads, layers that share
 /// weights, an embedding narrower than the hidden size with its own norm, no token types, no linear biases.
-fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
+pub fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
     Specification {
         family: "synthetic".into(),
         layers: 4,
@@ -148,12 +157,15 @@ static SYNTHETIC: Family = Family {
     architectures: &[],
     prefixes: &[""],
     transformers_head: HeadKind::Linear,
+    heads: &[HeadKind::Linear],
     specification: |_| unreachable!("the specification is given"),
     tensor_name: |slot| Some(format!("{slot:?}")),
+    part: |_, _| None,
+    bias_name: |_| None,
 };
 
 /// Writes random weights of a specification and opens them.
-fn random_model(spec: Specification, dtype: Dtype, directory: &std::path::Path) -> FrozenModel {
+pub fn random_model(spec: Specification, dtype: Dtype, directory: &std::path::Path) -> FrozenModel {
     let mut random = Stream::new([1, 2]);
     let mut tensors = Vec::new();
     let mut add = |name: String, shape: Vec<usize>, mean: f64| {
@@ -165,8 +177,8 @@ fn random_model(spec: Specification, dtype: Dtype, directory: &std::path::Path) 
         };
         tensors.push((name, shape, bytes));
     };
-    for slot in spec.slots().into_iter().chain([Slot::Pooler]) {
-        let [rows, cols] = spec.shape(slot).unwrap();
+    for slot in spec.slots().into_iter().chain([Slot::Pooler, Slot::LanguageHead]) {
+        let Some([rows, cols]) = spec.shape(slot) else { continue };
         let norm = matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm);
         add(format!("{slot:?}.weight"), if norm { vec![cols] } else { vec![rows, cols] }, f64::from(u8::from(norm)));
         if spec.has_bias(slot) {
@@ -216,6 +228,87 @@ fn one_forward_and_backward_serve_every_specification() {
                 seed: 7,
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {mask:?} {task:?}"));
+        }
+    }
+}
+
+/// A sequence of every length with an answer behind its separator; the head reads the rows that predict it.
+fn answers(grouping: Grouping) -> FeatureSet {
+    let mut set = FeatureSet { examples: 3, ..FeatureSet::default() };
+    for (example, length) in [70, 5, 33].into_iter().enumerate() {
+        let first_sequence = set.sequences.len();
+        let labels: &[u32] = if grouping == Grouping::PerSequence { &[3, 1, 2] } else { &[3] };
+        for &count in labels {
+            let ids: Vec<u32> = (0..length + count - 1).map(|i| (i * 7 + example as u32 * 3 + count) % 50).collect();
+            let rows = if grouping == Grouping::PerRow { 1 } else { count };
+            set.sequences.push(Sequence {
+                ids,
+                readout: (length - 1..length - 1 + rows).collect(),
+                predicts: (0..rows).map(|i| (i * 11 + count) % 50).collect(),
+                separator: length - 1,
+                blank: Some(length / 2),
+                ..Sequence::default()
+            });
+        }
+        let targets = match grouping {
+            // One row of one sequence is to predict nothing.
+            Grouping::PerToken => vec![7, if example == 0 { -100 } else { 49 }, 0],
+            _ => vec![(example % 2) as i32],
+        };
+        set.features.push(Feature { example, first_sequence, sequences: labels.len(), targets });
+    }
+    set
+}
+
+/// The language-model head over all of its vocabulary, by words and for scores of sequences; separators and
+/// two-dimensional positions, which are not shifted.
+#[test]
+fn frozen_language_model_heads() {
+    let two_dimensional = Positions::TwoDimensional { table: 101 };
+    let learned = Positions::Learned { table: 100, first: 0, padding_id: None };
+    for (mask, positions, tied_head, head) in [
+        (MaskKind::Causal, learned, false, HeadSpec::new(TaskKind::CausalLm, HeadKind::Linear, 0)),
+        (MaskKind::Separator, two_dimensional, true, HeadSpec::scored_sequences()),
+        (MaskKind::Separator, two_dimensional, false, HeadSpec::words(vec![5, 0, 49])),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = Specification { embedding_size: 24, positions, tied_head, ..synthetic(NormPlace::Pre, mask) };
+        let model = random_model(spec, Dtype::F16, folder.path());
+        let name = format!("{mask:?} {head:?}");
+        let set = answers(head.grouping);
+        let options = EngineOptions {
+            prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: model.spec.shifts(), dropout: 0.2 },
+            head,
+            hidden_dropout: 0.1,
+            attention_dropout: 0.1,
+            seed: 7,
+        };
+        check_gradients(&model, options, &set, &name);
+    }
+}
+
+/// Relative positions: texts longer than the span and shorter, both terms and each alone; the head's rows are the queries of
+/// the last layer.
+#[test]
+fn relative_positions() {
+    for (span, keys, queries) in [(20, true, true), (100, true, true), (30, true, false), (30, false, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = Specification {
+            kv_heads: 6,
+            positions: Positions::Relative { span, keys, queries },
+            biases: Biases { except_key: true, ..Biases::ALL },
+            ..synthetic(NormPlace::Post, MaskKind::Full)
+        };
+        let model = random_model(spec, Dtype::F16, folder.path());
+        for task in [TaskKind::Classification, TaskKind::Tagging] {
+            let options = EngineOptions {
+                prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
+                head: HeadSpec::new(task, HeadKind::Context, 3),
+                hidden_dropout: 0.1,
+                attention_dropout: 0.1,
+                seed: 7,
+            };
+            check_gradients(&model, options, &synthetic_set(task), &format!("span {span} {keys} {queries} {task:?}"));
         }
     }
 }

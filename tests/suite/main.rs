@@ -11,6 +11,7 @@ mod gradients;
 mod invariants;
 #[cfg(feature = "emulation")]
 mod kernels;
+mod language;
 mod machine_code;
 mod memory;
 #[cfg(feature = "emulation")]

@@ -12,6 +12,8 @@ mod norm;
 mod pointwise;
 mod product;
 mod real;
+mod relative;
+mod token_loss;
 
 use super::*;
 use memory::{Buffers, Element, Matrix};
@@ -119,6 +121,11 @@ impl<T: Number> Cpu<T> {
                 value: self.matrix(prefix.value),
                 dropout: prefix.dropout,
             }),
+            relative: arguments.relative.map(|relative| relative::Relative {
+                key: relative.key.map(|view| self.matrix(view)),
+                query: relative.query.map(|view| self.matrix(view)),
+                span: relative.span,
+            }),
             query_rows: self.rows(arguments.query_rows),
             key_rows: self.rows(arguments.key_rows),
             separators: arguments.separators.map(|view| self.integers(view)),
@@ -146,7 +153,7 @@ impl<T: Number> Backend for Cpu<T> {
     }
 
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize> {
-        let attention = attention::scratch_elements(need.longest, need.prefix_length, need.head_dim);
+        let attention = attention::scratch_elements(need);
         Ok(self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>())
     }
 
@@ -301,6 +308,31 @@ impl<T: Number> Backend for Cpu<T> {
             .collect();
         let loss = loss::cross_entropy(self.matrix(arguments.logits), &groups, arguments.scale, self.matrix(arguments.d_logits));
         self.vector_mut(arguments.loss)[0] += T::of(loss);
+    }
+
+    fn token_loss(&mut self, arguments: &TokenLoss) {
+        let TokenLoss { logits, targets, log_probability, best, gradient } = arguments;
+        let of_rows = gradient.as_ref().map(|gradient| token_loss::Gradient {
+            weights: gradient.weights.map(|view| self.vector(view)),
+            scale: T::of(gradient.scale),
+            d_logits: self.matrix(gradient.d_logits),
+        });
+        let log_probability = self.vector_mut(*log_probability);
+        // SAFETY: as in `vector_mut`.
+        let best = unsafe { std::slice::from_raw_parts_mut(self.buffers.matrix::<i32>(*best).start, best.len()) };
+        token_loss::token_loss(self.matrix(*logits), self.integers(*targets), log_probability, best, of_rows);
+        if let Some((loss, scale)) = gradient.as_ref().and_then(|gradient| Some((gradient.loss?, gradient.scale))) {
+            let total: f64 = log_probability.iter().map(|value| value.to_f64()).sum();
+            self.vector_mut(loss)[0] += T::of(-scale * total);
+        }
+    }
+
+    fn sum_segments(&mut self, values: View, offsets: View, out: View) {
+        token_loss::sum_segments(self.vector(values), self.integers(offsets), self.vector_mut(out));
+    }
+
+    fn spread_segments(&mut self, values: View, offsets: View, factor: f64, out: View) {
+        token_loss::spread_segments(self.vector(values), self.integers(offsets), T::of(factor), self.vector_mut(out));
     }
 
     fn squared_norm(&mut self, x: View, total: View) {

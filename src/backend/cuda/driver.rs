@@ -30,10 +30,13 @@ pub struct Operand {
     pub stride: usize,
 }
 
-/// c = a bᵀ, or c = a b, (+ c if `accumulate`) (+ `bias` on every row): all of one 16-bit type, summed in fp32, rounded once.
+/// c = a bᵀ, or c = a b, (+ c if `accumulate`) (+ `bias` on every row): a and b of one 16-bit type, c of that or fp32,
+/// summed in fp32, rounded once.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     pub dtype: DType,
+    /// Type of c.
+    pub out: DType,
     pub a: Operand,
     pub b: Operand,
     /// Whether b stands transposed: b\[N, K\] then, else b\[K, N\].

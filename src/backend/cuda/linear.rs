@@ -30,8 +30,8 @@ macro_rules! for_types {
 }
 
 impl<D: Driver> Cuda<D> {
-    fn operand(&self, view: View) -> Operand {
-        assert_eq!(view.dtype, self.activation, "element type of a view");
+    fn operand(&self, view: View, dtype: DType) -> Operand {
+        assert_eq!(view.dtype, dtype, "element type of a view");
         Operand { address: self.arena.address(view), rows: view.rows, cols: view.cols, stride: view.stride }
     }
 
@@ -41,12 +41,18 @@ impl<D: Driver> Cuda<D> {
         if c.is_empty() {
             return;
         }
-        let (a, b, c) = (self.operand(a), self.operand(b), self.operand(c));
+        let (dtype, out) = (self.activation, if c.dtype == DType::F32 { DType::F32 } else { self.activation });
+        let (a, b, c) = (self.operand(a, dtype), self.operand(b, dtype), self.operand(c, out));
         let bias = bias.map(|bias| {
-            assert!(bias.dtype == self.activation && bias.len() == n, "a bias of {} {}", bias.len(), bias.dtype.name());
+            assert!(
+                bias.dtype == self.activation && out == self.activation && bias.len() == n,
+                "a bias of {} {}",
+                bias.len(),
+                bias.dtype.name()
+            );
             self.arena.address(bias)
         });
-        let product = Product { dtype: self.activation, a, b, transposed, c, accumulate, bias };
+        let product = Product { dtype, out, a, b, transposed, c, accumulate, bias };
         // SAFETY: `operand` checked that the views lie in the arena; shapes agree; the engine gives an output of its own.
         self.attempt(|driver| unsafe { driver.product(&product) });
         self.log("product");

@@ -15,6 +15,7 @@ mod linear;
 mod products;
 mod rowwise;
 mod scratch;
+mod token_loss;
 mod training;
 
 pub use arguments::Arguments;
@@ -92,7 +93,7 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
-        attention::supports(need.head_dim)?;
+        attention::supports(need.head_dim, need.relative)?;
         Ok(Scratch::bytes(self.driver.workspace_bytes(), need))
     }
 
@@ -225,6 +226,18 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn cross_entropy(&mut self, arguments: &CrossEntropy) {
         training::cross_entropy(self, arguments);
+    }
+
+    fn token_loss(&mut self, arguments: &TokenLoss) {
+        token_loss::token_loss(self, arguments);
+    }
+
+    fn sum_segments(&mut self, values: View, offsets: View, out: View) {
+        token_loss::sum_segments(self, values, offsets, out);
+    }
+
+    fn spread_segments(&mut self, values: View, offsets: View, factor: f64, out: View) {
+        token_loss::spread_segments(self, values, offsets, factor, out);
     }
 
     fn squared_norm(&mut self, x: View, total: View) {

@@ -30,6 +30,7 @@ const TRANSPOSED: i32 = 1;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
     dtype: DType,
+    out: DType,
     /// Rows and columns of c, and the length of the sums.
     sizes: [usize; 3],
     strides: [usize; 3],
@@ -72,6 +73,7 @@ impl Products {
     /// Asks for the algorithm of a shape.
     fn plan(&self, shape: &Shape) -> Result<Plan> {
         let element = if shape.dtype == DType::BF16 { cudaDataType_t::CUDA_R_16BF } else { cudaDataType_t::CUDA_R_16F };
+        let of_c = if shape.out == DType::F32 { cudaDataType_t::CUDA_R_32F } else { element };
         let [m, n, k] = shape.sizes.map(|size| size as u64);
         let [a, b, c] = shape.strides.map(|stride| stride as i64);
         // Rows and columns as cuBLASLt counts them: b, a, c.
@@ -79,7 +81,7 @@ impl Products {
         let layouts = [
             result::create_matrix_layout(element, b_shape.0, b_shape.1, b)?,
             result::create_matrix_layout(element, k, m, a)?,
-            result::create_matrix_layout(element, n, m, c)?,
+            result::create_matrix_layout(of_c, n, m, c)?,
         ];
         let description = result::create_matmul_desc(cublasComputeType_t::CUBLAS_COMPUTE_32F, cudaDataType_t::CUDA_R_32F)?;
         let operation = if shape.transposed { TRANSPOSED } else { AS_IT_IS };
@@ -122,9 +124,10 @@ impl Products {
     /// # Safety
     /// The operands lie in device memory, and `c` overlaps neither of the others; a workspace is set.
     pub unsafe fn run(&mut self, product: &Product, stream: CUstream) -> Result<()> {
-        let Product { a, b, c, transposed, accumulate, bias, dtype } = *product;
+        let Product { a, b, c, transposed, accumulate, bias, dtype, out } = *product;
         let shape = Shape {
             dtype,
+            out,
             sizes: [c.rows, c.cols, a.cols],
             strides: [a.stride, b.stride, c.stride],
             alignments: [alignment(&a), alignment(&b), alignment(&c)],

@@ -215,6 +215,18 @@ impl Backend for Watched {
         self.around(|_| work::cross_entropy(arguments), |inner| inner.cross_entropy(arguments));
     }
 
+    fn token_loss(&mut self, arguments: &TokenLoss) {
+        self.around(|_| work::token_loss(arguments), |inner| inner.token_loss(arguments));
+    }
+
+    fn sum_segments(&mut self, values: View, offsets: View, out: View) {
+        self.around(|_| work::sum_segments(values, out), |inner| inner.sum_segments(values, offsets, out));
+    }
+
+    fn spread_segments(&mut self, values: View, offsets: View, factor: f64, out: View) {
+        self.around(|_| work::spread_segments(values, out), |inner| inner.spread_segments(values, offsets, factor, out));
+    }
+
     fn squared_norm(&mut self, x: View, total: View) {
         self.around(|_| work::squared_norm(x), |inner| inner.squared_norm(x, total));
     }

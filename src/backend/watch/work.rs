@@ -5,6 +5,7 @@
 //! product. Forward: scores and output, 4. Backward: scores and probabilities' gradients once more, dQ, dK, dV, 10, of
 //! which dK and dV of prefix columns are the prefix gradient's. The kernels of the GPU compute scores and gradients in
 //! both of the backward's passes, so the passes' own work is 8 (dK, dV) and 6 (dQ): floors count that, `useful` the 10.
+//! Each term of relative positions is a product more wherever scores are made, and one for its gradient.
 
 use super::Integers;
 use crate::backend::*;
@@ -161,10 +162,15 @@ fn operands(attention: &Attention) -> usize {
     bytes(attention.query) + bytes(attention.key) + bytes(attention.value) + prefix
 }
 
+/// Terms of relative positions that the keys' table and the queries' table add to the scores of tokens.
+fn terms(attention: &Attention) -> [f64; 2] {
+    attention.relative.map_or([0.0; 2], |relative| [relative.key, relative.query].map(|table| f64::from(u8::from(table.is_some()))))
+}
+
 pub fn attention_forward(integers: &Integers, attention: &Attention, out: View, log_sum_exp: View) -> Operation {
-    let pairs = Pairs::of(integers, attention);
+    let (pairs, [of_keys, of_queries]) = (Pairs::of(integers, attention), terms(attention));
     let width = (attention.heads * attention.head_dim) as f64;
-    let flops = 4.0 * width * (pairs.tokens + pairs.prefix);
+    let flops = width * (4.0 * (pairs.tokens + pairs.prefix) + 2.0 * (of_keys + of_queries) * pairs.tokens);
     let operation = Operation::new("attention_forward", operands(attention) + bytes(out) + bytes(log_sum_exp));
     Operation { work: Work { flops, ..operation.work }, useful: flops, ..operation }
 }
@@ -178,17 +184,22 @@ fn saved_bytes(saved: &AttentionSaved) -> usize {
 }
 
 pub fn attention_backward(integers: &Integers, attention: &Attention, saved: &AttentionSaved) -> Operation {
-    let pairs = Pairs::of(integers, attention);
+    let (pairs, [of_keys, of_queries]) = (Pairs::of(integers, attention), terms(attention));
     let width = (attention.heads * attention.head_dim) as f64;
     let (read, queries) = (operands(attention) + saved_bytes(saved), bytes(attention.query));
     let gradients = bytes(attention.key) + bytes(attention.value);
-    let flops = width * (6.0 * (pairs.tokens + pairs.prefix) + 4.0 * pairs.tokens);
+    let (scores, all) = (2.0 * (of_keys + of_queries), pairs.tokens + pairs.prefix);
+    let flops = width * (6.0 * all + (4.0 + 2.0 * scores) * pairs.tokens);
     let operation = Operation::new("attention_backward", read + queries + gradients);
-    let work = |written: usize, flops| Work { bytes: (read + written) as f64, flops };
-    let parts = vec![
-        ("attention_backward_key", "attention backward key".to_string(), work(gradients, 8.0 * width * pairs.tokens)),
-        ("attention_backward_query", "attention backward query".to_string(), work(queries, 6.0 * width * (pairs.tokens + pairs.prefix))),
+    let keys = Work { bytes: (read + gradients) as f64, flops: width * (8.0 + scores + 2.0 * of_queries) * pairs.tokens };
+    let own = Work { bytes: (read + queries) as f64, flops: width * (6.0 * all + (scores + 2.0 * of_keys) * pairs.tokens) };
+    let parts = [
+        ("attention_backward_key", "attention backward key", keys),
+        ("attention_relative_key", "attention backward key", keys),
+        ("attention_backward_query", "attention backward query", own),
+        ("attention_relative_query", "attention backward query", own),
     ];
+    let parts = parts.map(|(kernel, label, work)| (kernel, label.to_string(), work)).to_vec();
     Operation { work: Work { flops, ..operation.work }, useful: flops, parts, ..operation }
 }
 
@@ -210,6 +221,20 @@ pub fn scatter_add_rows(source: View) -> Operation {
 
 pub fn cross_entropy(entropy: &CrossEntropy) -> Operation {
     Operation::new("cross_entropy", bytes(entropy.logits) + bytes(entropy.d_logits))
+}
+
+/// Logits are read twice, for their sum and for what comes of it.
+pub fn token_loss(loss: &TokenLoss) -> Operation {
+    let gradient = loss.gradient.as_ref().map_or(0, |gradient| bytes(gradient.d_logits));
+    Operation::new("token_loss", 2 * bytes(loss.logits) + gradient)
+}
+
+pub fn sum_segments(values: View, out: View) -> Operation {
+    Operation::new("sum_segments", bytes(values) + bytes(out))
+}
+
+pub fn spread_segments(values: View, out: View) -> Operation {
+    Operation::new("spread_segments", bytes(values) + bytes(out))
 }
 
 pub fn squared_norm(x: View) -> Operation {
@@ -273,6 +298,7 @@ mod tests {
             key: hidden(8),
             value: hidden(8),
             prefix: Some(prefix),
+            relative: None,
             query_rows: queries,
             key_rows: &all,
             separators,
@@ -295,7 +321,13 @@ mod tests {
         let backward = attention_backward(&integers, &attention(&all, None), &saved);
         let prefix = prefix_gradient(&integers, &attention(&all, None), &saved);
         assert_eq!(backward.useful + prefix.useful, 10.0 * 8.0 * (tokens + columns));
-        let passes: f64 = backward.parts.iter().map(|(_, _, work)| work.flops).sum();
-        assert_eq!(passes, 8.0 * (14.0 * tokens + 6.0 * columns));
+        let passes = |backward: &Operation| backward.parts.iter().step_by(2).map(|(_, _, work)| work.flops).sum::<f64>();
+        assert_eq!(passes(&backward), 8.0 * (14.0 * tokens + 6.0 * columns));
+        let table = Some(matrix(0, 4, 8, DType::F16));
+        let relative = Attention { relative: Some(Relative { key: table, query: table, span: 2 }), ..attention(&all, None) };
+        let more = 4.0 * 8.0 * tokens;
+        assert_eq!(attention_forward(&integers, &relative, out, sums).useful, forward.useful + more);
+        let both = attention_backward(&integers, &relative, &saved);
+        assert_eq!((both.useful, passes(&both)), (backward.useful + 2.0 * more, passes(&backward) + 3.0 * more));
     }
 }

@@ -75,6 +75,7 @@ impl Format {
                 match task {
                     TaskKind::Classification | TaskKind::MultipleChoice => ".jsonl .json .csv .tsv",
                     TaskKind::Tagging => ".jsonl and .json {tokens, tags}, or CoNLL columns in .txt .conll .bio .iob .iob2 .tsv",
+                    TaskKind::CausalLm => ".jsonl and .json {prompt, response}",
                     TaskKind::Qa => ".json (SQuAD) and .jsonl {id, context, question, answers}",
                 }
             ),
@@ -85,7 +86,7 @@ impl Format {
 /// Reads all examples of a file, in order.
 ///
 /// JSON Lines, JSON (a list of objects, or `{"data": [...]}`), CSV (quoted) and TSV (no quoting, as GLUE's) with a header;
-/// tagging: `{tokens, tags}` or CoNLL columns; question answering: SQuAD 1.1 and 2.0, or one question a record.
+/// tagging: `{tokens, tags}` or CoNLL columns; causal language modelling: `{prompt, response}`; question answering: SQuAD 1.1 and 2.0, or one question a record.
 /// A file in which no example has a label (tags, answers) is unlabelled; one in which only some have is an error.
 pub fn read_examples(path: &Path, task: TaskKind, columns: &Columns) -> Result<Vec<Example>> {
     let format = Format::of(path, task)?;

@@ -32,6 +32,7 @@ impl<'a> Examples<'a> {
             TaskKind::MultipleChoice => self.choices(&mut record),
             TaskKind::Tagging => self.words(&mut record),
             TaskKind::Qa => squad::question(&mut record),
+            TaskKind::CausalLm => self.prompt(&mut record),
         };
         match content {
             Ok(content) => self.add(place, content),
@@ -66,6 +67,7 @@ impl<'a> Examples<'a> {
             TaskKind::Classification | TaskKind::MultipleChoice => format!("label (column {:?})", self.columns.label),
             TaskKind::Tagging => "tags".to_string(),
             TaskKind::Qa => "\"answers\"".to_string(),
+            TaskKind::CausalLm => format!("response (column {:?})", self.response_column()),
         }
     }
 
@@ -99,6 +101,22 @@ impl<'a> Examples<'a> {
             })
             .transpose()?;
         Ok(Content::Choices { text, choices, label })
+    }
+
+    fn response_column(&self) -> &str {
+        if self.columns.label == super::LABEL { "response" } else { &self.columns.label }
+    }
+
+    /// `prompt` and `response`, or what --text-column and --label-column say instead.
+    fn prompt(&self, record: &mut Record) -> Result<Content> {
+        let (prompt, response) = (if self.columns.text == TEXT { "prompt" } else { &self.columns.text }, self.response_column());
+        let prompt = string(record, prompt, "; --text-column names it")?;
+        let response = match take(record, response) {
+            None => None,
+            Some(Value::String(text)) => Some(text),
+            Some(other) => bail!("{response:?} must be a string, found {}", describe(&other)),
+        };
+        Ok(Content::Prompt { prompt, response })
     }
 
     /// `tokens` and `tags`, or what --text-column and --label-column say instead.

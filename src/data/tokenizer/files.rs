@@ -18,7 +18,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
+use tokenizers::{AddedToken, PostProcessor, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer};
 
 /// A tokenizer taken apart: it neither cuts, pads nor adds special tokens; the processor does the last.
 pub struct Parts {
@@ -26,10 +26,18 @@ pub struct Parts {
     pub processor: PostProcessorWrapper,
     /// For words that are already split, where that is another one.
     pub word_pre_tokenizer: Option<PreTokenizerWrapper>,
+    /// The token for what the vocabulary does not hold.
+    pub unknown: Option<u32>,
 }
 
 const CONFIG: &str = "tokenizer_config.json";
 const CLASS: &str = "tokenizer_class";
+
+/// The family of models with a vocabulary of GPT-2's and these tokens of its own behind it, in the order of their ids
+/// (ptuning-v2.md §5.1).
+const GLM: &str = "glm";
+const GLM_TOKENS: [&str; 9] =
+    ["<|endoftext|>", "<|startofpiece|>", "<|endofpiece|>", "[CLS]", "[MASK]", "[SEP]", "[UNK]", "[gMASK]", "[sMASK]"];
 
 pub fn open(directory: &Path, spec: &Specification) -> Result<Parts> {
     let config = Config::read(directory)?;
@@ -39,7 +47,7 @@ pub fn open(directory: &Path, spec: &Specification) -> Result<Parts> {
     } else if has("vocab.txt") {
         (word_piece(directory, &config)?, "vocab.txt")
     } else if has("vocab.json") && has("merges.txt") {
-        (byte_level(directory, &config)?, "vocab.json")
+        (byte_level(directory, &config, spec)?, "vocab.json")
     } else if has("sentencepiece.bpe.model") {
         (sentence_piece(directory, &config, spec)?, "sentencepiece.bpe.model")
     } else {
@@ -51,15 +59,20 @@ pub fn open(directory: &Path, spec: &Specification) -> Result<Parts> {
     tokenizer.with_truncation(None).map_err(plain)?.with_padding(None);
     let file = directory.join(name);
     let processor = match tokenizer.get_post_processor() {
-        Some(processor) => processor.clone(),
-        None => family_processor(&tokenizer, &config, &spec.family).with_context(|| file.display().to_string())?,
+        // GLM's class puts special tokens around a text whatever its files say.
+        Some(processor) if spec.family != GLM || processor.added_tokens(false) > 0 => processor.clone(),
+        _ => family_processor(&tokenizer, &config, &spec.family).with_context(|| file.display().to_string())?,
     };
     tokenizer.with_post_processor(None::<PostProcessorWrapper>);
     let word_pre_tokenizer = match tokenizer.get_pre_tokenizer() {
         Some(pre_tokenizer) => with_prefix_space(pre_tokenizer, true)?,
         None => None,
     };
-    Ok(Parts { tokenizer, processor, word_pre_tokenizer })
+    let unknown = match config.optional_token("unk_token")? {
+        Some(token) => tokenizer.token_to_id(&token),
+        None => ["[UNK]", "<unk>"].iter().find_map(|token| tokenizer.token_to_id(token)),
+    };
+    Ok(Parts { tokenizer, processor, word_pre_tokenizer, unknown })
 }
 
 /// tokenizer.json, and what tokenizer_config.json says differently: transformers' BERT and RoBERTa classes give its
@@ -84,9 +97,8 @@ fn whole(directory: &Path, config: &Config, spec: &Specification) -> Result<Toke
             tokenizer.with_normalizer(Some(normalizer)).map_err(plain)?;
         }
     }
-    if config.is_class("Roberta", &spec.family, &["roberta"])
-        && let Some(space) = config.flag("add_prefix_space")?
-    {
+    let byte_level = config.is_class("Roberta", &spec.family, &["roberta"]) || config.is_class("Deberta", &spec.family, &["deberta"]);
+    if byte_level && let Some(space) = config.flag("add_prefix_space")? {
         let changed = tokenizer.get_pre_tokenizer().map(|pre_tokenizer| with_prefix_space(pre_tokenizer, space)).transpose()?.flatten();
         if let Some(pre_tokenizer) = changed {
             tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
@@ -131,9 +143,11 @@ fn word_piece(directory: &Path, config: &Config) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// RoBERTa's byte-level BPE.
-fn byte_level(directory: &Path, config: &Config) -> Result<Tokenizer> {
-    config.expect_class(&["Roberta"], "vocab.json")?;
+/// Byte-level BPE: RoBERTa's, GLM's, or DeBERTa's with BERT's special tokens.
+fn byte_level(directory: &Path, config: &Config, spec: &Specification) -> Result<Tokenizer> {
+    let glm = spec.family == GLM;
+    config.expect_class(if glm { &["GLMGPT2", "GPT2"] } else { &["Roberta", "Deberta"] }, "vocab.json")?;
+    let deberta = !glm && config.is_class("Deberta", &spec.family, &["deberta"]);
     let path = directory.join("vocab.json");
     let merges = directory.join("merges.txt");
     let name = |path: &Path| path.to_str().map(str::to_string).with_context(|| format!("{}: the path is not UTF-8", path.display()));
@@ -143,9 +157,23 @@ fn byte_level(directory: &Path, config: &Config) -> Result<Tokenizer> {
     let mut tokenizer = Tokenizer::new(model);
     let space = config.flag("add_prefix_space")?.unwrap_or(false);
     tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(space)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
     config.add_other_tokens(&mut tokenizer, directory)?;
-    add_roberta_tokens(&mut tokenizer, config)?;
-    let processor = family_processor(&tokenizer, config, "roberta").with_context(|| path.display().to_string())?;
+    let family = match (glm, deberta) {
+        (true, _) => {
+            tokenizer.add_special_tokens(GLM_TOKENS.map(|token| AddedToken::from(token, true))).map_err(plain)?;
+            GLM
+        }
+        (false, true) => {
+            add_deberta_tokens(&mut tokenizer, config)?;
+            "deberta"
+        }
+        (false, false) => {
+            add_roberta_tokens(&mut tokenizer, config)?;
+            "roberta"
+        }
+    };
+    let processor = family_processor(&tokenizer, config, family).with_context(|| path.display().to_string())?;
     tokenizer.with_post_processor(Some(processor));
     Ok(tokenizer)
 }
@@ -200,6 +228,15 @@ fn add_roberta_tokens(tokenizer: &mut Tokenizer, config: &Config) -> Result<()> 
     add_special_tokens(tokenizer, tokens)
 }
 
+fn add_deberta_tokens(tokenizer: &mut Tokenizer, config: &Config) -> Result<()> {
+    let mut tokens = Vec::new();
+    for (name, default) in [("pad_token", "[PAD]"), ("cls_token", "[CLS]"), ("sep_token", "[SEP]"), ("unk_token", "[UNK]")] {
+        tokens.push(AddedToken::from(config.token(name, default)?, true));
+    }
+    tokens.push(AddedToken::from(config.token("mask_token", "[MASK]")?, true).lstrip(true));
+    add_special_tokens(tokenizer, tokens)
+}
+
 /// Adds those that the vocabulary has. (One that matters and is missing is noticed where it is used.)
 fn add_special_tokens(tokenizer: &mut Tokenizer, mut tokens: Vec<AddedToken>) -> Result<()> {
     tokens.retain(|token| {
@@ -217,7 +254,7 @@ fn family_processor(tokenizer: &Tokenizer, config: &Config, family: &str) -> Res
         Ok((token, id))
     };
     Ok(match family {
-        "bert" => {
+        "bert" | "deberta" => {
             let (cls, sep) = (special("cls_token", "[CLS]")?, special("sep_token", "[SEP]")?);
             let single = format!("{}:0 $A:0 {}:0", cls.0, sep.0);
             let pair = format!("{}:0 $A:0 {1}:0 $B:1 {1}:1", cls.0, sep.0);
@@ -237,6 +274,12 @@ fn family_processor(tokenizer: &Tokenizer, config: &Config, family: &str) -> Res
             let single = format!("{} $A {}", cls.0, sep.0);
             let pair = format!("{} $A {1} {1} $B {1}", cls.0, sep.0);
             template(&single, &pair, vec![cls, sep])?
+        }
+        GLM => {
+            let (cls, end) = (special("cls_token", "[CLS]")?, special("eos_token", "<|endoftext|>")?);
+            let single = format!("{} $A {}", cls.0, end.0);
+            let pair = format!("{} $A {1} $B {1}", cls.0, end.0);
+            template(&single, &pair, vec![cls, end])?
         }
         other => bail!("the tokenizer adds no special tokens (no post_processor), and none are known for {other}"),
     })
@@ -271,7 +314,7 @@ fn from_json<T: serde::de::DeserializeOwned>(json: &Value) -> Result<T> {
 }
 
 /// A JSON object, empty where there is no such file.
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
+pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{}: broken JSON", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Map::new()),
@@ -280,13 +323,13 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
 }
 
 /// tokenizer_config.json; empty where there is none.
-struct Config {
-    path: String,
-    settings: Map<String, Value>,
+pub struct Config {
+    pub path: String,
+    pub settings: Map<String, Value>,
 }
 
 impl Config {
-    fn read(directory: &Path) -> Result<Config> {
+    pub fn read(directory: &Path) -> Result<Config> {
         let path = directory.join(CONFIG);
         let mut settings = read_object(&path)?;
         // Some checkpoints name the class in the model's configuration instead.
@@ -308,11 +351,15 @@ impl Config {
 
     /// A special token, written as a string or as an object with its content.
     fn token(&self, name: &str, default: &str) -> Result<String> {
+        Ok(self.optional_token(name)?.unwrap_or_else(|| default.to_string()))
+    }
+
+    pub fn optional_token(&self, name: &str) -> Result<Option<String>> {
         match self.settings.get(name) {
-            None | Some(Value::Null) => Ok(default.to_string()),
-            Some(Value::String(token)) => Ok(token.clone()),
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(token)) => Ok(Some(token.clone())),
             Some(other) => match other.get("content") {
-                Some(Value::String(token)) => Ok(token.clone()),
+                Some(Value::String(token)) => Ok(Some(token.clone())),
                 _ => bail!("{}: {name} must be a string or an object with \"content\"", self.path),
             },
         }

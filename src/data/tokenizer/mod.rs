@@ -3,6 +3,7 @@
 
 mod files;
 mod sentencepiece;
+mod special;
 
 use crate::model::Specification;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -50,6 +51,8 @@ pub struct TextTokenizer {
     /// Special tokens before and after a single sequence.
     before: Vec<u32>,
     after: Vec<u32>,
+    /// What stands for what the vocabulary does not hold.
+    unknown: Option<u32>,
     vocabulary: usize,
     /// Rows of the model's token type table; up to one: types play no part.
     token_types: usize,
@@ -61,7 +64,7 @@ impl TextTokenizer {
     ///
     /// Errors: none of these, a broken one, and token ids that the model of `spec` has no embedding for.
     pub fn open(directory: &Path, spec: &Specification) -> Result<TextTokenizer> {
-        let files::Parts { tokenizer, processor, word_pre_tokenizer } = files::open(directory, spec)?;
+        let files::Parts { tokenizer, processor, word_pre_tokenizer, unknown } = files::open(directory, spec)?;
         let (before, after) = specials(&processor).with_context(|| format!("{}: cannot use the tokenizer", directory.display()))?;
         let tokenizer = TextTokenizer {
             directory: directory.to_path_buf(),
@@ -71,6 +74,7 @@ impl TextTokenizer {
             processor,
             before,
             after,
+            unknown,
             vocabulary: spec.vocabulary,
             token_types: spec.token_types,
         };
@@ -114,6 +118,43 @@ impl TextTokenizer {
             tokens[word as usize].push(id);
         }
         Ok(tokens)
+    }
+
+    /// The tokens of a part of a text, without special tokens around them.
+    pub fn encode_part(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(plain)?;
+        self.check(encoding.get_ids())?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens; special ones are left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids, true).map_err(plain)
+    }
+
+    /// The special tokens that are put before a text.
+    pub fn tokens_before(&self) -> &[u32] {
+        &self.before
+    }
+
+    /// The special tokens that are put behind a text.
+    pub fn tokens_after(&self) -> &[u32] {
+        &self.after
+    }
+
+    /// The token that is spelled so.
+    pub fn token(&self, name: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(name)
+    }
+
+    /// Whether any of the tokens stands for what the vocabulary does not hold.
+    pub fn has_unknown(&self, ids: &[u32]) -> bool {
+        self.unknown.is_some_and(|unknown| ids.contains(&unknown))
+    }
+
+    /// The tokens that end a text, the tokenizer's own first. Error: there is none.
+    pub fn end_tokens(&self) -> Result<Vec<u32>> {
+        special::end_tokens(&self.directory, &self.tokenizer, self.vocabulary)
     }
 
     /// Adds the special tokens of a single sequence.

@@ -95,6 +95,7 @@ impl Area {
             longest: tokens,
             prefix_length: 0,
             head_dim,
+            relative: false,
             kv_size: head_dim,
             tokens,
             sequences: 1,

@@ -5,7 +5,7 @@ use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
 use crate::data::{Feature, FeatureSet, Sequence};
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions, StepReport, Update};
-use crate::model::{HeadKind, HeadSpec, MaskKind, Slot, Specification, TaskKind};
+use crate::model::{HeadKind, HeadSpec, MaskKind, Slot, Specification, TaskKind, family_of};
 use crate::run::base::BaseOptions;
 use crate::run::device;
 use crate::run::memory::{forget_peak, grouped, peak_resident_bytes, readable};
@@ -95,6 +95,8 @@ impl StepOptions {
     }
 
     fn engine(&self, spec: &Specification) -> EngineOptions {
+        // As `train` chooses it.
+        let head = family_of(&spec.family).and_then(|family| family.heads.first().copied()).unwrap_or(HeadKind::Linear);
         EngineOptions {
             prefix: PrefixOptions {
                 length: self.prefix_length,
@@ -103,7 +105,7 @@ impl StepOptions {
                 shifted: self.positions == Offset::Shifted,
                 dropout: self.prefix_dropout,
             },
-            head: HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2),
+            head: HeadSpec::new(TaskKind::Classification, head, 2),
             hidden_dropout: self.hidden_dropout,
             attention_dropout: self.attention_dropout.unwrap_or(spec.attention_dropout),
             seed: self.seed,
