@@ -35,6 +35,8 @@ pub enum Site {
     Order = 10,
     /// A layer's view of the table of relative positions: element (0, row, 0, column), one mask for the whole step.
     RelativeEmbedding = 11,
+    /// Random weights of a frozen model; `layer` numbers the tensor.
+    Weights = 12,
 }
 
 /// One stream of random numbers: a key of (seed, optimizer step, site, layer). The counter of an element is

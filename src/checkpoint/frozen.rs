@@ -2,15 +2,29 @@
 
 use super::mapped::Tensor;
 use super::shards::Checkpoint;
+use crate::backend::{DType, FileBytes};
 use crate::model::{Config, Family, Slot, Specification, Storage, describe};
 use anyhow::{Result, anyhow, bail};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A Hugging Face model directory. Every tensor that the specification asks for is there and has its shape.
+/// Where the tensors of a model come from.
+pub enum Weights {
+    Files(Checkpoint),
+    /// From nowhere: the engine has the device draw them, as a new model's are drawn. Norms are neutral, biases zero.
+    Random {
+        seed: u64,
+        /// Of matrices.
+        dtype: DType,
+    },
+}
+
+/// A Hugging Face model directory, every tensor of which the specification asks for is there and has its shape; or the
+/// specification alone, with random weights.
 pub struct FrozenModel {
     pub spec: Specification,
-    pub checkpoint: Checkpoint,
+    pub source: Weights,
     pub directory: PathBuf,
     family: &'static Family,
     /// What stands before every tensor's name: `bert.`, or nothing.
@@ -26,6 +40,17 @@ impl FrozenModel {
         let checkpoint = Checkpoint::open(directory)?;
         let prefix = find_prefix(family, &spec, &checkpoint)?;
         FrozenModel::assemble(family, prefix, spec, checkpoint, directory.to_owned())
+    }
+
+    /// A model of this configuration with random weights, in bf16 where it says so, else fp16.
+    pub fn random(config: &Config, seed: u64) -> Result<FrozenModel> {
+        let (family, spec) = describe(config)?;
+        let dtype = match config.text("dtype")?.or(config.text("torch_dtype")?) {
+            Some("bfloat16") => DType::BF16,
+            _ => DType::F16,
+        };
+        let (pooler, directory) = ((family.tensor_name)(Slot::Pooler).is_some(), config.file().to_owned());
+        Ok(FrozenModel { spec, source: Weights::Random { seed, dtype }, directory, family, prefix: "", pooler })
     }
 
     /// A model of given parts: `prefix` stands before the names that `family` gives its tensors. Checks that every
@@ -54,7 +79,7 @@ impl FrozenModel {
     ) -> FrozenModel {
         let name = (family.tensor_name)(Slot::Pooler).map(|name| format!("{prefix}{name}.weight"));
         let pooler = name.is_some_and(|name| checkpoint.tensor(&name).is_some() || checkpoint.unsupported(&name).is_some());
-        FrozenModel { spec, checkpoint, directory, family, prefix, pooler }
+        FrozenModel { spec, source: Weights::Files(checkpoint), directory, family, prefix, pooler }
     }
 
     /// Every slot that the checkpoint must fill, and the pooler where it has one.
@@ -66,7 +91,48 @@ impl FrozenModel {
         self.pooler
     }
 
+    /// The files that it is made of; none with random weights.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        match &self.source {
+            Weights::Files(checkpoint) => Some(checkpoint),
+            Weights::Random { .. } => None,
+        }
+    }
+
+    pub fn files(&self) -> &[FileBytes] {
+        self.checkpoint().map_or(&[], Checkpoint::files)
+    }
+
+    /// Bytes of the files.
+    pub fn file_bytes(&self) -> usize {
+        self.checkpoint().map_or(0, Checkpoint::total_bytes)
+    }
+
+    /// What tells these weights from others: see [`Checkpoint::fingerprint`].
+    pub fn fingerprint(&self) -> String {
+        match &self.source {
+            Weights::Files(checkpoint) => checkpoint.fingerprint(),
+            Weights::Random { seed, dtype } => {
+                let mut hash = Sha256::new();
+                hash.update(format!("random\0{seed}\0{}\0{}\0", dtype.name(), self.spec.initializer_range));
+                for slot in self.spec.slots() {
+                    hash.update(format!("{slot:?}\0{:?}\0", self.spec.shape(slot)));
+                }
+                hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+            }
+        }
+    }
+
+    /// Element type of a slot's matrix.
+    pub fn dtype(&self, slot: Slot) -> Result<DType> {
+        match self.source {
+            Weights::Files(_) => Ok(self.weight(slot)?.dtype),
+            Weights::Random { dtype, .. } => Ok(dtype),
+        }
+    }
+
     /// The tensor of a slot's matrix [output, input] (or as [`FrozenModel::storage`] says), or a norm's gamma [H].
+    /// Only of a model of files, as [`FrozenModel::bias`].
     pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
         let ([rows, cols], base) = (self.shape(slot)?, self.base(slot)?);
         if slot.is_norm() {
@@ -112,18 +178,19 @@ impl FrozenModel {
 
     /// The first of a tensor's possible names, checked.
     fn find(&self, slot: Slot, base: &str, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
+        let Weights::Files(checkpoint) = &self.source else { bail!("{}: random weights are in no file", self.directory.display()) };
         // A language-model head stands beside the model, not in it.
         let prefix = if slot == Slot::LanguageHead { "" } else { self.prefix };
         let names: Vec<String> = endings.iter().map(|ending| format!("{prefix}{base}{ending}")).collect();
         for name in &names {
-            if let Some((file, dtype)) = self.checkpoint.unsupported(name) {
+            if let Some((file, dtype)) = checkpoint.unsupported(name) {
                 bail!("{}: tensor {name} has element type {dtype}; only F16, BF16 and F32 are supported", file.display());
             }
         }
-        let Some(tensor) = names.iter().find_map(|name| self.checkpoint.tensor(name)) else {
+        let Some(tensor) = names.iter().find_map(|name| checkpoint.tensor(name)) else {
             bail!("{}: tensor {} is missing, which its config.json asks for", self.directory.display(), names[0]);
         };
-        let file = self.checkpoint.file_name(tensor.file).display();
+        let file = checkpoint.file_name(tensor.file).display();
         if tensor.shape != shape {
             bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
         }
@@ -223,7 +290,7 @@ mod tests {
             assert!(up.name.ends_with("encoder.layer.1.intermediate.dense.weight"));
             assert_eq!(model.has_pooler(), bundle != "deberta-classification");
             assert!(model.bias(Slot::WordEmbedding).unwrap().is_none());
-            let tensors: usize = model.checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+            let tensors: usize = model.checkpoint().unwrap().tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
             let hidden = model.spec.hidden_size;
             let pooler = if model.has_pooler() { hidden * (hidden + 1) } else { 0 };
             assert_eq!(model.spec.parameters(), tensors - pooler, "all but the pooler");

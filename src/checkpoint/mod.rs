@@ -20,7 +20,7 @@ mod training;
 pub use adapter::{Adapter, Export, POOLER, PREFIX};
 pub use atomic::write_atomically;
 pub use convert::{Conversion, copy_companions, refuse_weights};
-pub use frozen::{FrozenModel, Survey, survey};
+pub use frozen::{FrozenModel, Survey, Weights, survey};
 pub use host::HostTensor;
 pub use mapped::Tensor;
 pub use metadata::Metadata;

@@ -1,5 +1,6 @@
 //! The command line: one file a command. Commands print; what they do is in `run`.
 
+mod bench;
 mod convert;
 mod eval;
 mod inspect;
@@ -39,6 +40,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Convert a PyTorch checkpoint (.bin, .pt) to safetensors of 16 bits; nothing in it is executed
     Convert(convert::Arguments),
+    /// Measure speed: whole training steps, or single operations
+    Bench(bench::Arguments),
 }
 
 /// Options of `eval` and `predict`.
@@ -142,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Predict(arguments) => predict::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Convert(arguments) => convert::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("{}", one_line(&format!("error: {error:#}")));
@@ -155,7 +159,7 @@ fn parse(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<
         let takes_values = argument.get_action().takes_values() && argument.get_num_args().is_none_or(|count| count.takes_values());
         if takes_values { argument.allow_negative_numbers(true) } else { argument }
     };
-    let command = Cli::command().mut_subcommands(|command| command.mut_args(negative));
+    let command = Cli::command().mut_subcommands(|command| command.mut_args(negative).mut_subcommands(|inner| inner.mut_args(negative)));
     Cli::from_arg_matches(&command.try_get_matches_from(line)?)
 }
 

@@ -1,12 +1,13 @@
 //! The frozen model's tensors: where each lies, and how it gets there. Where the backend reads files, a 16-bit matrix
 //! stays where its file is mapped, unless it is stored transposed or interleaved; every other is copied into the arena
 //! once, in 16 bits. Norms (under 0.1 % of the bytes) are widened to the master type, so that kernels read them without
-//! conversion; biases have the type of what they are added to, as products that end with a bias want them.
+//! conversion; biases have the type of what they are added to, as products that end with a bias want them. Random
+//! weights are drawn where they are to lie.
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
-use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
-use crate::checkpoint::{Checkpoint, FrozenModel, Tensor};
+use crate::backend::{ARENA, Backend, BufferId, DType, Precision, Site, Stream, View, stream_key};
+use crate::checkpoint::{Checkpoint, FrozenModel, Tensor, Weights};
 use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, Storage};
 use anyhow::{Result, anyhow, bail};
 
@@ -94,14 +95,31 @@ impl Placer<'_> {
         (self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)).then_some(first)
     }
 
-    fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
+    /// A matrix's element type, and its place where it stays in the mapped file.
+    fn stored(&self, slot: Slot) -> Result<(DType, Option<View>)> {
+        if let Weights::Random { dtype, .. } = self.model.source {
+            return Ok((dtype, None));
+        }
         let tensor = self.model.weight(slot)?;
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        if let Some(first) = self.stays(slot, tensor) {
-            let offset = tensor.offset + first * cols * tensor.dtype.size();
-            return Ok(View { buffer: file_buffer(tensor.file), offset, rows, cols, stride: cols, dtype: tensor.dtype });
+        let place = self.stays(slot, tensor).map(|first| View {
+            buffer: file_buffer(tensor.file),
+            offset: tensor.offset + first * cols * tensor.dtype.size(),
+            rows,
+            cols,
+            stride: cols,
+            dtype: tensor.dtype,
+        });
+        Ok((tensor.dtype, place))
+    }
+
+    fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
+        let (dtype, place) = self.stored(slot)?;
+        if let Some(place) = place {
+            return Ok(place);
         }
-        let view = layout.matrix(rows, cols, self.precision.frozen(tensor.dtype));
+        let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
+        let view = layout.matrix(rows, cols, self.precision.frozen(dtype));
         self.uploads.push((slot, Part::Matrix, view));
         Ok(view)
     }
@@ -136,21 +154,12 @@ impl Placer<'_> {
     fn side_by_side(&mut self, layout: &mut Layout, slots: &[Slot]) -> Result<Vec<Linear>> {
         let spec = &self.model.spec;
         let rows: Vec<usize> = slots.iter().filter_map(|&slot| spec.shape(slot)).map(|[rows, _]| rows).collect();
-        let tensors = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
-        let dtype = self.precision.frozen(tensors[0].dtype);
-        let starts: Vec<Option<usize>> = slots
-            .iter()
-            .zip(&tensors)
-            .map(|(&slot, tensor)| Some(tensor.offset + self.stays(slot, tensor)? * spec.hidden_size * tensor.dtype.size()))
-            .collect();
-        let first = tensors[0];
-        let joined = (0..slots.len()).all(|i| {
-            let before = rows[..i].iter().sum::<usize>() * spec.hidden_size * first.dtype.size();
-            tensors[i].file == first.file
-                && tensors[i].dtype == first.dtype
-                && starts[0].is_some_and(|start| starts[i] == Some(start + before))
-        });
-        let apart = starts.iter().any(Option::is_some) || tensors.iter().any(|tensor| self.precision.frozen(tensor.dtype) != dtype);
+        let stored = slots.iter().map(|&slot| self.stored(slot)).collect::<Result<Vec<_>>>()?;
+        let dtype = self.precision.frozen(stored[0].0);
+        let places: Vec<View> = stored.iter().filter_map(|(_, place)| *place).collect();
+        let follows = |pair: &[View]| pair[0].buffer == pair[1].buffer && pair[0].end() == pair[1].offset && pair[0].dtype == pair[1].dtype;
+        let joined = places.len() == slots.len() && places.windows(2).all(follows);
+        let apart = !places.is_empty() || stored.iter().any(|(own, _)| self.precision.frozen(*own) != dtype);
         if !joined && apart {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
@@ -295,13 +304,19 @@ impl Frozen {
     /// been copied is given back, so that the host holds a window of each file and no tensor whole. A value that the
     /// 16-bit type cannot hold is an error that names its tensor.
     pub fn load(&self, model: &FrozenModel, backend: &mut dyn Backend) -> Result<()> {
+        let checkpoint = match &model.source {
+            Weights::Files(checkpoint) => checkpoint,
+            Weights::Random { seed, .. } => {
+                self.draw(*seed, &model.spec, backend);
+                return Ok(());
+            }
+        };
         let tensor_of = |&(slot, part, _): &(Slot, Part, View)| match part {
             Part::Vector { bias: true } => {
                 model.bias(slot)?.ok_or_else(|| anyhow!("{slot:?} has no bias in {}", model.directory.display()))
             }
             _ => model.weight(slot),
         };
-        let checkpoint = &model.checkpoint;
         for (index, upload) in self.uploads.iter().enumerate() {
             let (slot, part, view) = *upload;
             let tensor = tensor_of(upload)?;
@@ -333,6 +348,38 @@ impl Frozen {
             }
         }
         Ok(())
+    }
+}
+
+impl Frozen {
+    /// Weights of a new model: matrices from N(0, initializer_range), each of a stream of its own, gammas 1, the rest 0.
+    fn draw(&self, seed: u64, spec: &Specification, backend: &mut dyn Backend) {
+        let slots = spec.slots();
+        // The pooler is none of the slots, and comes after them.
+        let number = |slot| slots.iter().position(|&known| known == slot).unwrap_or(slots.len());
+        let key = |slot| stream_key(seed, 0, Site::Weights, number(slot));
+        for &(slot, part, view) in &self.uploads {
+            match part {
+                Part::Matrix => backend.fill_normal(view, key(slot), spec.initializer_range),
+                Part::Vector { bias: false } => backend.write(view, &numbers::to_bytes(&vec![1.0; view.len()], view.dtype)),
+                Part::Vector { bias: true } => backend.zero(view),
+            }
+        }
+        let Some((slot, tokens, view)) = &self.words else { return };
+        let mut stream = Stream::new(key(*slot));
+        for (row, &token) in tokens.iter().enumerate() {
+            // Where the head is the word embedding, its rows; else rows of a matrix that nothing else reads.
+            let values = if *slot == Slot::WordEmbedding {
+                let from = self.word.row_range(token as usize, 1);
+                let mut bytes = vec![0; from.len() * from.dtype.size()];
+                backend.read(from, &mut bytes);
+                numbers::from_bytes(&bytes, from.dtype)
+            } else {
+                let pairs = std::iter::repeat_with(|| stream.normal_pair()).flatten();
+                pairs.take(view.cols).map(|value| value * spec.initializer_range).collect()
+            };
+            backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::trainable::PrefixBuffers;
 use super::{BatchRows, Engine, Mode, numbers};
-use crate::backend::{AdamW, Readback};
+use crate::backend::{AdamW, Readback, Scope};
 use crate::data::{Batch, FeatureSet};
 use anyhow::{Result, ensure};
 
@@ -49,6 +49,8 @@ impl Engine {
             }
             self.scale = scaling.value();
         }
+        // Until the end of `finish_step`.
+        self.backend.enter(Scope::Step(step));
         self.step = step;
         self.step_targets = targets.max(1);
         self.backend.zero(self.plan.trainables.gradients);
@@ -64,7 +66,7 @@ impl Engine {
     /// Forward and backward of a micro-batch, gradients added. `first_ordinal` counts the step's sequences before it.
     pub fn accumulate(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
         self.check_training()?;
-        let rows = self.load_batch(set, features, first_ordinal)?;
+        let rows = self.scoped(Scope::Batch, |engine| engine.load_batch(set, features, first_ordinal))?;
         self.accumulate_loaded(&rows);
         Ok(())
     }
@@ -73,7 +75,7 @@ impl Engine {
     pub fn accumulate_packed(&mut self, batch: &mut Batch) -> Result<()> {
         self.check_training()?;
         std::mem::swap(&mut self.batch, batch);
-        let rows = self.load_packed()?;
+        let rows = self.scoped(Scope::Batch, Engine::load_packed)?;
         self.accumulate_loaded(&rows);
         Ok(())
     }
@@ -88,8 +90,10 @@ impl Engine {
             return;
         }
         self.run_forward(Mode::Train, rows);
-        self.backward_head(rows);
-        self.run_backward(rows);
+        self.scoped(Scope::Backward, |engine| {
+            engine.scoped(Scope::Head, |engine| engine.backward_head(rows));
+            engine.run_backward(rows);
+        });
         for trainable in &mut self.plan.trainables.list {
             trainable.used = true;
         }
@@ -97,6 +101,7 @@ impl Engine {
 
     /// Norm, clipping and AdamW over what the step used; what it did not use keeps its moments and step count.
     pub fn finish_step(&mut self, update: &Update) {
+        self.backend.enter(Scope::Optimizer);
         let slot = (self.step % 2) as usize;
         let updated = self.plan.trainables.list.iter().any(|trainable| trainable.used);
         if updated {
@@ -125,6 +130,8 @@ impl Engine {
         self.prefix_stale = true;
         let report = self.backend.read_later(self.plan.report.row_range(slot, 1));
         self.unread.push_back(Unread { step: self.step, scale: self.scale, updated, report });
+        self.backend.leave();
+        self.backend.leave();
     }
 
     /// Waits for reports until no more than `left` are on their way.

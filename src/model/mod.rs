@@ -1,6 +1,7 @@
 //! What a transformer is: the specification that drives the engine, and one small file a family that reads it from
 //! `config.json` and names the checkpoint's tensors.
 
+mod architectures;
 mod bert;
 mod config;
 mod deberta;
@@ -15,6 +16,7 @@ mod roberta;
 mod rotary;
 mod spec;
 
+pub use architectures::{architecture, architecture_names};
 pub use config::Config;
 pub use family::{FAMILIES, Family, Storage, default_head, describe, family_of, offers_head};
 pub use head::{HeadKind, HeadLayer, HeadSpec, Output, Pooling, Reads, TaskKind};

@@ -1,10 +1,10 @@
 //! From `--device` to a backend.
 
 use super::terminal::Terminal;
-use super::values::Device;
+use super::values::{Device, StepRange};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::{self, Cuda};
-use crate::backend::{Backend, DType};
+use crate::backend::{Backend, DType, watch};
 use crate::checkpoint::FrozenModel;
 use crate::model::Slot;
 use crate::usage;
@@ -27,6 +27,14 @@ pub fn check(device: Device) -> Result<()> {
     cuda::Device::check(ordinal)
 }
 
+/// Refuses to profile steps on a device that is known to be no GPU; a usage error.
+pub fn check_profiling(steps: Option<StepRange>, device: Option<Device>) -> Result<()> {
+    if let (Some(steps), Some(Device::Cpu)) = (steps, device) {
+        usage!("--profile-steps {steps}: a CUDA profiler sees nothing of the CPU; use --device cuda");
+    }
+    Ok(())
+}
+
 /// The device that `auto` stands for: the first GPU where there is one. A GPU that cannot be used is warned of.
 pub fn resolve(device: Device, terminal: &Terminal) -> Result<Device> {
     check(device)?;
@@ -42,16 +50,23 @@ pub fn resolve(device: Device, terminal: &Terminal) -> Result<Device> {
     Ok(Device::Cpu)
 }
 
+/// The 16-bit type that a checkpoint's is computed in on a GPU.
+pub fn half(file: DType) -> DType {
+    if file == DType::BF16 { DType::BF16 } else { DType::F16 }
+}
+
 /// Opens a device for a model: on a GPU activations are fp16, or bf16 where the checkpoint is.
 pub fn open(device: Device, model: &FrozenModel, terminal: &Terminal) -> Result<Box<dyn Backend>> {
-    let activation = match model.weight(Slot::WordEmbedding)?.dtype {
-        DType::BF16 => DType::BF16,
-        _ => DType::F16,
-    };
-    match resolve(device, terminal)? {
-        Device::Cuda(ordinal) => Ok(Box::new(Cuda::new(cuda::Device::open(ordinal)?, activation)?)),
+    open_for(device, half(model.dtype(Slot::WordEmbedding)?), terminal)
+}
+
+/// Opens a device for activations of a 16-bit type; the CPU computes in fp32 all the same.
+pub fn open_for(device: Device, activation: DType, terminal: &Terminal) -> Result<Box<dyn Backend>> {
+    let backend: Box<dyn Backend> = match resolve(device, terminal)? {
+        Device::Cuda(ordinal) => Box::new(Cuda::new(cuda::Device::open(ordinal)?, activation)?),
         #[cfg(feature = "emulation")]
-        Device::Emulated => Ok(Box::new(Cuda::new(cuda::Emulated::new(0), activation)?)),
-        Device::Auto | Device::Cpu => Ok(Box::new(Cpu::<f32>::new())),
-    }
+        Device::Emulated => Box::new(Cuda::new(cuda::Emulated::new(0), activation)?),
+        Device::Auto | Device::Cpu => Box::new(Cpu::<f32>::new()),
+    };
+    Ok(watch::for_profilers(backend))
 }

@@ -20,6 +20,12 @@ pub fn loading_line(loading: Loading) -> String {
     format!("loaded {} in {:.1} s{mapped}{peak}", readable(loading.bytes as u64), loading.time.as_secs_f64())
 }
 
+/// Lets the peak begin anew at what is resident now, where the system can.
+pub fn forget_peak() {
+    // Without it the peak is that of the whole process, which is no error.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// Bytes in the unit that reads best.
 pub fn readable(bytes: u64) -> String {
     Bytes(bytes as usize).to_string()

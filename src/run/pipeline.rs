@@ -26,28 +26,28 @@ impl Pipeline {
     }
 
     /// Lets the engine work on one batch and packs `next` meanwhile.
-    pub fn run<T: Send>(
+    pub fn run<T>(
         &mut self,
         set: &FeatureSet,
         now: Contents,
         next: Option<Contents>,
-        work: impl FnOnce(&mut Batch) -> Result<T> + Send,
+        work: impl FnOnce(&mut Batch) -> Result<T>,
     ) -> Result<T> {
         let (mut batch, packed) = match self.ready.take() {
             Some((contents, batch, packed)) if contents == now => (batch, packed),
             _ => self.pack(set, &now),
         };
         packed?;
-        let (result, ready) = rayon::join(
-            || work(&mut batch),
-            || {
-                next.map(|next| {
+        // The work stays on this thread, as what profilers are told of it does.
+        let result = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| {
+                self.ready = next.map(|next| {
                     let (batch, packed) = self.pack(set, &next);
                     (next, batch, packed)
-                })
-            },
-        );
-        self.ready = ready;
+                });
+            });
+            work(&mut batch)
+        });
         self.spare = batch;
         result
     }

@@ -89,9 +89,11 @@ impl Prepared {
     fn new(options: TrainOptions, terminal: &Terminal) -> Result<Prepared> {
         let mut options = options.with_defaults();
         options.device = Some(device::resolve(options.device.unwrap_or(Device::Auto), terminal)?);
-        let model = FrozenModel::open(options.model.as_deref().context("--model is missing")?)?;
+        device::check_profiling(options.profile_steps, options.device)?;
+        let model = options.base().open()?;
         let mut adapter = options.init_adapter.as_deref().map(Adapter::read).transpose()?;
-        let tokenizer = || TextTokenizer::open(&model.directory, &model.spec);
+        let directory = options.tokenizer_directory()?;
+        let tokenizer = || TextTokenizer::open(&directory, &model.spec);
         let prefix_tokens = match options.prefix_init.as_ref().filter(|start| start.is_text()) {
             Some(start) => prepare::prefix_text(start, &tokenizer()?)?,
             None => None,
@@ -164,7 +166,7 @@ impl Prepared {
                 spec.longest_sequence(0)
             );
         }
-        let mut inputs = BTreeMap::from([("model".to_string(), model.checkpoint.fingerprint())]);
+        let mut inputs = BTreeMap::from([("model".to_string(), model.fingerprint())]);
         if let PrefixStart::File(path) = &settings.prefix_init {
             inputs.insert("prefix-init".to_string(), digest(path)?);
         }
@@ -184,6 +186,9 @@ impl Prepared {
         let warmup_steps = settings.warmup.steps(total_steps);
         if warmup_steps >= total_steps {
             usage!("--warmup {}: the run has {total_steps} steps, so the learning rate would never reach its peak", settings.warmup);
+        }
+        if let Some(range) = settings.profile_steps.filter(|range| range.first > total_steps) {
+            usage!("--profile-steps {range}: the run has {total_steps} steps");
         }
         let extent = Extent {
             batch_size: settings.batch_size,
@@ -216,8 +221,8 @@ impl Prepared {
             doc_stride: Some(settings.doc_stride),
             no_answer: self.no_answer,
             verbalizer: settings.verbalizer.as_ref().map(|words| words.words.clone()),
-            base_model: settings.model.display().to_string(),
-            fingerprint: Some(self.model.checkpoint.fingerprint()),
+            base_model: settings.base().description(),
+            fingerprint: Some(self.model.fingerprint()),
         }
     }
 

@@ -4,11 +4,12 @@
 
 use super::arguments::Arguments;
 use super::driver::{Address, Driver, Launch, Operand, Product};
-use crate::backend::{DType, Readback};
+use crate::backend::{DType, Machine, Readback};
 use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::time::Instant;
 
 unsafe extern "C" {
     /// 0, or 1 with the reason in `message` (cuda/emulation/emulation.h).
@@ -47,6 +48,10 @@ pub struct Emulated {
     order: i32,
     /// Start and bytes.
     arena: Option<(*mut u8, Layout)>,
+    /// When each event happened.
+    events: Vec<Instant>,
+    /// Whether a profiler would be watching.
+    profiled: bool,
 }
 
 // SAFETY: the memory is owned and touched through `&mut self` only.
@@ -65,7 +70,7 @@ impl Emulated {
     /// `order`: in which order a block's threads run, and how late asynchronous copies end (emulation.h): 0 ascending and
     /// late, 1 descending and early, from 2 on at random.
     pub fn new(order: u32) -> Emulated {
-        Emulated { order: order as i32, arena: None }
+        Emulated { order: order as i32, arena: None, events: Vec::new(), profiled: false }
     }
 
     /// The arena's bytes from an address.
@@ -81,6 +86,11 @@ impl Emulated {
 impl Driver for Emulated {
     fn describe(&self) -> String {
         "emulated CUDA".into()
+    }
+
+    fn machine(&self) -> Machine {
+        let arena = self.arena.map(|(_, layout)| layout.size());
+        Machine { device: "emulated CUDA".into(), memory_used_bytes: arena, ..Machine::default() }
     }
 
     fn workspace_bytes(&self) -> usize {
@@ -114,6 +124,33 @@ impl Driver for Emulated {
 
     fn zero(&mut self, at: Address, bytes: usize) -> Result<()> {
         self.bytes(at, bytes)?.fill(0);
+        Ok(())
+    }
+
+    fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        let source = self.bytes(from, bytes)?.as_ptr();
+        let target = self.bytes(to, bytes)?;
+        ensure!(from.abs_diff(to) >= bytes as u64, "a copy of {bytes} bytes onto itself, from {from:#x} to {to:#x}");
+        // SAFETY: both lie in the arena, and do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(source, target.as_mut_ptr(), bytes) };
+        Ok(())
+    }
+
+    fn record(&mut self, event: usize) -> Result<()> {
+        ensure!(event <= self.events.len(), "event {event} after {} others", self.events.len());
+        self.events.truncate(event);
+        self.events.push(Instant::now());
+        Ok(())
+    }
+
+    fn seconds_between(&mut self, from: usize, to: usize) -> Result<f64> {
+        let time = |event: usize| self.events.get(event).copied().with_context(|| format!("event {event} was not recorded"));
+        Ok(time(to)?.checked_duration_since(time(from)?).context("events in the wrong order")?.as_secs_f64())
+    }
+
+    fn profiler(&mut self, on: bool) -> Result<()> {
+        ensure!(on != self.profiled, "the profiler is {} already", if on { "on" } else { "off" });
+        self.profiled = on;
         Ok(())
     }
 

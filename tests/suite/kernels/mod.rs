@@ -40,6 +40,8 @@ tests! {
     activation_gated: "activation, gated",
     rotation: "rotation",
     rows: "rows gathered and scattered",
+    normal_numbers: "normal numbers",
+    copy: "copy",
     linear_frozen: "linear, frozen",
     linear_frozen_wide: "linear, frozen, to fp32",
     linear_trained: "linear, trained",
