@@ -205,6 +205,10 @@ pub trait Backend: Send {
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize>;
     /// The one allocation of the run, zeroed. `scratch` lies inside it.
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()>;
+    /// Bytes of the device's memory that are taken, by whomever; None where nobody can tell.
+    fn memory_used(&self) -> Option<u64> {
+        None
+    }
     /// Whether operations can read matrices in files of the host; where not, the engine copies them into the arena.
     fn reads_files(&self) -> bool;
     /// A read-only file whose bytes operations may read in place. Only where [`Backend::reads_files`].

@@ -64,7 +64,7 @@ impl FrozenModel {
     /// A slot's matrix [output, input], or a norm's gamma [H].
     pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
         let [rows, cols] = self.shape(slot)?;
-        if is_norm(slot) { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &[rows, cols]) }
+        if slot.is_norm() { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &[rows, cols]) }
     }
 
     /// A slot's bias [output], or a norm's beta [H]; None only where the specification has none.
@@ -73,7 +73,7 @@ impl FrozenModel {
             return Ok(None);
         }
         let [rows, cols] = self.shape(slot)?;
-        if is_norm(slot) { self.find(slot, &["bias", "beta"], &[cols]) } else { self.find(slot, &["bias"], &[rows]) }.map(Some)
+        if slot.is_norm() { self.find(slot, &["bias", "beta"], &[cols]) } else { self.find(slot, &["bias"], &[rows]) }.map(Some)
     }
 
     fn shape(&self, slot: Slot) -> Result<[usize; 2]> {
@@ -98,10 +98,6 @@ impl FrozenModel {
         }
         Ok(tensor)
     }
-}
-
-fn is_norm(slot: Slot) -> bool {
-    matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm)
 }
 
 #[cfg(test)]

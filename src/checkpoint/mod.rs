@@ -8,6 +8,7 @@ mod host;
 mod mapped;
 mod metadata;
 mod peft;
+mod random;
 mod shards;
 mod stream;
 mod training;

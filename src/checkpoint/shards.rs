@@ -1,12 +1,14 @@
 //! The safetensors of a model directory: one file, or the shards of an index.
 
 use super::mapped::{MappedFile, Tensor, release};
+use super::random::TensorBytes;
 use crate::backend::FileBytes;
 use crate::model::Config;
 use anyhow::{Result, bail};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -21,6 +23,8 @@ pub struct Checkpoint {
     others: BTreeMap<String, (usize, String)>,
     files: Vec<FileBytes>,
     paths: Vec<PathBuf>,
+    /// Whether the bytes are those of files, so that memory they take can be given back.
+    mapped: bool,
 }
 
 impl Checkpoint {
@@ -80,7 +84,7 @@ impl Checkpoint {
     }
 
     fn of_files(paths: &[PathBuf]) -> Result<Checkpoint> {
-        let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), others: BTreeMap::new(), files: vec![], paths: vec![] };
+        let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), others: BTreeMap::new(), files: vec![], paths: vec![], mapped: true };
         for path in paths {
             let file = checkpoint.files.len();
             let mapped = MappedFile::open(path, file)?;
@@ -98,6 +102,17 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// A checkpoint of tensors of fp16, bf16 or fp32 that are in no file; `name` stands for one in messages.
+    pub(super) fn in_memory(list: Vec<TensorBytes>, name: PathBuf) -> Checkpoint {
+        let (mut tensors, mut all) = (BTreeMap::new(), Vec::new());
+        for TensorBytes { name, dtype, shape, bytes } in list {
+            all.resize(usize::next_multiple_of(all.len(), 64), 0);
+            tensors.insert(name.clone(), Tensor { name, dtype, shape, file: 0, offset: all.len(), bytes: bytes.len() });
+            all.extend(bytes);
+        }
+        Checkpoint { tensors, others: BTreeMap::new(), files: vec![Arc::new(all)], paths: vec![name], mapped: false }
+    }
+
     /// A tensor of fp16, bf16 or fp32.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
@@ -105,7 +120,9 @@ impl Checkpoint {
 
     /// Gives back the memory of the pages that only this tensor lies on; they are read from the file again if asked for.
     pub fn release(&self, tensor: &Tensor) {
-        release((*self.files[tensor.file]).as_ref(), tensor.offset..tensor.offset + tensor.bytes);
+        if self.mapped {
+            release((*self.files[tensor.file]).as_ref(), tensor.offset..tensor.offset + tensor.bytes);
+        }
     }
 
     /// File and element type of a tensor that is neither fp16, bf16 nor fp32.

@@ -3,6 +3,7 @@
 mod eval;
 mod inspect;
 mod predict;
+mod selftest;
 mod train;
 
 use crate::data::Columns;
@@ -36,6 +37,8 @@ enum Command {
     Predict(predict::Arguments),
     /// Tell what a model or an adapter is: sizes, trainable share, memory plan
     Inspect(inspect::Arguments),
+    /// Tell whether a device computes the right thing: every operation and whole steps against the CPU in double precision
+    Selftest(selftest::Arguments),
 }
 
 /// Options of `eval` and `predict`.
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(arguments),
         Command::Predict(arguments) => predict::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Selftest(arguments) => selftest::run(arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("{}", one_line(&format!("error: {error:#}")));

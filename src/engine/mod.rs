@@ -126,6 +126,11 @@ impl Engine {
         self.backend.describe()
     }
 
+    /// Bytes of the device's memory that are taken, by whomever; None where nobody can tell.
+    pub fn memory_used(&self) -> Option<u64> {
+        self.backend.memory_used()
+    }
+
     /// What went wrong on the device; results since are void.
     pub fn check(&self) -> Result<()> {
         self.backend.check()

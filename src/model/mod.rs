@@ -7,8 +7,10 @@ mod family;
 mod head;
 mod roberta;
 mod spec;
+mod synthetic;
 
 pub use config::Config;
 pub use family::{FAMILIES, Family, describe, family_of};
 pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
 pub use spec::{NormPlace, Positions, Slot, Specification};
+pub use synthetic::SYNTHETIC;

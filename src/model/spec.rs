@@ -76,6 +76,13 @@ pub enum Slot {
     Pooler,
 }
 
+impl Slot {
+    /// Whether the tensor is a norm's gamma (and beta).
+    pub fn is_norm(self) -> bool {
+        matches!(self, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm)
+    }
+}
+
 impl Specification {
     pub fn kv_size(&self) -> usize {
         self.kv_heads * self.head_dim

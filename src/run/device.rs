@@ -48,10 +48,54 @@ pub fn open(device: Device, model: &FrozenModel, terminal: &Terminal) -> Result<
         DType::BF16 => DType::BF16,
         _ => DType::F16,
     };
-    match resolve(device, terminal)? {
+    open_as(resolve(device, terminal)?, activation, 0)
+}
+
+/// Opens a device for activations of a 16-bit type, which the CPU holds in fp32. `order` is an emulated device's order of
+/// threads.
+pub fn open_as(device: Device, activation: DType, order: u32) -> Result<Box<dyn Backend>> {
+    // A GPU's order is its own.
+    let _ = order;
+    match device {
         Device::Cuda(ordinal) => Ok(Box::new(Cuda::new(cuda::Device::open(ordinal)?, activation)?)),
         #[cfg(feature = "emulation")]
-        Device::Emulated => Ok(Box::new(Cuda::new(cuda::Emulated::new(0), activation)?)),
+        Device::Emulated => Ok(Box::new(Cuda::new(cuda::Emulated::with_timing(order, cuda::Timing::of_environment()?), activation)?)),
         Device::Auto | Device::Cpu => Ok(Box::new(Cpu::<f32>::new())),
     }
+}
+
+/// What runs single instructions.
+pub enum Prober {
+    Gpu(cuda::Prober<cuda::Device>),
+    #[cfg(feature = "emulation")]
+    Emulated(cuda::Prober<cuda::Emulated>),
+}
+
+impl Prober {
+    pub fn run(&mut self, probe: cuda::Probe, input: &[u32]) -> Result<Vec<u32>> {
+        match self {
+            Prober::Gpu(prober) => prober.run(probe, input),
+            #[cfg(feature = "emulation")]
+            Prober::Emulated(prober) => prober.run(probe, input),
+        }
+    }
+
+    /// Name of the GPU, and of its driver.
+    pub fn versions(&self) -> [String; 2] {
+        match self {
+            Prober::Gpu(prober) => prober.driver().versions(),
+            #[cfg(feature = "emulation")]
+            Prober::Emulated(_) => ["emulated CUDA", "none"].map(String::from),
+        }
+    }
+}
+
+/// What runs single instructions on a device; None for the CPU.
+pub fn prober(device: Device) -> Result<Option<Prober>> {
+    Ok(match device {
+        Device::Cuda(ordinal) => Some(Prober::Gpu(cuda::Prober::new(cuda::Device::open(ordinal)?)?)),
+        #[cfg(feature = "emulation")]
+        Device::Emulated => Some(Prober::Emulated(cuda::Prober::new(cuda::Emulated::new(0))?)),
+        Device::Auto | Device::Cpu => None,
+    })
 }

@@ -1,5 +1,6 @@
 //! A run: configuration, the training loop, evaluation, schedule, and what is recorded of it.
 
+pub mod clock;
 pub mod device;
 pub mod evaluate;
 mod folder;

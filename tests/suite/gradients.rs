@@ -3,12 +3,11 @@
 
 use crate::bundle::Bundle;
 use ptune::backend::cpu::Cpu;
-use ptune::backend::{Activation, NormKind, Stream};
-use ptune::checkpoint::{Checkpoint, FrozenModel};
+use ptune::backend::{Activation, DType, NormKind, Stream};
+use ptune::checkpoint::FrozenModel;
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{Family, HeadKind, HeadSpec, NormPlace, Pooling, Positions, Slot, Specification, TaskKind};
-use safetensors::{Dtype, tensor::TensorView};
+use ptune::model::{HeadKind, HeadSpec, NormPlace, Pooling, Positions, Specification, TaskKind};
 
 const STEP: u64 = 3;
 
@@ -141,43 +140,6 @@ fn synthetic(place: NormPlace) -> Specification {
     }
 }
 
-static SYNTHETIC: Family = Family {
-    model_types: &["synthetic"],
-    architectures: &[],
-    prefixes: &[""],
-    transformers_head: HeadKind::Linear,
-    specification: |_| unreachable!("the specification is given"),
-    tensor_name: |slot| Some(format!("{slot:?}")),
-};
-
-/// Writes random weights of a specification and opens them.
-fn random_model(spec: Specification, dtype: Dtype, directory: &std::path::Path) -> FrozenModel {
-    let mut random = Stream::new([1, 2]);
-    let mut tensors = Vec::new();
-    let mut add = |name: String, shape: Vec<usize>, mean: f64| {
-        let values = (0..shape.iter().product()).map(|_| mean + 0.3 * random.normal_pair()[0]);
-        let bytes: Vec<u8> = match dtype {
-            Dtype::F32 => values.flat_map(|value| (value as f32).to_le_bytes()).collect(),
-            Dtype::BF16 => values.flat_map(|value| half::bf16::from_f64(value).to_le_bytes()).collect(),
-            _ => values.flat_map(|value| half::f16::from_f64(value).to_le_bytes()).collect(),
-        };
-        tensors.push((name, shape, bytes));
-    };
-    for slot in spec.slots().into_iter().chain([Slot::Pooler]) {
-        let [rows, cols] = spec.shape(slot).unwrap();
-        let norm = matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm);
-        add(format!("{slot:?}.weight"), if norm { vec![cols] } else { vec![rows, cols] }, f64::from(u8::from(norm)));
-        if spec.has_bias(slot) {
-            add(format!("{slot:?}.bias"), vec![if norm { cols } else { rows }], 0.0);
-        }
-    }
-    let views: Vec<_> =
-        tensors.iter().map(|(name, shape, bytes)| (name.clone(), TensorView::new(dtype, shape.clone(), bytes).unwrap())).collect();
-    safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).unwrap();
-    let checkpoint = Checkpoint::open(directory).unwrap();
-    FrozenModel::assemble(&SYNTHETIC, "", spec, checkpoint, directory.to_owned()).unwrap()
-}
-
 /// Sequences on both sides of a block of queries, one of a single token.
 fn synthetic_set(task: TaskKind) -> FeatureSet {
     let mut set = FeatureSet { examples: 4, ..FeatureSet::default() };
@@ -198,9 +160,8 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
 
 #[test]
 fn one_forward_and_backward_serve_every_specification() {
-    for (place, dtype) in [(NormPlace::Pre, Dtype::F16), (NormPlace::Post, Dtype::F32), (NormPlace::Pre, Dtype::BF16)] {
-        let folder = tempfile::tempdir().unwrap();
-        let model = random_model(synthetic(place), dtype, folder.path());
+    for (place, dtype) in [(NormPlace::Pre, DType::F16), (NormPlace::Post, DType::F32), (NormPlace::Pre, DType::BF16)] {
+        let model = FrozenModel::random(synthetic(place), dtype, 0.3, 1).unwrap();
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },

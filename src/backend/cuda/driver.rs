@@ -49,6 +49,9 @@ pub trait Driver: Send {
     /// Bytes of workspace that products want.
     fn workspace_bytes(&self) -> usize;
 
+    /// Bytes of the device's memory that are taken, by whomever; None where nobody can tell.
+    fn memory_used(&self) -> Option<u64>;
+
     /// The one allocation, zeroed and aligned to 256 bytes. The workspace lies `workspace` bytes into it.
     fn allocate(&mut self, bytes: usize, workspace: usize) -> Result<Address>;
 

@@ -11,6 +11,8 @@ mod driver;
 mod emulated;
 mod library;
 mod linear;
+mod pinned;
+mod probes;
 mod products;
 mod rowwise;
 mod scratch;
@@ -20,7 +22,8 @@ pub use arguments::Arguments;
 pub use device::{Device, architectures};
 pub use driver::{Address, Driver, Launch, Operand, Product};
 #[cfg(feature = "emulation")]
-pub use emulated::Emulated;
+pub use emulated::{Emulated, Timing};
+pub use probes::{LANES, PROBES, Probe, Prober};
 
 use super::*;
 use anyhow::{Result, anyhow, ensure};
@@ -96,6 +99,10 @@ impl<D: Driver> Backend for Cuda<D> {
         self.scratch = Scratch::new(self.driver.workspace_bytes(), scratch);
         self.arena = Arena { start: self.driver.allocate(bytes, scratch.offset)?, bytes };
         Ok(())
+    }
+
+    fn memory_used(&self) -> Option<u64> {
+        self.driver.memory_used()
     }
 
     fn reads_files(&self) -> bool {
