@@ -71,7 +71,7 @@ fn sentences(length: usize) -> FeatureSet {
     let mut set = FeatureSet { examples: SEQUENCES, ..FeatureSet::default() };
     for example in 0..SEQUENCES {
         let ids = (0..length).map(|_| random.below(VOCABULARY) as u32).collect();
-        set.sequences.push(Sequence { ids, types: Vec::new(), readout: vec![0] });
+        set.sequences.push(Sequence { ids, readout: vec![0], ..Sequence::default() });
         set.features.push(Feature { example, first_sequence: example, sequences: 1, targets: vec![(example % 2) as i32] });
     }
     set

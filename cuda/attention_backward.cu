@@ -61,12 +61,13 @@ __device__ __forceinline__ void attention_backward_key(const Operands<T>& o, con
     Block block(shared);
     const int key_row = s.first_key + offset + first;
     const int row = threadIdx.x / 32 * 16 * kTile.blocks;
-    if (s.queries > 0) {
+    const int first_row = first_to_see(o, s, offset + first), end_row = s.first_query + s.queries;
+    if (first_row < end_row) {
         const T* key = head_of(o.key, key_row, o.ld_key, kv_head, o.head_dim);
         const T* value = head_of(o.value, key_row, o.ld_value, kv_head, o.head_dim);
         load_tile<T, kDim, Block::kRows, Block::kThreads>(block.keys, key, o.ld_key, first, end, o.head_dim);
         load_tile<T, kDim, Block::kRows, Block::kThreads>(block.values, value, o.ld_value, first, end, o.head_dim);
-        block.add(o, saved, kv_head, s.first_query, s.first_query + s.queries, column, row < end);
+        block.add(o, saved, kv_head, first_row, end_row, column, row < end, offset, s.separator);
     }
     if (row >= end) return;
     d_key = head_of(d_key, key_row, ld_d_key, kv_head, o.head_dim);
@@ -96,10 +97,12 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     const Sequence s = sequence(o, blockIdx.z);
     const int first = blockIdx.x * kRows, rows = min(kRows, s.queries - first), first_row = s.first_query + first;
     if (rows <= 0) return;
-    const int head = blockIdx.y, kv_head = head / (o.heads / o.kv_heads), columns = o.prefix_length + s.keys;
+    const int head = blockIdx.y, kv_head = head / (o.heads / o.kv_heads);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 * 16 * M;
     const uint32_t ordinal = ordinal_of(o, s.first_query);
-    const bool active = row < rows;
+    // As in attention_forward: columns that some query of the block sees, and of the warp.
+    const int columns = o.prefix_length + seen_by(o, s, first_row + rows - 1);
+    const int own = row < rows ? o.prefix_length + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
 
     const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
     const T* d_out = head_of(saved.d_out, first_row, saved.ld_d_out, head, o.head_dim);
@@ -135,14 +138,15 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
             load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, ordinal, kv_head, column + kStep);
             copy_async_commit();
         }
-        if (!active) continue;
+        if (column >= own) continue;
         __syncwarp();  // lanes may have loaded different things; ldmatrix and mma want them together
         const T *keys = stages + stage * 2 * kStep * kDim, *values = keys + kStep * kDim;
-        for (int chunk = 0; chunk < min(kStep, columns - column); chunk += kTile.chunk) {
+        for (int chunk = 0; chunk < min(kStep, own - column); chunk += kTile.chunk) {
             float scores[M][N][4], gradients[M][N][4];
             multiply_rows<T, kDim, M, N>(scores, query_rows, keys, chunk);
             multiply_rows<T, kDim, M, N>(gradients, d_out_rows, values, chunk);
-            const int left_over = columns - column - chunk - 2 * t;  // columns past the end count for nothing
+            // Whether the warp's first query sees them all, and so every query; asked anew, since no register is free.
+            const bool partly = column + chunk + kTile.chunk > o.prefix_length + seen_by(o, s, first_row + row);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 if (o.dropout.threshold) {
@@ -158,7 +162,17 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
                 for (int i = 0; i < N * 4; ++i) {
                     const float probability = exp2_fast(fmaf(scores[m][i / 4][i % 4], scale, -offset[m][i % 4 / 2]));
                     float& gradient = gradients[m][i / 4][i % 4];
-                    gradient = i / 4 * 8 + i % 2 < left_over ? probability * (gradient - delta[m][i % 4 / 2]) : 0.0f;
+                    gradient = probability * (gradient - delta[m][i % 4 / 2]);
+                }
+                if (partly) {  // columns that a query does not see count for nothing
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const int seen = o.prefix_length + seen_by(o, s, first_row + min(row + m * 16 + half * 8 + g, rows - 1));
+                        const int left_over = seen - column - chunk - 2 * t;
+#pragma unroll
+                        for (int j = 0; j < N * 2; ++j)
+                            if (j / 2 * 8 + j % 2 >= left_over) gradients[m][j / 2][half * 2 + j % 2] = 0.0f;
+                    }
                 }
             }
             multiply_columns<T, kDim, M, N>(sums, gradients, keys, chunk);
@@ -166,7 +180,7 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     }
     copy_async_wait<0>();
     __syncthreads();  // without any columns the queries' copies may still be under way, to where the gradient goes
-    if (!active) return;
+    if (row >= rows) return;
     T* to = head_of(d_query, first_row, ld_d_query, head, o.head_dim);
     store_rows<T, kDim, M>(queries, row, sums, o.scale, to, ld_d_query, 0, rows, o.head_dim);
 }

@@ -4,7 +4,8 @@
 //
 // Q, O [Tq, heads * d]; K, V [Tk, kv_heads * d]; Kp, Vp [P, kv_heads * d] float masters; L [Tq, heads] float. A block
 // takes some queries of one head of one sequence and walks the columns [prefix | keys] with an online softmax (running
-// maximum and sum in fp32), so that nothing of size tokens^2 exists. The probabilities are rounded to T unnormalised
+// maximum and sum in fp32), so that nothing of size tokens^2 exists. It ends where no query of the block sees a key; a
+// warp skips the steps that none of its own sees. The probabilities are rounded to T unnormalised
 // (at most 1); 1 / (1 - rate) and 1 / sum multiply the fp32 output at the end.
 //
 // FLOPs 4 (P + m) d a query and head. Bytes: Q and O once, K and V once a block of queries (from the second on out of
@@ -22,10 +23,13 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
     const Sequence s = sequence(o, blockIdx.z);
     const int first = blockIdx.x * kRows, rows = min(kRows, s.queries - first), first_row = s.first_query + first;
     if (rows <= 0) return;
-    const int head = blockIdx.y, kv_head = head / (o.heads / o.kv_heads), columns = o.prefix_length + s.keys;
+    const int head = blockIdx.y, kv_head = head / (o.heads / o.kv_heads);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 * 16 * M;
     const uint32_t ordinal = ordinal_of(o, s.first_query);
-    const bool active = row < rows;  // a warp without queries only helps loading
+    // Columns that some query of the block sees; that every query of the warp sees; that some query of it does.
+    const int columns = o.prefix_length + seen_by(o, s, first_row + rows - 1);
+    const int full = row < rows ? o.prefix_length + seen_by(o, s, first_row + row) : 0;
+    const int own = row < rows ? o.prefix_length + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
 
     const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
     load_tile<T, kDim, kRows, kThreads>(queries, query, o.ld_query, 0, rows, o.head_dim);
@@ -52,17 +56,21 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
             load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, ordinal, kv_head, column + kStep);
             copy_async_commit();
         }
-        if (!active) continue;
+        if (column >= own) continue;  // a warp without queries only helps loading, too
         __syncwarp();  // lanes may have loaded different things; ldmatrix and mma want them together
         if (column == 0) left.hold();
         const T *keys = stages + stage * 2 * kStep * kDim, *values = keys + kStep * kDim;
         float scores[M][N][4];
         multiply_rows<T, kDim, M, N>(scores, left, keys, 0);
-        if (column + kStep > columns) {
-            const int left_over = columns - column - 2 * t;
+        if (column + kStep > full) {
 #pragma unroll
-            for (int i = 0; i < M * N * 4; ++i)
-                if (i / 4 % N * 8 + i % 2 >= left_over) scores[i / (N * 4)][i / 4 % N][i % 4] = -INFINITY;
+            for (int i = 0; i < M * 2; ++i) {
+                const int seen = o.prefix_length + seen_by(o, s, first_row + min(row + i * 8 + g, rows - 1));
+                const int left_over = seen - column - 2 * t;
+#pragma unroll
+                for (int j = 0; j < N * 2; ++j)
+                    if (j / 2 * 8 + j % 2 >= left_over) scores[i / 2][j / 2][i % 2 * 2 + j % 2] = -INFINITY;
+            }
         }
 #pragma unroll
         for (int m = 0; m < M; ++m) {
@@ -102,7 +110,7 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
     }
     copy_async_wait<0>();
     __syncthreads();  // without any columns the queries' copies may still be under way, to where the output goes
-    if (!active) return;
+    if (row >= rows) return;
     const float kept_scale = o.dropout.threshold ? o.dropout.scale : 1.0f;
 #pragma unroll
     for (int m = 0; m < M; ++m)

@@ -36,7 +36,8 @@ struct KeyMajor {
     __device__ __forceinline__ float* numbers(int stage) const { return (float*)(d_outs(stage) + kStep * kDim); }
 
     // Starts loading query rows row.. of which `count` exist.
-    __device__ __forceinline__ void load(int stage, const Operands<T>& o, const Saved<T>& saved, int head, int row, int count) {
+    __device__ __forceinline__ void load(int stage, const Operands<T>& o, const Saved<T>& saved, int head, int row, int count,
+                                         bool tokens) {
         const T* query = head_of(o.query, row, o.ld_query, head, o.head_dim);
         const T* d_out = head_of(saved.d_out, row, saved.ld_d_out, head, o.head_dim);
         load_tile<T, kDim, kStep, kThreads>(queries(stage), query, o.ld_query, 0, count, o.head_dim);
@@ -47,7 +48,7 @@ struct KeyMajor {
             const int at = row + (valid ? i : 0);
             copy_async<4>(to + i, row_of(saved.log_sum_exp, at, saved.ld_log_sum_exp) + head, valid);
             copy_async<4>(to + kStep + i, row_of(saved.delta, at, saved.ld_delta) + head, valid);
-            if (o.dropout.threshold) {
+            if (tokens) {
                 copy_async<4>(to + 2 * kStep + i, o.query_tokens + at, valid);
                 copy_async<4>(to + 3 * kStep + i, o.query_ordinals + at, valid);
             }
@@ -57,9 +58,10 @@ struct KeyMajor {
 
     // Adds the gradients that the queries first_row..end_row of all heads of `kv_head` give. The keys' tiles may still
     // be on their way; `column` is the score column of the block's first key row, a multiple of 4; `active` is whether
-    // this warp has keys. All threads call it; nothing in shared memory is in use any more when it returns.
+    // this warp has keys; `key` is the index of that first row among its sequence's keys, for `separator`. All threads
+    // call it; nothing in shared memory is in use any more when it returns.
     __device__ __forceinline__ void add(const Operands<T>& o, const Saved<T>& saved, int kv_head, int first_row, int end_row, int column,
-                                        bool active) {
+                                        bool active, int key, int separator) {
         const int group = o.heads / o.kv_heads, tiles = (end_row - first_row + kStep - 1) / kStep;
         const int row = threadIdx.x / 32 * 16 * M;
         LeftRows<T, kDim, M, false> key_rows, value_rows;
@@ -67,27 +69,33 @@ struct KeyMajor {
         value_rows.tile = values;
         key_rows.row = value_rows.row = row;
         const float scale = o.scale * kLog2E;
+        const bool masked = separator != kSeesAll, tokens = masked || o.dropout.threshold;
         int head = kv_head * group, at = first_row, stage = 0;
-        load(0, o, saved, head, at, min(kStep, end_row - at));
+        load(0, o, saved, head, at, min(kStep, end_row - at), tokens);
         for (int rest = group * tiles; rest > 0; --rest, stage ^= 1) {
             copy_async_wait<0>();
             __syncthreads();  // this tile is complete, and nobody reads the other stage any more
             const int this_head = head, count = min(kStep, end_row - at);
             at += kStep;
             if (at >= end_row) at = first_row, ++head;
-            if (rest > 1) load(stage ^ 1, o, saved, head, at, min(kStep, end_row - at));
+            if (rest > 1) load(stage ^ 1, o, saved, head, at, min(kStep, end_row - at), tokens);
             if (!active) continue;
             __syncwarp();  // lanes may have loaded different things; ldmatrix and mma want them together
-            for (int chunk = 0; chunk < count; chunk += kChunk)
-                add_chunk(o, key_rows, value_rows, stage, chunk, this_head, column + row, scale);
+            const int* const seen = (const int*)(numbers(stage) + 2 * kStep);  // the queries' tokens
+            for (int chunk = 0; chunk < count; chunk += kChunk) {
+                if (masked && key + row >= max(seen[min(chunk + kChunk, count) - 1] + 1, separator)) continue;
+                const bool partly = masked && key + row + 16 * M > max(seen[chunk] + 1, separator);
+                add_chunk(o, key_rows, value_rows, stage, chunk, this_head, column + row, scale, partly, key + row, separator);
+            }
         }
         __syncthreads();
     }
 
-    // The part of add() for queries chunk .. chunk + kChunk of a stage; `column` is that of the warp's first key.
+    // The part of add() for queries chunk .. chunk + kChunk of a stage; `column` is that of the warp's first key, and `key`
+    // its index among the sequence's keys; `partly`: some of the queries may not see all of the warp's keys.
     __device__ __forceinline__ void add_chunk(const Operands<T>& o, const LeftRows<T, kDim, M, false>& key_rows,
                                               const LeftRows<T, kDim, M, false>& value_rows, int stage, int chunk, int head, int column,
-                                              float scale) {
+                                              float scale, bool partly, int key, int separator) {
         const int t = threadIdx.x % 4;
         float probabilities[M][N][4], gradients[M][N][4];
         multiply_rows<T, kDim, M, N>(probabilities, key_rows, queries(stage), chunk);
@@ -102,6 +110,17 @@ struct KeyMajor {
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
                     probabilities[m][n][i] = exp2_fast(fmaf(probabilities[m][n][i], scale, -kLog2E * (i % 2 ? offset.y : offset.x)));
+        }
+        if (partly) {
+            const int* tokens = (const int*)(log_sum_exp + 2 * kStep);
+            const int first = key + threadIdx.x % 32 / 4;
+#pragma unroll
+            for (int i = 0; i < N * 2; ++i) {
+                const int seen = max(tokens[i / 2 * 8 + 2 * t + i % 2] + 1, separator) - first;
+#pragma unroll
+                for (int j = 0; j < M * 2; ++j)
+                    if (j * 8 >= seen) probabilities[j / 2][i / 2][j % 2 * 2 + i % 2] = 0.0f;
+            }
         }
         uint32_t bits[M][4];
         if (o.dropout.threshold) {

@@ -89,11 +89,12 @@ struct Operands {
     Dropout key_dropout, value_dropout;  // of the prefix: element (ordinal, position, kv head, dim)
     const int* query_offsets;            // [sequences + 1]
     const int* key_offsets;
-    const int* query_ordinals;  // [Tq]; null without dropout
-    const int* query_tokens;
+    const int* query_ordinals;  // [Tq]
+    const int* query_tokens;    // ascending within a sequence
     int sequences, max_queries, heads, kv_heads, head_dim;
     float scale;
-    Dropout dropout;  // of the probabilities: element (ordinal, query token, head, column)
+    Dropout dropout;        // of the probabilities: element (ordinal, query token, head, column)
+    const int* separators;  // [sequences]: see seen_by; null: every query sees every key
 };
 #define ATTENTION_PARAMETERS(T)                                                                                                 \
     const T *query, int ld_query, const T *key, int ld_key, const T *value, int ld_value, const float *prefix_key,              \
@@ -101,13 +102,13 @@ struct Operands {
         float key_scale, uint32_t value_key0, uint32_t value_key1, uint32_t value_below, float value_scale,                     \
         const int *query_offsets, const int *key_offsets, const int *query_ordinals, const int *query_tokens, int sequences,    \
         int max_queries, int heads, int kv_heads, int head_dim, float scale, uint32_t key0, uint32_t key1, uint32_t below,      \
-        float kept_scale
+        float kept_scale, const int *separators
 #define ATTENTION_OPERANDS(T)                                                                                                   \
     Operands<T> {                                                                                                               \
         query, ld_query, key, ld_key, value, ld_value, prefix_key, prefix_value, ld_prefix, prefix_length,                      \
             {key_key0, key_key1, key_below, key_scale}, {value_key0, value_key1, value_below, value_scale}, query_offsets,      \
             key_offsets, query_ordinals, query_tokens, sequences, max_queries, heads, kv_heads, head_dim, scale,                \
-            {key0, key1, below, kept_scale}                                                                                     \
+            {key0, key1, below, kept_scale}, separators                                                                         \
     }
 
 // What the backward kernels take beside them.
@@ -125,13 +126,33 @@ struct Saved {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+constexpr int kSeesAll = 0x7fffffff;  // the separator of a sequence whose queries see every key
+
 struct Sequence {
-    int first_query, queries, first_key, keys;
+    int first_query, queries, first_key, keys, separator;
 };
 template <class T>
 __device__ __forceinline__ Sequence sequence(const Operands<T>& o, int b) {
     int first_query = o.query_offsets[b], first_key = o.key_offsets[b];
-    return {first_query, o.query_offsets[b + 1] - first_query, first_key, o.key_offsets[b + 1] - first_key};
+    return {first_query, o.query_offsets[b + 1] - first_query, first_key, o.key_offsets[b + 1] - first_key,
+            o.separators ? o.separators[b] : kSeesAll};
+}
+// How many of a sequence's keys the query in packed row `row` sees: the first ones.
+template <class T>
+__device__ __forceinline__ int seen_by(const Operands<T>& o, const Sequence& s, int row) {
+    return s.separator == kSeesAll ? s.keys : min(s.keys, max(o.query_tokens[row] + 1, s.separator));
+}
+// The first of the sequence's query rows that sees its key `key`, or one past its last row.
+template <class T>
+__device__ __forceinline__ int first_to_see(const Operands<T>& o, const Sequence& s, int key) {
+    int low = s.first_query, high = s.first_query + s.queries;
+    if (key < s.separator) return low;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (o.query_tokens[middle] < key) low = middle + 1;
+        else high = middle;
+    }
+    return low;
 }
 // The sequence's ordinal in the step, for its masks.
 template <class T>

@@ -74,7 +74,7 @@ __device__ __forceinline__ void prefix_gradient_partial(const Operands<T>& o, co
         if (first_row < end_row) {
             if (masked) ordinal = (uint32_t)o.query_ordinals[first_row];
             load_prefix<T, kDim, Block::kRows, Block::kThreads>(block.keys, block.values, o, ordinal, kv_head, first, true);
-            block.add(o, saved, kv_head, first_row, end_row, first, active);
+            block.add(o, saved, kv_head, first_row, end_row, first, active, 0, kSeesAll);
         }
         if (active) {
             const int position = first + row;

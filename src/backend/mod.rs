@@ -127,6 +127,9 @@ pub struct Attention<'a> {
     pub prefix: Option<Prefix>,
     pub query_rows: &'a Rows,
     pub key_rows: &'a Rows,
+    /// int32, one a sequence: key j is visible to the query of token i where j <= i or j < separator (all 0: causal);
+    /// the prefix always is. Query tokens then ascend within a sequence. None: every query sees every key.
+    pub separators: Option<View>,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,

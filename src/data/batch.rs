@@ -2,7 +2,7 @@
 //! backend reads it. Reused from step to step.
 
 use super::{FeatureSet, Grouping, Sequence};
-use crate::model::Specification;
+use crate::model::{MaskKind, Specification};
 use anyhow::{Context, Result, ensure};
 
 /// Rows and what a dropout mask is drawn by: see [`crate::backend::Rows`].
@@ -46,6 +46,8 @@ pub struct Batch {
     /// The tokens that the head reads, and where they are among all.
     pub readout: RowArrays,
     pub readout_rows: Vec<i32>,
+    /// One a sequence: [`crate::backend::Attention::separators`]; empty where every token sees every other.
+    pub separators: Vec<i32>,
     /// \[start, length, stride, target\] of every logit group: [`crate::backend::LogitGroup`].
     pub groups: Vec<i32>,
     /// Groups that have a target.
@@ -55,8 +57,9 @@ pub struct Batch {
 }
 
 /// How a model and its head want a batch.
-pub struct Packing<'a> {
-    pub spec: &'a Specification,
+#[derive(Clone, Debug)]
+pub struct Packing {
+    pub spec: Specification,
     /// Added to the positions of all tokens (the prefix length where positions are shifted).
     pub shift: usize,
     pub grouping: Grouping,
@@ -68,7 +71,7 @@ impl Batch {
     /// Packs features; `first_ordinal` counts the sequences of the optimizer step before them.
     /// Errors: an index that lies outside the table that the model looks it up in; a sequence without tokens.
     pub fn pack(&mut self, packing: &Packing, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
-        for list in [&mut self.ids, &mut self.positions, &mut self.types, &mut self.readout_rows, &mut self.groups] {
+        for list in [&mut self.ids, &mut self.positions, &mut self.types, &mut self.readout_rows, &mut self.separators, &mut self.groups] {
             list.clear();
         }
         self.all.clear();
@@ -79,7 +82,7 @@ impl Batch {
         for &feature in features {
             let first_row = self.readout.count();
             for sequence in set.sequences_of(feature) {
-                check(packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
+                check(&packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
                 let start = self.ids.len();
                 self.ids.extend(sequence.ids.iter().map(|&id| id as i32));
                 self.positions.extend(packing.spec.position_ids(&sequence.ids, packing.shift).map(|position| position as i32));
@@ -92,6 +95,11 @@ impl Batch {
                 self.readout_rows.extend(sequence.readout.iter().map(|&token| start as i32 + token as i32));
                 self.readout.ordinals.resize(self.readout.count(), ordinal);
                 self.readout.end_sequence();
+                match packing.spec.mask {
+                    MaskKind::Full => {}
+                    MaskKind::Causal => self.separators.push(0),
+                    MaskKind::Separator => self.separators.push(sequence.separator as i32),
+                }
                 ordinal += 1;
             }
             self.push_groups(packing, first_row, &set.features[feature].targets)?;
@@ -123,7 +131,7 @@ impl Batch {
 
 /// Kernels look rows up without asking; here they are asked once.
 fn check(spec: &Specification, shift: usize, sequence: &Sequence) -> Result<()> {
-    let Sequence { ids, types, readout } = sequence;
+    let Sequence { ids, types, readout, separator } = sequence;
     ensure!(!ids.is_empty(), "a text without a single token; the tokenizer adds no special tokens to it");
     ensure!(types.is_empty() || types.len() == ids.len(), "{} tokens with {} token types", ids.len(), types.len());
     for (what, values, limit) in
@@ -133,6 +141,8 @@ fn check(spec: &Specification, shift: usize, sequence: &Sequence) -> Result<()> 
             anyhow::bail!("{what} {value} is outside the {limit} that there are");
         }
     }
+    ensure!(readout.windows(2).all(|pair| pair[0] < pair[1]), "the rows that the head reads do not ascend");
+    ensure!(*separator as usize <= ids.len(), "separator {separator} of {} tokens", ids.len());
     ensure!(ids.len() <= spec.longest_sequence(shift), "{} tokens need more positions than the model has", ids.len());
     Ok(())
 }
@@ -144,8 +154,12 @@ mod tests {
     use crate::model::Specification;
 
     fn pack(sequence: Sequence, targets: Vec<i32>) -> Result<Batch> {
-        let spec = Specification { vocabulary: 10, token_types: 2, ..Specification::tiny() };
-        let packing = Packing { spec: &spec, shift: 3, grouping: Grouping::PerRow, columns: 2 };
+        pack_as(MaskKind::Full, sequence, targets)
+    }
+
+    fn pack_as(mask: MaskKind, sequence: Sequence, targets: Vec<i32>) -> Result<Batch> {
+        let spec = Specification { vocabulary: 10, token_types: 2, mask, ..Specification::tiny() };
+        let packing = Packing { spec, shift: 3, grouping: Grouping::PerRow, columns: 2 };
         let feature = Feature { example: 4, first_sequence: 0, sequences: 1, targets };
         let set = FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 5 };
         let mut batch = Batch::default();
@@ -155,19 +169,30 @@ mod tests {
 
     #[test]
     fn a_batch_is_packed() {
-        let batch = pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2] }, vec![1, -100]).unwrap();
+        let batch = pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], separator: 0 }, vec![1, -100]).unwrap();
         assert_eq!((batch.ids, batch.types, batch.positions), (vec![5, 6, 7], vec![0, 1, 1], vec![3, 4, 5]));
         assert_eq!((batch.all.ordinals, batch.all.offsets, batch.readout_rows), (vec![7; 3], vec![0, 3], vec![0, 2]));
         assert_eq!((batch.groups, batch.targets), (vec![0, 2, 1, 1, 2, 2, 1, -1], 1));
     }
 
     #[test]
+    fn separators_are_the_masks() {
+        let sequence = Sequence { ids: vec![5, 6, 7], readout: vec![0], separator: 2, ..Sequence::default() };
+        for (mask, expected) in [(MaskKind::Full, vec![]), (MaskKind::Causal, vec![0]), (MaskKind::Separator, vec![2])] {
+            assert_eq!(pack_as(mask, sequence.clone(), vec![]).unwrap().separators, expected);
+        }
+        let message = format!("{:#}", pack(Sequence { separator: 4, ..sequence }, vec![]).unwrap_err());
+        assert!(message.contains("separator 4 of 3 tokens"), "{message}");
+    }
+
+    #[test]
     fn what_lies_outside_the_tables_is_refused() {
-        let sequence = |ids: Vec<u32>, types: Vec<u32>, readout: Vec<u32>| Sequence { ids, types, readout };
+        let sequence = |ids: Vec<u32>, types: Vec<u32>, readout: Vec<u32>| Sequence { ids, types, readout, separator: 0 };
         for (bad, expected) in [
             (sequence(vec![10], vec![], vec![0]), "token id 10"),
             (sequence(vec![1], vec![2], vec![0]), "token type 2"),
             (sequence(vec![1], vec![], vec![1]), "row 1"),
+            (sequence(vec![1, 2], vec![], vec![1, 0]), "do not ascend"),
             (sequence(vec![], vec![], vec![0]), "without a single token"),
             (sequence(vec![1; 62], vec![], vec![0]), "positions"),
         ] {

@@ -9,6 +9,9 @@ pub struct Sequence {
     pub types: Vec<u32>,
     /// Token indices whose hidden states the head reads, ascending.
     pub readout: Vec<u32>,
+    /// Tokens before this one see one another, where the model's mask is one of separators; every token sees those
+    /// before it and itself.
+    pub separator: u32,
 }
 
 /// One item of a batch.

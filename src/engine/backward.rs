@@ -70,7 +70,7 @@ impl Engine {
         };
         self.backend.linear_backward_input(branch, output.weight, saved.d_out, false);
         self.backend.attention_delta(buffers.attention.first_rows(count), saved.d_out, self.spec.heads, saved.delta);
-        let operands = self.attention(Mode::Train, layer, queries, &rows.all);
+        let operands = self.attention(Mode::Train, layer, queries, rows);
         if let Some((index, [_, gradient])) = self.prefix_index(layer).zip(self.plan.trainables.table()) {
             let [d_key, d_value] = self.prefix_columns(gradient, index);
             self.backend.prefix_gradient(&operands, &saved, d_key, d_value);

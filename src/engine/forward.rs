@@ -112,7 +112,7 @@ impl Engine {
         let (output, up, down) = (weights.attention_output, weights.up, weights.down);
         let after_attention = self.plan.frozen.norm_after_attention(&self.spec, layer);
         let after_feed_forward = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
-        let attention = self.attention(mode, layer, queries, &rows.all);
+        let attention = self.attention(mode, layer, queries, rows);
         let (context, branch) = (buffers.attention.first_rows(count), branch.first_rows(count));
         self.backend.attention_forward(&attention, context, buffers.log_sum_exp.first_rows(count));
         self.backend.linear(context, output.weight, output.bias, branch);
@@ -163,8 +163,8 @@ impl Engine {
     }
 
     /// Attention's operands in a layer; forward and backward ask for the same.
-    pub(super) fn attention<'a>(&self, mode: Mode, layer: usize, queries: &'a Rows, keys: &'a Rows) -> Attention<'a> {
-        let buffers = &self.plan.layers[layer];
+    pub(super) fn attention<'a>(&self, mode: Mode, layer: usize, queries: &'a Rows, rows: &'a BatchRows) -> Attention<'a> {
+        let (buffers, keys) = (&self.plan.layers[layer], &rows.all);
         let prefix = self.prefix_index(layer).zip(self.plan.trainables.table()).map(|(index, [table, _])| {
             let [key, value] = self.prefix_columns(table, index);
             let rate = self.options.prefix.dropout;
@@ -178,6 +178,7 @@ impl Engine {
             prefix,
             query_rows: queries,
             key_rows: keys,
+            separators: rows.separators,
             heads: self.spec.heads,
             kv_heads: self.spec.kv_heads,
             head_dim: self.spec.head_dim,

@@ -45,8 +45,8 @@ impl Engine {
         self.backend.linear(last, weight, Some(bias), logits);
     }
 
-    /// Loss and gradients of the head, down to the gradient of its input (where a prefix below wants it).
-    pub(super) fn backward_head(&mut self, rows: &BatchRows) {
+    /// Loss over the batch's `groups` of logits and gradients of the head, down to the gradient of its input (where a prefix below wants it).
+    pub(super) fn backward_head(&mut self, rows: &BatchRows, groups: usize) {
         let count = rows.readout.count;
         let head = &self.plan.head;
         let [input, logits, d_logits, d_input] = [head.input, head.logits, head.d_logits, head.d_input].map(|view| view.first_rows(count));
@@ -55,7 +55,7 @@ impl Engine {
         let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
         self.backend.cross_entropy(&CrossEntropy {
             logits,
-            groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
+            groups: self.plan.batch.groups.first_rows(groups),
             scale: self.scale / self.step_targets as f64,
             loss,
             d_logits,

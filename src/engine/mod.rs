@@ -21,10 +21,10 @@ pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};
 pub use plan::Plan;
 pub use step::{StepReport, Update};
 
-use crate::backend::{Backend, DType, Dropout, Rows, Site, stream_key};
+use crate::backend::{Backend, DType, Dropout, Rows, Site, View, stream_key};
 use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Packing, RowArrays};
-use crate::model::Specification;
+use crate::model::{MaskKind, Specification};
 use anyhow::{Result, ensure};
 use plan::RowViews;
 use scale::LossScale;
@@ -36,6 +36,8 @@ pub struct Engine {
     spec: Specification,
     options: EngineOptions,
     plan: Plan,
+    packing: Packing,
+    /// Of the batches that the engine packs itself.
     batch: Batch,
     /// The step that runs, from 0; part of every mask's key.
     step: u64,
@@ -73,6 +75,8 @@ enum Mode {
 struct BatchRows {
     all: Rows,
     readout: Rows,
+    /// The model's mask: see [`crate::backend::Attention`].
+    separators: Option<View>,
 }
 
 impl Engine {
@@ -91,11 +95,14 @@ impl Engine {
         plan.frozen.load(model, backend.as_mut())?;
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
         let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);
+        let packing =
+            Packing { spec: spec.clone(), shift: options.prefix.shift(), grouping: options.head.grouping, columns: options.head.columns };
         let mut engine = Engine {
             backend,
             spec,
             options,
             plan,
+            packing,
             batch: Batch::default(),
             step: 0,
             step_targets: 0,
@@ -140,17 +147,42 @@ impl Engine {
         self.plan.trainables.list.iter().map(|t| TrainableInfo { name: t.name.clone(), shape: t.shape }).collect()
     }
 
+    /// How batches for [`Engine::forward_packed`] and [`Engine::accumulate_packed`] are to be packed: with a copy of it
+    /// another thread can pack the next batch while this one is being computed.
+    pub fn packing(&self) -> &Packing {
+        &self.packing
+    }
+
+    /// Packs features and does something with the batch.
+    fn with_packed<T>(
+        &mut self,
+        set: &FeatureSet,
+        features: &[usize],
+        first_ordinal: usize,
+        then: impl FnOnce(&mut Engine, &Batch) -> Result<T>,
+    ) -> Result<T> {
+        let mut batch = std::mem::take(&mut self.batch);
+        let packed = batch.pack(&self.packing, set, features, first_ordinal);
+        let result = packed.and_then(|()| then(self, &batch));
+        self.batch = batch;
+        result
+    }
+
     /// Logits of features, without dropout: for each, \[rows, columns\] row-major.
     pub fn forward(&mut self, set: &FeatureSet, features: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let rows = self.load_batch(set, features, 0)?;
+        self.with_packed(set, features, 0, |engine, batch| engine.forward_packed(batch))
+    }
+
+    /// [`Engine::forward`] of a batch that was packed before.
+    pub fn forward_packed(&mut self, batch: &Batch) -> Result<Vec<Vec<f64>>> {
+        let rows = self.load_batch(batch)?;
         self.run_forward(Mode::Evaluate, &rows);
         let logits = self.plan.head.logits.first_rows(rows.readout.count);
         let values = self.read_values(logits);
         self.backend.check()?;
         let mut rest = values.as_slice();
         let columns = self.options.head.columns;
-        Ok(self
-            .batch
+        Ok(batch
             .feature_rows
             .iter()
             .map(|&rows| {
@@ -161,25 +193,17 @@ impl Engine {
             .collect())
     }
 
-    /// Packs features and brings them to the backend.
-    fn load_batch(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<BatchRows> {
-        let packing = Packing {
-            spec: &self.spec,
-            shift: self.options.prefix.shift(),
-            grouping: self.options.head.grouping,
-            columns: self.options.head.columns,
-        };
-        self.batch.pack(&packing, set, features, first_ordinal)?;
-        let (batch, capacity) = (&self.batch, self.plan.capacity);
-        let longest = features.iter().flat_map(|&f| set.sequences_of(f)).map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+    /// Brings a batch to the backend.
+    fn load_batch(&mut self, batch: &Batch) -> Result<BatchRows> {
+        let capacity = self.plan.capacity;
         let fits = batch.ids.len() <= capacity.tokens
             && batch.sequences() <= capacity.sequences
             && batch.readout.count() <= capacity.rows
             && batch.groups.len() <= 4 * capacity.groups
-            && longest <= capacity.longest;
+            && batch.all.longest() <= capacity.longest;
         ensure!(fits, "a batch of {} tokens is larger than the memory plan's capacity of {}", batch.ids.len(), capacity.tokens);
         let buffers = &self.plan.batch;
-        let mut upload = |to: crate::backend::View, values: &[i32]| {
+        let mut upload = |to: View, values: &[i32]| {
             let to = to.reshape(1, to.len()).col_range(0, values.len());
             self.backend.write(to, bytemuck::cast_slice(values));
             to
@@ -189,6 +213,7 @@ impl Engine {
         upload(buffers.types, &batch.types);
         upload(buffers.readout_rows, &batch.readout_rows);
         upload(buffers.groups, &batch.groups);
+        let separators = (self.spec.mask != MaskKind::Full).then(|| upload(buffers.separators, &batch.separators));
         let mut rows = |views: &RowViews, arrays: &RowArrays| Rows {
             ordinals: upload(views.ordinals, &arrays.ordinals),
             tokens: upload(views.tokens, &arrays.tokens),
@@ -196,7 +221,7 @@ impl Engine {
             count: arrays.count(),
             longest: arrays.longest(),
         };
-        Ok(BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout) })
+        Ok(BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout), separators })
     }
 
     /// The mask of a site in the running step; none in evaluation.

@@ -13,7 +13,7 @@ use super::options::{Capacity, EngineOptions};
 use super::trainable::Trainables;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
 use crate::checkpoint::FrozenModel;
-use crate::model::{NormPlace, Pooling, Specification};
+use crate::model::{MaskKind, NormPlace, Pooling, Specification};
 use anyhow::Result;
 use std::fmt;
 
@@ -101,6 +101,8 @@ pub struct BatchBuffers {
     pub all: RowViews,
     pub readout: RowViews,
     pub readout_rows: View,
+    /// One a sequence, where the model has a mask.
+    pub separators: View,
     pub groups: View,
 }
 
@@ -190,8 +192,7 @@ impl Plan {
         let (h, f, q, kv) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
-        let formula =
-            format!("biases and norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
+        let formula = format!("norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
         let frozen = layout
             .region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, options.head.pooling == Pooling::Frozen, layout))?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
@@ -304,6 +305,7 @@ impl Sizes<'_> {
             all: rows(layout, self.tokens),
             readout: rows(layout, self.rows),
             readout_rows: integers(layout, self.rows),
+            separators: integers(layout, if self.spec.mask == MaskKind::Full { 0 } else { capacity.sequences }),
             groups: layout.matrix(capacity.groups, 4, DType::I32),
         }
     }

@@ -1,7 +1,7 @@
 //! BERT (and MiniLM, which is a small BERT): post-norm encoder, learned positions from 0, token types.
 
 use super::family::{Family, activation};
-use super::{Config, HeadKind, NormPlace, Positions, Slot, Specification};
+use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Slot, Specification};
 use crate::backend::NormKind;
 use anyhow::Result;
 
@@ -50,13 +50,15 @@ pub fn encoder(config: &Config, positions: Positions) -> Result<Specification> {
         vocabulary: config.size("vocab_size")?,
         token_types: config.positive("type_vocab_size")?.unwrap_or(2),
         positions,
+        mask: MaskKind::Full,
         norm: NormKind::LayerNorm,
         norm_place: NormPlace::Post,
         norm_epsilon: config.positive_number("layer_norm_eps")?.unwrap_or(1e-12),
         embedding_norm: true,
         final_norm: false,
         activation: activation(config, "hidden_act")?,
-        linear_bias: true,
+        biases: Biases::ALL,
+        tied_head: config.get("tie_word_embeddings").is_none() || config.flag("tie_word_embeddings")?,
         hidden_dropout: config.rate("hidden_dropout_prob")?.unwrap_or(0.1),
         attention_dropout: config.rate("attention_probs_dropout_prob")?.unwrap_or(0.1),
         initializer_range: config.positive_number("initializer_range")?.unwrap_or(0.02),

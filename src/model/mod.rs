@@ -12,5 +12,5 @@ mod synthetic;
 pub use config::Config;
 pub use family::{FAMILIES, Family, describe, family_of};
 pub use head::{HeadKind, HeadSpec, Pooling, TaskKind};
-pub use spec::{NormPlace, Positions, Slot, Specification};
+pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};
 pub use synthetic::SYNTHETIC;

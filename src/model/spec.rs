@@ -9,6 +9,29 @@ pub enum NormPlace {
     Pre,
 }
 
+/// Which tokens of its sequence a token sees. All see the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaskKind {
+    Full,
+    /// Those before it and itself.
+    Causal,
+    /// As causal, and the tokens before the sequence's separator see one another (GLM).
+    Separator,
+}
+
+/// Which linear layers have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Biases {
+    pub query_key_value: bool,
+    pub attention_output: bool,
+    pub feed_forward: bool,
+}
+
+impl Biases {
+    pub const ALL: Biases = Biases { query_key_value: true, attention_output: true, feed_forward: true };
+    pub const NONE: Biases = Biases { query_key_value: false, attention_output: false, feed_forward: false };
+}
+
 /// How a token's position enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Positions {
@@ -35,6 +58,7 @@ pub struct Specification {
     /// 0: no token type embedding.
     pub token_types: usize,
     pub positions: Positions,
+    pub mask: MaskKind,
     pub norm: NormKind,
     pub norm_place: NormPlace,
     pub norm_epsilon: f64,
@@ -43,8 +67,9 @@ pub struct Specification {
     /// A norm after the last layer (pre-norm models).
     pub final_norm: bool,
     pub activation: Activation,
-    /// Whether linear layers have biases.
-    pub linear_bias: bool,
+    pub biases: Biases,
+    /// Whether a language-model head is the word embedding.
+    pub tied_head: bool,
     /// Rates of the checkpoint's config.json.
     pub hidden_dropout: f64,
     pub attention_dropout: f64,
@@ -147,7 +172,9 @@ impl Specification {
             Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
             Slot::Pooler | Slot::EmbeddingProjection => true,
-            _ => self.linear_bias,
+            Slot::Query(_) | Slot::Key(_) | Slot::Value(_) => self.biases.query_key_value,
+            Slot::AttentionOutput(_) => self.biases.attention_output,
+            Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
         }
     }
 
@@ -206,13 +233,15 @@ impl Specification {
             vocabulary: 10,
             token_types: 2,
             positions: Positions::Learned { table: 64, first: 0, padding_id: None },
+            mask: MaskKind::Full,
             norm: NormKind::LayerNorm,
             norm_place: NormPlace::Post,
             norm_epsilon: 1e-12,
             embedding_norm: true,
             final_norm: false,
             activation: Activation::GeluErf,
-            linear_bias: true,
+            biases: Biases::ALL,
+            tied_head: true,
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             initializer_range: 0.02,

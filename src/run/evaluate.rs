@@ -1,6 +1,7 @@
 //! Forward over a whole set, and what is measured of it: shared by validation, `eval` and `predict`.
 
 use super::interrupt::Interrupt;
+use super::pipeline::{Contents, Pipeline};
 use super::terminal::Terminal;
 use crate::data::{Example, FeatureSet, Grouping};
 use crate::engine::Engine;
@@ -19,12 +20,16 @@ pub fn forward(
     let features: Vec<usize> = (0..set.features.len()).collect();
     let mut logits = Vec::with_capacity(features.len());
     let mut progress = terminal.progress("evaluated", 0, features.len() as u64, false);
-    for batch in features.chunks(batch_size) {
+    let mut pipeline = Pipeline::new(engine);
+    let contents = |features: &[usize]| Contents { features: features.to_vec(), first_ordinal: 0 };
+    let mut batches = features.chunks(batch_size).map(contents).peekable();
+    while let Some(batch) = batches.next() {
         if interrupt.pending().is_some() {
             return Ok(None);
         }
         // Exact: the backends for use compute logits in f32.
-        logits.extend(engine.forward(set, batch)?.into_iter().map(|values| values.into_iter().map(|value| value as f32).collect()));
+        let values = pipeline.run(set, batch, batches.peek().cloned(), |batch| engine.forward_packed(batch))?;
+        logits.extend(values.into_iter().map(|values| values.into_iter().map(|value| value as f32).collect()));
         progress.update(logits.len() as u64, String::new);
     }
     Ok(Some(logits))
@@ -104,7 +109,7 @@ mod tests {
     use crate::data::{Feature, Sequence};
 
     fn set(rows: usize, targets: &[i32]) -> FeatureSet {
-        let sequence = Sequence { ids: vec![0; rows], types: vec![], readout: (0..rows as u32).collect() };
+        let sequence = Sequence { ids: vec![0; rows], types: vec![], readout: (0..rows as u32).collect(), separator: 0 };
         let feature = Feature { example: 0, first_sequence: 0, sequences: 1, targets: targets.to_vec() };
         FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 1 }
     }

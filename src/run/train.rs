@@ -255,6 +255,9 @@ impl Prepared {
             state,
             session: Session::default(),
         };
+        if checkpoint.is_some() {
+            trainer.tidy()?;
+        }
         if let Some(signal) = trainer.run()? {
             terminal.line(format!(
                 "stopped by {} after step {} of {}; go on with: ptune train --output {} --resume",

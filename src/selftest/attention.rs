@@ -18,13 +18,19 @@ struct Shape {
     every: usize,
     drops: bool,
     drops_prefix: bool,
+    /// One a sequence; empty: no mask.
+    separators: &'static [i32],
 }
 
 const fn shape(head_dim: usize, heads: [usize; 2], prefix: usize, lengths: &'static [usize], every: usize, drops: [bool; 2]) -> Shape {
-    Shape { head_dim, heads, prefix, lengths, every, drops: drops[0], drops_prefix: drops[1] }
+    Shape { head_dim, heads, prefix, lengths, every, drops: drops[0], drops_prefix: drops[1], separators: &[] }
 }
 
-const SHAPES: [Shape; 12] = [
+const fn masked(shape: Shape, separators: &'static [i32]) -> Shape {
+    Shape { separators, ..shape }
+}
+
+const SHAPES: [Shape; 18] = [
     shape(8, [1, 1], 0, &[1], 1, [false, false]),
     shape(8, [4, 2], 7, &[33, 1, 5], 1, [true, true]),
     shape(16, [3, 3], 1, &[92, 17], 1, [true, false]),
@@ -37,6 +43,12 @@ const SHAPES: [Shape; 12] = [
     shape(80, [2, 2], 1, &[66, 31], 1, [false, true]),
     shape(128, [1, 1], 7, &[1, 97], 1, [true, true]),
     shape(128, [2, 1], 128, &[20, 64, 7], 1000, [true, false]),
+    masked(shape(8, [4, 2], 7, &[33, 1, 5], 1, [true, true]), &[0, 0, 0]),
+    masked(shape(32, [2, 2], 0, &[300, 65], 1, [false, false]), &[0, 0]),
+    masked(shape(64, [2, 1], 5, &[200, 1, 130], 1, [true, false]), &[0, 1, 70]),
+    masked(shape(64, [1, 1], 1, &[260, 131, 9], 7, [false, false]), &[150, 0, 9]),
+    masked(shape(128, [2, 1], 128, &[150, 64, 7], 3, [false, true]), &[0, 40, 0]),
+    masked(shape(16, [2, 1], 0, &[257, 64], 1000, [true, false]), &[0, 30]),
 ];
 
 /// The operands that forward and backward share.
@@ -48,6 +60,7 @@ struct Operands {
     prefix: Option<Id>,
     query_rows: RowIds,
     key_rows: RowIds,
+    separators: Option<Id>,
 }
 
 impl Operands {
@@ -64,6 +77,7 @@ impl Operands {
             prefix: (prefix > 0).then(|| case.input(Master, prefix, 2 * kv_heads * head_dim, 1.0)),
             query_rows,
             key_rows,
+            separators: (!shape.separators.is_empty()).then(|| case.integers(shape.separators)),
         }
     }
 
@@ -85,7 +99,7 @@ impl Operands {
     }
 
     fn plain<'a>(&self, case: &'a Case) -> Plain<'a> {
-        let Shape { head_dim, heads: [heads, kv_heads], prefix, lengths, every, .. } = self.shape;
+        let Shape { head_dim, heads: [heads, kv_heads], prefix, lengths, every, separators, .. } = self.shape;
         Plain {
             dtype: case.dtype,
             query: case.values(self.query),
@@ -95,6 +109,7 @@ impl Operands {
             prefix_length: prefix,
             lengths,
             every,
+            separators,
             heads,
             kv_heads,
             head_dim,
@@ -117,6 +132,7 @@ impl Operands {
             }),
             query_rows: &query_rows,
             key_rows: &key_rows,
+            separators: self.separators.map(|id| view[id]),
             heads,
             kv_heads,
             head_dim,

@@ -14,7 +14,7 @@ pub fn frozen_matrices(judge: &mut Judge) {
                 let mut case = Case::new(format!("linear {rows} {outputs} {inputs}"), dtype, PLACES[number % 3]);
                 let x = case.input(Activation, rows, inputs, 1.0);
                 let weight = case.input(Frozen, outputs, inputs, 0.5);
-                let bias = accumulate.then(|| case.input(Master, 1, outputs, 1.0));
+                let bias = accumulate.then(|| case.input(Activation, 1, outputs, 1.0));
                 let out = case.output(Activation, rows, outputs, Rounding::Activation);
                 let dy = case.input(Activation, rows, outputs, 1.0);
                 let dx = case.updated(Activation, rows, inputs, 1.0, Rounding::Activation);

@@ -17,6 +17,8 @@ pub struct Plain<'a> {
     pub lengths: &'a [usize],
     /// Queries of a sequence are its tokens that are multiples of this.
     pub every: usize,
+    /// One a sequence: key j is seen where j <= token or j < separator; empty: all are.
+    pub separators: &'a [i32],
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -107,7 +109,12 @@ impl Plain<'_> {
     fn scores(&self, block: &Block, index: usize, keys: &[Vec<f64>]) -> Vec<f64> {
         let query = &self.query[self.query_row(block, index)];
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        keys.iter().map(|key| self.round(scale * dot(query, key))).collect()
+        let scores = keys.iter().map(|key| self.round(scale * dot(query, key)));
+        let seen = |column: usize| match (self.separators.get(block.sequence), column.checked_sub(self.prefix_length)) {
+            (Some(&separator), Some(key)) => key <= index * self.every || key < separator as usize,
+            _ => true,
+        };
+        scores.enumerate().map(|(column, score)| if seen(column) { score } else { f64::NEG_INFINITY }).collect()
     }
 
     fn masks(&self, block: &Block, index: usize, columns: usize) -> Vec<f64> {

@@ -19,7 +19,7 @@ pub(super) fn encode(example: &Example, labels: &Labels, tokenizer: &TextTokeniz
     if let Some(label) = label {
         targets.push(labels.resolve(label, &example.place, KIND)? as i32);
     }
-    let sequence = Sequence { ids: encoded.ids, types: encoded.types, readout: vec![0] };
+    let sequence = Sequence { ids: encoded.ids, types: encoded.types, readout: vec![0], separator: 0 };
     Ok(EncodedExample::single(vec![sequence], targets, encoded.truncated))
 }
 

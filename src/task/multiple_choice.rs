@@ -21,7 +21,7 @@ pub(super) fn encode(example: &Example, tokenizer: &TextTokenizer, limits: &Limi
     for choice in choices {
         let encoded = tokenizer.encode_text(text, Some(choice), limits.max_length).with_context(|| example.place.clone())?;
         truncated |= encoded.truncated;
-        sequences.push(Sequence { ids: encoded.ids, types: encoded.types, readout: vec![0] });
+        sequences.push(Sequence { ids: encoded.ids, types: encoded.types, readout: vec![0], separator: 0 });
     }
     Ok(EncodedExample::single(sequences, label.iter().map(|&label| label as i32).collect(), truncated))
 }

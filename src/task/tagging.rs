@@ -78,7 +78,7 @@ pub(super) fn encode(example: &Example, labels: &Labels, tokenizer: &TextTokeniz
         let encoded = tokenizer.wrap(ids);
         let targets = if tags.is_some() { rows.iter().map(|&word| tag_indices[word as usize]).collect() } else { Vec::new() };
         items.push(Item {
-            sequences: vec![Sequence { ids: encoded.ids, types: encoded.types, readout }],
+            sequences: vec![Sequence { ids: encoded.ids, types: encoded.types, readout, separator: 0 }],
             targets,
             source: Source::Words(rows),
         });

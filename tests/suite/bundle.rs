@@ -108,6 +108,7 @@ impl Bundle {
                 ids: ids[range.clone()].iter().map(|&id| id as u32).collect(),
                 types: types[range].iter().map(|&kind| kind as u32).collect(),
                 readout,
+                separator: 0,
             });
             at += length as usize;
         }

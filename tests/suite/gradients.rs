@@ -7,7 +7,7 @@ use ptune::backend::{Activation, DType, NormKind, Stream};
 use ptune::checkpoint::FrozenModel;
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{HeadKind, HeadSpec, NormPlace, Pooling, Positions, Specification, TaskKind};
+use ptune::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Pooling, Positions, Specification, TaskKind};
 
 const STEP: u64 = 3;
 
@@ -112,7 +112,7 @@ fn projection_layer_subset_and_head_alone() {
 
 /// Everything that a specification can say, at once: pre-norm RMS norms without betas, grouped heads, layers that share
 /// weights, an embedding narrower than the hidden size with its own norm, no token types, no linear biases.
-fn synthetic(place: NormPlace) -> Specification {
+fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
     Specification {
         family: "synthetic".into(),
         layers: 4,
@@ -126,13 +126,15 @@ fn synthetic(place: NormPlace) -> Specification {
         vocabulary: 50,
         token_types: 0,
         positions: Positions::Learned { table: 100, first: 2, padding_id: Some(1) },
+        mask,
         norm: NormKind::RmsNorm,
         norm_place: place,
         norm_epsilon: 1e-5,
         embedding_norm: place == NormPlace::Post,
         final_norm: place == NormPlace::Pre,
         activation: Activation::GeluTanh,
-        linear_bias: false,
+        biases: Biases::NONE,
+        tied_head: false,
         hidden_dropout: 0.1,
         attention_dropout: 0.1,
         initializer_range: 0.02,
@@ -152,7 +154,7 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
             TaskKind::Qa => ((0..length as u32).collect(), vec![0, length as i32 - 1]),
             _ => (vec![0], vec![(example % 3) as i32]),
         };
-        set.sequences.push(Sequence { ids, types: Vec::new(), readout });
+        set.sequences.push(Sequence { ids, readout, separator: length as u32 / 3, ..Sequence::default() });
         set.features.push(Feature { example, first_sequence: example, sequences: 1, targets });
     }
     set
@@ -160,8 +162,12 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
 
 #[test]
 fn one_forward_and_backward_serve_every_specification() {
-    for (place, dtype) in [(NormPlace::Pre, DType::F16), (NormPlace::Post, DType::F32), (NormPlace::Pre, DType::BF16)] {
-        let model = FrozenModel::random(synthetic(place), dtype, 0.3, 1).unwrap();
+    for (place, dtype, mask) in [
+        (NormPlace::Pre, DType::F16, MaskKind::Causal),
+        (NormPlace::Post, DType::F32, MaskKind::Separator),
+        (NormPlace::Pre, DType::BF16, MaskKind::Full),
+    ] {
+        let model = FrozenModel::random(synthetic(place, mask), dtype, 0.3, 1).unwrap();
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
@@ -170,7 +176,7 @@ fn one_forward_and_backward_serve_every_specification() {
                 attention_dropout: 0.1,
                 seed: 7,
             };
-            check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {task:?}"));
+            check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {mask:?} {task:?}"));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Attention with a prefix in front of every sequence's keys and values. One task is one (sequence, key/value head)
 //! and walks its queries in blocks: the scores of a block live in the worker's scratch, nothing of size tokens²
-//! exists. S = [Q Kpᵀ | Q Kᵀ] * scale; P = softmax(S); A = dropout(P); O = A [Vp; V].
+//! exists. S = [Q Kpᵀ | Q Kᵀ] * scale; P = softmax(S) over what the query sees; A = dropout(P); O = A [Vp; V]. Keys that
+//! no query of a block sees are not computed.
 //!
 //! FLOPs of one head and sequence of n queries, m keys, prefix p, dimension d: forward 4 n (p + m) d; backward
 //! 10 n m d + 6 n p d; prefix gradient 8 n p d.
@@ -36,6 +37,7 @@ pub struct Operands<'a, T> {
     pub prefix: Option<PrefixOperands<T>>,
     pub query_rows: RowIndex<'a>,
     pub key_rows: RowIndex<'a>,
+    pub separators: Option<&'a [i32]>,
     pub group: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -60,6 +62,16 @@ impl<T: Real + Element> Operands<'_, T> {
     fn sequence(&self, b: usize) -> ((usize, usize), (usize, usize)) {
         let range = |rows: &RowIndex| (rows.offsets[b] as usize, (rows.offsets[b + 1] - rows.offsets[b]) as usize);
         (range(&self.query_rows), range(&self.key_rows))
+    }
+
+    /// How many of a sequence's `keys` the query of `token` sees: the first ones.
+    fn visible(&self, b: usize, token: i32, keys: usize) -> usize {
+        self.separators.map_or(keys, |separators| keys.min((token + 1).max(separators[b]) as usize))
+    }
+
+    /// How many keys some query of the rows sees.
+    fn visible_to_any(&self, b: usize, rows: std::ops::Range<usize>, keys: usize) -> usize {
+        self.query_rows.tokens[rows].iter().map(|&token| self.visible(b, token, keys)).max().unwrap_or(0)
     }
 
     fn scratch(&self, workers: &Workers<T>, columns: usize) -> Scratch<T> {
@@ -119,18 +131,21 @@ pub fn forward<T: Real + Element>(workers: &Workers<T>, operands: Operands<T>, o
         for head in g * operands.group..(g + 1) * operands.group {
             for start in (0..queries).step_by(QUERIES) {
                 let (row, rows) = (first_query + start, QUERIES.min(queries - start));
+                let seen = operands.visible_to_any(b, row..row + rows, keys);
                 let query = operands.query.block(row, rows, head * d, d);
-                let scores = scratch.scores.block(0, rows, 0, p + keys);
+                let scores = scratch.scores.block(0, rows, 0, p + seen);
                 product_transposed(query, prefix_key, scores.block(0, rows, 0, p), false);
-                product_transposed(query, key, scores.block(0, rows, p, keys), false);
+                product_transposed(query, key.block(0, seen, 0, d), scores.block(0, rows, p, seen), false);
                 for r in 0..rows {
-                    let scores = scores.row_mut(r);
+                    let token = operands.query_rows.tokens[row + r];
+                    let (visible, hidden) = scores.row_mut(r).split_at_mut(p + operands.visible(b, token, seen));
                     // SAFETY: this task alone writes the element.
-                    unsafe { *log_sum_exp.at(row + r, head) = loss::softmax(scores, operands.scale) };
-                    operands.drop(scores, ordinal, operands.query_rows.tokens[row + r], head);
+                    unsafe { *log_sum_exp.at(row + r, head) = loss::softmax(visible, operands.scale) };
+                    hidden.fill(T::ZERO);
+                    operands.drop(visible, ordinal, token, head);
                 }
                 let out = out.block(row, rows, head * d, d);
-                product(scores.block(0, rows, p, keys), value, out, false);
+                product(scores.block(0, rows, p, seen), value.block(0, seen, 0, d), out, false);
                 product(scores.block(0, rows, 0, p), prefix_value, out, true);
             }
         }
@@ -156,22 +171,27 @@ pub struct Saved<T> {
     pub d_out: Matrix<T>,
 }
 
-/// For a block of rows whose columns start at `column` of the concatenated keys: `scores` (Q Kᵀ) becomes A,
-/// `gradients` (dO Vᵀ) becomes dS.
+/// For a block of rows and the first columns of prefix and keys: `scores` (Q Kᵀ) becomes A, `gradients` (dO Vᵀ)
+/// becomes dS; both are zero where the query does not see the key.
+#[allow(clippy::too_many_arguments)]
 fn softmax_backward<T: Real + Element>(
     operands: &Operands<T>,
     saved: &Saved<T>,
     head: usize,
     row: usize,
-    ordinal: u32,
+    [b, ordinal]: [usize; 2],
     scores: Matrix<T>,
     gradients: Matrix<T>,
 ) {
     for r in 0..scores.rows {
         // SAFETY: inside the views.
         let (log_sum_exp, delta) = unsafe { (*saved.log_sum_exp.at(row + r, head), *saved.delta.at(row + r, head)) };
-        let token = operands.query_rows.tokens[row + r];
-        let (scores, gradients) = (scores.row_mut(r), gradients.row_mut(r));
+        let (token, p, ordinal) = (operands.query_rows.tokens[row + r], operands.prefix_length(), ordinal as u32);
+        let visible = p + operands.visible(b, token, scores.cols - p);
+        let (scores, hidden_scores) = scores.row_mut(r).split_at_mut(visible);
+        let (gradients, hidden_gradients) = gradients.row_mut(r).split_at_mut(visible);
+        hidden_scores.fill(T::ZERO);
+        hidden_gradients.fill(T::ZERO);
         operands.drop(gradients, ordinal, token, head);
         for i in 0..scores.len() {
             let probability = (scores[i] * operands.scale - log_sum_exp).exp();
@@ -197,11 +217,13 @@ pub fn backward<T: Real + Element>(
         let ((first_query, queries), (first_key, keys)) = operands.sequence(b);
         let (key, value) = (operands.key.block(first_key, keys, g * d, d), operands.value.block(first_key, keys, g * d, d));
         let (d_key, d_value) = (d_key.block(first_key, keys, g * d, d), d_value.block(first_key, keys, g * d, d));
-        if queries == 0 {
+        if queries == 0 || operands.separators.is_some() {
             for row in 0..keys {
                 d_key.row_mut(row).fill(T::ZERO);
                 d_value.row_mut(row).fill(T::ZERO);
             }
+        }
+        if queries == 0 {
             return;
         }
         let scratch = operands.scratch(workers, p + keys);
@@ -212,18 +234,20 @@ pub fn backward<T: Real + Element>(
                 let (row, rows) = (first_query + start, QUERIES.min(queries - start));
                 let query = operands.query.block(row, rows, head * d, d);
                 let d_out = saved.d_out.block(row, rows, head * d, d);
-                let (scores, gradients) = (scratch.scores.block(0, rows, 0, p + keys), scratch.gradients.block(0, rows, 0, p + keys));
+                let seen = operands.visible_to_any(b, row..row + rows, keys);
+                let [key, value, d_key, d_value] = [key, value, d_key, d_value].map(|matrix| matrix.block(0, seen, 0, d));
+                let (scores, gradients) = (scratch.scores.block(0, rows, 0, p + seen), scratch.gradients.block(0, rows, 0, p + seen));
                 product_transposed(query, prefix_key, scores.block(0, rows, 0, p), false);
-                product_transposed(query, key, scores.block(0, rows, p, keys), false);
+                product_transposed(query, key, scores.block(0, rows, p, seen), false);
                 product_transposed(d_out, prefix_value, gradients.block(0, rows, 0, p), false);
-                product_transposed(d_out, value, gradients.block(0, rows, p, keys), false);
-                softmax_backward(&operands, &saved, head, row, ordinal, scores, gradients);
+                product_transposed(d_out, value, gradients.block(0, rows, p, seen), false);
+                softmax_backward(&operands, &saved, head, row, [b, ordinal as usize], scores, gradients);
                 let d_query = d_query.block(row, rows, head * d, d);
-                product(gradients.block(0, rows, p, keys), key, d_query, false);
+                product(gradients.block(0, rows, p, seen), key, d_query, false);
                 product(gradients.block(0, rows, 0, p), prefix_key, d_query, true);
-                let later = start > 0 || head > g * operands.group;
-                transposed_product(gradients.block(0, rows, p, keys), query, d_key, later);
-                transposed_product(scores.block(0, rows, p, keys), d_out, d_value, later);
+                let later = start > 0 || head > g * operands.group || operands.separators.is_some();
+                transposed_product(gradients.block(0, rows, p, seen), query, d_key, later);
+                transposed_product(scores.block(0, rows, p, seen), d_out, d_value, later);
             }
         }
     });
@@ -259,7 +283,7 @@ pub fn prefix_gradient<T: Real + Element>(
                     let (scores, gradients) = (scratch.scores.block(0, rows, 0, p), scratch.gradients.block(0, rows, 0, p));
                     product_transposed(query, prefix_key, scores, false);
                     product_transposed(d_out, prefix_value, gradients, false);
-                    softmax_backward(&operands, &saved, head, row, ordinal, scores, gradients);
+                    softmax_backward(&operands, &saved, head, row, [b, ordinal as usize], scores, gradients);
                     let later = dropout.is_none() || start > 0 || head > g * operands.group;
                     transposed_product(gradients, query, sums[0], later);
                     transposed_product(scores, d_out, sums[1], later);

@@ -117,6 +117,7 @@ impl<T: Number> Cpu<T> {
             }),
             query_rows: self.rows(arguments.query_rows),
             key_rows: self.rows(arguments.key_rows),
+            separators: arguments.separators.map(|view| self.integers(view)),
             group: arguments.heads / arguments.kv_heads,
             kv_heads: arguments.kv_heads,
             head_dim: arguments.head_dim,

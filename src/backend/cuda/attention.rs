@@ -102,6 +102,7 @@ impl<D: Driver> Cuda<D> {
             .int(operands.head_dim)
             .float(operands.scale)
             .dropout(operands.dropout)
+            .optional_vector(DType::I32, operands.separators)
     }
 
     /// `operands`, and what the backward kernels read of the forward.

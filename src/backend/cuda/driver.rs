@@ -30,7 +30,7 @@ pub struct Operand {
     pub stride: usize,
 }
 
-/// c = a bᵀ, or c = a b, (+ c if `accumulate`): all of one 16-bit type, summed in fp32, rounded once.
+/// c = a bᵀ, or c = a b, (+ c if `accumulate`) (+ `bias` on every row): all of one 16-bit type, summed in fp32, rounded once.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     pub dtype: DType,
@@ -40,6 +40,8 @@ pub struct Product {
     pub transposed: bool,
     pub c: Operand,
     pub accumulate: bool,
+    /// A value a column of c.
+    pub bias: Option<Address>,
 }
 
 pub trait Driver: Send {

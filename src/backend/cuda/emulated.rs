@@ -338,6 +338,12 @@ unsafe fn multiply(product: &Product) {
             gemm::Parallelism::None,
         );
     }
+    if let Some(bias) = product.bias {
+        let bias = widen(&Operand { address: bias, rows: 1, cols: n, stride: n });
+        for row in sums.chunks_exact_mut(n) {
+            row.iter_mut().zip(&bias).for_each(|(sum, bias)| *sum += bias);
+        }
+    }
     for (r, row) in sums.chunks_exact(n).enumerate() {
         // SAFETY: the caller's promise.
         let to = unsafe { std::slice::from_raw_parts_mut((address as *mut u16).add(r * stride), n) };
