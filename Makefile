@@ -35,9 +35,10 @@ test: nvcc
 	cargo clippy --locked --all-targets --features emulation -- -D warnings
 	cargo test --locked --features emulation
 
-# The speed of a training step on the CPU, in tokens a second.
-bench:
-	cargo bench --locked
+# The speed of a training step of a small model and of a large one, here.
+bench: build
+	$(PTUNE) bench step --architecture minilm-l6 --random-weights --tokens 4096 --length 128
+	$(PTUNE) bench step --architecture roberta-large --random-weights --tokens 1024 --length 256 --steps 3
 
 # Build outputs and the demo's run. The fetched model and nvcc stay (rm -r weights/*/ .nvcc removes them).
 clean:

@@ -93,6 +93,10 @@ template <class T> void __stcg(T* p, T v) { *p = v; }
 
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
+inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = static_cast<float>(sin(3.14159265358979323846 * x));
+    *cosine = static_cast<float>(cos(3.14159265358979323846 * x));
+}
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float __frsqrt_rn(float x) { return 1.0f / sqrtf(x); }

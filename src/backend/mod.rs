@@ -8,12 +8,15 @@
 //! P prefix length, B sequences; all row-major. Element types: activations, masters and 16-bit frozen weights as the
 //! views say; every sum is accumulated in at least fp32, in an order that depends on shapes alone.
 
+mod instruments;
 mod random;
 mod view;
 
 pub mod cpu;
 pub mod cuda;
+pub mod watch;
 
+pub use instruments::{Instruments, Launched, Machine, Mark, Scope};
 pub use random::{Dropout, Site, Stream, philox, stream_key};
 pub use view::{ARENA, BufferId, DType, View};
 
@@ -198,7 +201,7 @@ pub type FileBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// Bytes on their way to the host: called, it waits for them alone and not for what was queued after.
 pub type Readback = Box<dyn FnOnce() -> Vec<u8> + Send>;
 
-pub trait Backend: Send {
+pub trait Backend: Instruments + Send {
     /// For the log: "cpu, 2 threads".
     fn describe(&self) -> String;
     fn precision(&self) -> Precision;
@@ -208,10 +211,6 @@ pub trait Backend: Send {
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize>;
     /// The one allocation of the run, zeroed. `scratch` lies inside it.
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()>;
-    /// Bytes of the device's memory that are taken, by whomever; None where nobody can tell.
-    fn memory_used(&self) -> Option<u64> {
-        None
-    }
     /// Whether operations can read matrices in files of the host; where not, the engine copies them into the arena.
     fn reads_files(&self) -> bool;
     /// A read-only file whose bytes operations may read in place. Only where [`Backend::reads_files`].
@@ -225,6 +224,12 @@ pub trait Backend: Send {
     /// As `read`, of a few bytes, without waiting.
     fn read_later(&mut self, from: View) -> Readback;
     fn zero(&mut self, view: View);
+    /// `to` = `from`: as many elements of the same type, both without gaps between rows.
+    fn copy(&mut self, from: View, to: View);
+    /// Fills a 16-bit view without gaps with N(0, deviation): element i is word i % 4 of Philox block i / 4 under `key`,
+    /// each pair of words through Box and Muller's transformation. The same numbers (to the last bit that single
+    /// precision leaves open) on every backend, whatever the number of threads.
+    fn fill_normal(&mut self, to: View, key: [u32; 2], deviation: f64);
 
     fn embed(&mut self, arguments: &Embed);
     fn norm_forward(&mut self, arguments: &NormForward);

@@ -33,6 +33,8 @@ pub enum Site {
     Initialisation = 9,
     /// Order of the examples of an epoch.
     Order = 10,
+    /// Random weights of a frozen model; `layer` numbers the tensor.
+    Weights = 11,
 }
 
 /// One stream of random numbers: a key of (seed, optimizer step, site, layer). The counter of an element is

@@ -120,7 +120,7 @@ impl Adapter {
             bail!("the adapter's head reads the model's pooler, but neither {name} nor the adapter has one");
         }
         if let Some(trained_on) = &self.metadata.fingerprint
-            && *trained_on != model.checkpoint.fingerprint()
+            && *trained_on != model.fingerprint()
         {
             warnings.push(format!(
                 "the adapter was trained on other weights ({}) than those of {name}; its results may be wrong",

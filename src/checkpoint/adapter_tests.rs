@@ -158,7 +158,7 @@ fn an_adapter_of_another_model_or_task_is_refused() {
 fn warnings_and_poolers() {
     let mut model = model("roberta-classification");
     let mut adapter = Adapter::read(&golden("roberta-classification").join("adapter")).unwrap();
-    adapter.metadata.fingerprint = Some(model.checkpoint.fingerprint());
+    adapter.metadata.fingerprint = Some(model.fingerprint());
     adapter.tensors.insert("base_model.score.weight".into(), HostTensor { shape: vec![1], values: vec![0.0] });
     assert_eq!(adapter.check(&model).unwrap(), ["tensors of the adapter that are not used: base_model.score.weight"]);
     adapter.tensors.remove("base_model.score.weight");

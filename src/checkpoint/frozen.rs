@@ -2,14 +2,28 @@
 
 use super::mapped::Tensor;
 use super::shards::Checkpoint;
+use crate::backend::{DType, FileBytes};
 use crate::model::{Config, Family, Slot, Specification, describe};
 use anyhow::{Result, anyhow, bail};
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// A Hugging Face model directory. Every tensor that the specification asks for is there and has its shape.
+/// Where the tensors of a model come from.
+pub enum Source {
+    Files(Checkpoint),
+    /// From nowhere: the engine has the device draw them, as a new model's are drawn. Norms are neutral, biases zero.
+    Random {
+        seed: u64,
+        /// Of matrices.
+        dtype: DType,
+    },
+}
+
+/// A Hugging Face model directory, every tensor of which the specification asks for is there and has its shape; or the
+/// specification alone, with random weights.
 pub struct FrozenModel {
     pub spec: Specification,
-    pub checkpoint: Checkpoint,
+    pub source: Source,
     pub directory: PathBuf,
     family: &'static Family,
     /// What stands before every tensor's name: `bert.`, or nothing.
@@ -38,6 +52,17 @@ impl FrozenModel {
         FrozenModel::assemble(family, prefix, spec, checkpoint, directory.to_owned())
     }
 
+    /// A model of this configuration with random weights, in bf16 where it says so, else fp16.
+    pub fn random(config: &Config, seed: u64) -> Result<FrozenModel> {
+        let (family, spec) = describe(config)?;
+        let dtype = match config.text("dtype")?.or(config.text("torch_dtype")?) {
+            Some("bfloat16") => DType::BF16,
+            _ => DType::F16,
+        };
+        let (pooler, directory) = ((family.tensor_name)(Slot::Pooler).is_some(), config.file().to_owned());
+        Ok(FrozenModel { spec, source: Source::Random { seed, dtype }, directory, family, prefix: "", pooler })
+    }
+
     /// A model of given parts: `prefix` stands before the names that `family` gives its tensors. Checks that every
     /// tensor of the specification is there.
     pub fn assemble(
@@ -49,7 +74,7 @@ impl FrozenModel {
     ) -> Result<FrozenModel> {
         let name = (family.tensor_name)(Slot::Pooler).map(|name| format!("{prefix}{name}.weight"));
         let pooler = name.is_some_and(|name| checkpoint.tensor(&name).is_some() || checkpoint.unsupported(&name).is_some());
-        let model = FrozenModel { spec, checkpoint, directory, family, prefix, pooler };
+        let model = FrozenModel { spec, source: Source::Files(checkpoint), directory, family, prefix, pooler };
         for slot in model.spec.slots().into_iter().chain(pooler.then_some(Slot::Pooler)) {
             model.weight(slot)?;
             model.bias(slot)?;
@@ -61,7 +86,47 @@ impl FrozenModel {
         self.pooler
     }
 
-    /// A slot's matrix [output, input], or a norm's gamma [H].
+    /// The files that it is made of; none with random weights.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        match &self.source {
+            Source::Files(checkpoint) => Some(checkpoint),
+            Source::Random { .. } => None,
+        }
+    }
+
+    pub fn files(&self) -> &[FileBytes] {
+        self.checkpoint().map_or(&[], Checkpoint::files)
+    }
+
+    /// Bytes of the files.
+    pub fn file_bytes(&self) -> usize {
+        self.checkpoint().map_or(0, Checkpoint::total_bytes)
+    }
+
+    /// What tells these weights from others: see [`Checkpoint::fingerprint`].
+    pub fn fingerprint(&self) -> String {
+        match &self.source {
+            Source::Files(checkpoint) => checkpoint.fingerprint(),
+            Source::Random { seed, dtype } => {
+                let mut hash = Sha256::new();
+                hash.update(format!("random\0{seed}\0{}\0{}\0", dtype.name(), self.spec.initializer_range));
+                for slot in self.spec.slots() {
+                    hash.update(format!("{slot:?}\0{:?}\0", self.spec.shape(slot)));
+                }
+                hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+            }
+        }
+    }
+
+    /// Element type of a slot's matrix.
+    pub fn dtype(&self, slot: Slot) -> Result<DType> {
+        match self.source {
+            Source::Files(_) => Ok(self.weight(slot)?.dtype),
+            Source::Random { dtype, .. } => Ok(dtype),
+        }
+    }
+
+    /// A slot's matrix [output, input], or a norm's gamma [H]. Only of a model of files, as [`FrozenModel::bias`].
     pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
         let [rows, cols] = self.shape(slot)?;
         if slot.is_norm() { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &[rows, cols]) }
@@ -83,16 +148,17 @@ impl FrozenModel {
     /// The first of a slot's possible names, checked.
     fn find(&self, slot: Slot, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
         let base = (self.family.tensor_name)(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))?;
+        let Source::Files(checkpoint) = &self.source else { bail!("{}: random weights are in no file", self.directory.display()) };
         let names: Vec<String> = endings.iter().map(|ending| format!("{}{base}.{ending}", self.prefix)).collect();
         for name in &names {
-            if let Some((file, dtype)) = self.checkpoint.unsupported(name) {
+            if let Some((file, dtype)) = checkpoint.unsupported(name) {
                 bail!("{}: tensor {name} has element type {dtype}; only F16, BF16 and F32 are supported", file.display());
             }
         }
-        let Some(tensor) = names.iter().find_map(|name| self.checkpoint.tensor(name)) else {
+        let Some(tensor) = names.iter().find_map(|name| checkpoint.tensor(name)) else {
             bail!("{}: tensor {} is missing, which its config.json asks for", self.directory.display(), names[0]);
         };
-        let file = self.checkpoint.file_name(tensor.file).display();
+        let file = checkpoint.file_name(tensor.file).display();
         if tensor.shape != shape {
             bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
         }
@@ -136,7 +202,7 @@ mod tests {
             assert!(up.name.ends_with("encoder.layer.1.intermediate.dense.weight"));
             assert!(model.has_pooler());
             assert!(model.bias(Slot::WordEmbedding).unwrap().is_none());
-            let tensors: usize = model.checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+            let tensors: usize = model.checkpoint().unwrap().tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
             let hidden = model.spec.hidden_size;
             assert_eq!(model.spec.parameters(), tensors - hidden * (hidden + 1), "all but the pooler");
         }

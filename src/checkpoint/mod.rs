@@ -8,14 +8,14 @@ mod host;
 mod mapped;
 mod metadata;
 mod peft;
-mod random;
 mod shards;
 mod stream;
+mod synthetic;
 mod training;
 
 pub use adapter::{Adapter, Export, POOLER, PREFIX};
 pub use atomic::write_atomically;
-pub use frozen::FrozenModel;
+pub use frozen::{FrozenModel, Source};
 pub use host::HostTensor;
 pub use mapped::Tensor;
 pub use metadata::Metadata;

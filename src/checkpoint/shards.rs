@@ -1,7 +1,7 @@
 //! The safetensors of a model directory: one file, or the shards of an index.
 
 use super::mapped::{MappedFile, Tensor, release};
-use super::random::TensorBytes;
+use super::synthetic::TensorBytes;
 use crate::backend::FileBytes;
 use crate::model::Config;
 use anyhow::{Result, bail};

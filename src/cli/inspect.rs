@@ -75,16 +75,18 @@ fn model(directory: &Path) -> Result<String> {
     if let Some(labels) = &spec.labels {
         line(&mut text, "labels", labels.join(", "));
     }
-    let mut types: Vec<&str> = model.checkpoint.tensors().map(|tensor| tensor.dtype.name()).collect();
-    types.sort_unstable();
-    types.dedup();
-    let tensors = model.checkpoint.tensors().count();
-    line(&mut text, "files", format!("{}, {tensors} tensors in {}", readable(model.checkpoint.total_bytes() as u64), types.join(" and ")));
-    for (index, file) in model.checkpoint.files().iter().enumerate() {
-        let bytes = (**file).as_ref().len() as u64;
-        line(&mut text, "", format!("{} ({})", model.checkpoint.file_name(index).display(), readable(bytes)));
+    if let Some(checkpoint) = model.checkpoint() {
+        let mut types: Vec<&str> = checkpoint.tensors().map(|tensor| tensor.dtype.name()).collect();
+        types.sort_unstable();
+        types.dedup();
+        let tensors = checkpoint.tensors().count();
+        line(&mut text, "files", format!("{}, {tensors} tensors in {}", readable(checkpoint.total_bytes() as u64), types.join(" and ")));
+        for (index, file) in checkpoint.files().iter().enumerate() {
+            let bytes = (**file).as_ref().len() as u64;
+            line(&mut text, "", format!("{} ({})", checkpoint.file_name(index).display(), readable(bytes)));
+        }
     }
-    line(&mut text, "fingerprint", model.checkpoint.fingerprint());
+    line(&mut text, "fingerprint", model.fingerprint());
 
     let head = HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2);
     let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: true, dropout: 0.1 };

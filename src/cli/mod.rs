@@ -1,5 +1,6 @@
 //! The command line: one file a command. Commands print; what they do is in `run`.
 
+mod bench;
 mod eval;
 mod inspect;
 mod predict;
@@ -37,6 +38,8 @@ enum Command {
     Predict(predict::Arguments),
     /// Tell what a model or an adapter is: sizes, trainable share, memory plan
     Inspect(inspect::Arguments),
+    /// Measure speed: whole training steps, or single operations
+    Bench(bench::Arguments),
     /// Tell whether a device computes the right thing: every operation and whole steps against the CPU in double precision
     Selftest(selftest::Arguments),
 }
@@ -134,6 +137,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(arguments),
         Command::Predict(arguments) => predict::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Selftest(arguments) => selftest::run(arguments),
     };
     result.unwrap_or_else(|error| {
@@ -148,7 +152,7 @@ fn parse(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<
         let takes_values = argument.get_action().takes_values() && argument.get_num_args().is_none_or(|count| count.takes_values());
         if takes_values { argument.allow_negative_numbers(true) } else { argument }
     };
-    let command = Cli::command().mut_subcommands(|command| command.mut_args(negative));
+    let command = Cli::command().mut_subcommands(|command| command.mut_args(negative).mut_subcommands(|inner| inner.mut_args(negative)));
     Cli::from_arg_matches(&command.try_get_matches_from(line)?)
 }
 

@@ -4,7 +4,7 @@ use super::{print, set_threads};
 use crate::backend::cuda::Probe;
 use crate::checkpoint::write_atomically;
 use crate::run::terminal::Terminal;
-use crate::run::{Device, clock, device};
+use crate::run::{Device, bench, device};
 use crate::selftest::{self, Judge, Opener, Recording, Row};
 use crate::usage;
 use anyhow::{Result, bail};
@@ -79,8 +79,8 @@ fn record(chosen: Device, path: &PathBuf) -> Result<ExitCode> {
     let Some(mut prober) = device::prober(chosen)? else {
         usage!("--record {}: instructions are recorded on a GPU; give --device cuda", path.display());
     };
-    let names = prober.versions();
-    let recording = Recording::make(&mut |probe: Probe, input: &[u32]| prober.run(probe, input), names, clock::today())?;
+    let machine = prober.machine();
+    let recording = Recording::make(&mut |probe: Probe, input: &[u32]| prober.run(probe, input), &machine, bench::now())?;
     let text = recording.to_json()?;
     write_atomically(path, |file| Ok(file.write_all(text.as_bytes())?))?;
     print(&format!("{} probes of {} written to {}", recording.probes.len(), recording.gpu, path.display()))?;

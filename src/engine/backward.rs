@@ -5,7 +5,7 @@
 use super::frozen::{Linear, Norm};
 use super::plan::NormBuffers;
 use super::{BatchRows, Engine, Mode};
-use crate::backend::{AttentionSaved, Backend, NormBackward, Rows, Site, View};
+use crate::backend::{AttentionSaved, Backend, NormBackward, Rows, Scope, Site, View};
 
 /// dx (+)= dy times those outputs of the linear layer, `parts` being its rows in order.
 fn project_backward(backend: &mut dyn Backend, dy: View, parts: &[Linear], from: usize, dx: View, mut accumulate: bool) {
@@ -35,7 +35,7 @@ impl Engine {
             self.backend.zero(stream.first_rows(rows));
         }
         for layer in (self.plan.lowest..self.spec.layers).rev() {
-            (g, stream) = self.backward_layer(rows, layer, g, stream);
+            (g, stream) = self.scoped(Scope::Layer(layer), |engine| engine.backward_layer(rows, layer, g, stream));
         }
     }
 

@@ -1,12 +1,12 @@
 //! The frozen model's tensors: where each lies, and how it gets there. Where the backend reads files, a 16-bit matrix
 //! stays where its file is mapped; every other is copied into the arena once, in 16 bits. Norms (under 0.1 % of the bytes)
 //! are widened to the master type, so that kernels read them without conversion; biases have the type of what they are
-//! added to, as products that end with a bias want them.
+//! added to, as products that end with a bias want them. Random weights are drawn where they are to lie.
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
-use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
-use crate::checkpoint::{FrozenModel, Tensor};
+use crate::backend::{ARENA, Backend, BufferId, DType, Precision, Site, View, stream_key};
+use crate::checkpoint::{FrozenModel, Source, Tensor};
 use crate::model::{NormPlace, Slot, Specification};
 use anyhow::{Result, bail};
 
@@ -76,18 +76,25 @@ struct Placer<'a> {
 }
 
 impl Placer<'_> {
-    /// Whether a matrix can stay in the mapped file: 16 bits wide and aligned.
-    fn stays(&self, tensor: &Tensor) -> bool {
-        self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)
+    /// A matrix's element type, and its place where it can stay in the mapped file: 16 bits wide and aligned.
+    fn stored(&self, slot: Slot) -> Result<(DType, Option<View>)> {
+        if let Source::Random { dtype, .. } = self.model.source {
+            return Ok((dtype, None));
+        }
+        let tensor = self.model.weight(slot)?;
+        let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
+        let stays = self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2);
+        let place = View { buffer: file_buffer(tensor.file), offset: tensor.offset, rows, cols, stride: cols, dtype: tensor.dtype };
+        Ok((tensor.dtype, stays.then_some(place)))
     }
 
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
-        let tensor = self.model.weight(slot)?;
-        let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        if self.stays(tensor) {
-            return Ok(View { buffer: file_buffer(tensor.file), offset: tensor.offset, rows, cols, stride: cols, dtype: tensor.dtype });
+        let (dtype, place) = self.stored(slot)?;
+        if let Some(place) = place {
+            return Ok(place);
         }
-        let view = layout.matrix(rows, cols, self.precision.frozen(tensor.dtype));
+        let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
+        let view = layout.matrix(rows, cols, self.precision.frozen(dtype));
         self.uploads.push((slot, Part::Matrix, view));
         Ok(view)
     }
@@ -117,9 +124,9 @@ impl Placer<'_> {
         let slots = [Slot::Query(set), Slot::Key(set), Slot::Value(set)];
         let spec = &self.model.spec;
         let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
-        let tensors = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
-        let dtype = self.precision.frozen(tensors[0].dtype);
-        if tensors.iter().any(|tensor| self.stays(tensor) || self.precision.frozen(tensor.dtype) != dtype) {
+        let stored = slots.iter().map(|&slot| self.stored(slot)).collect::<Result<Vec<_>>>()?;
+        let dtype = self.precision.frozen(stored[0].0);
+        if stored.iter().any(|(own, place)| place.is_some() || self.precision.frozen(*own) != dtype) {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
         let weight = layout.matrix(rows.iter().sum(), hidden, dtype);
@@ -208,13 +215,20 @@ impl Frozen {
 
     /// Fills the arena. A value that the 16-bit type cannot hold is an error that names its tensor.
     pub fn load(&self, model: &FrozenModel, backend: &mut dyn Backend) -> Result<()> {
+        let checkpoint = match &model.source {
+            Source::Files(checkpoint) => checkpoint,
+            Source::Random { seed, .. } => {
+                self.draw(*seed, &model.spec, backend);
+                return Ok(());
+            }
+        };
         for &(slot, part, view) in &self.uploads {
             let tensor = match part {
                 Part::Vector { bias: true } => model.bias(slot)?,
                 _ => Some(model.weight(slot)?),
             };
             let Some(tensor) = tensor else { bail!("{slot:?} has no bias in {}", model.directory.display()) };
-            let data = model.checkpoint.data(tensor);
+            let data = checkpoint.data(tensor);
             match part {
                 Part::Matrix => load_matrix(tensor, data, view, backend)?,
                 Part::Vector { .. } => {
@@ -222,9 +236,25 @@ impl Frozen {
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
-            model.checkpoint.release(tensor);
+            checkpoint.release(tensor);
         }
         Ok(())
+    }
+}
+
+impl Frozen {
+    /// Weights of a new model: matrices from N(0, initializer_range), each of a stream of its own, gammas 1, the rest 0.
+    fn draw(&self, seed: u64, spec: &Specification, backend: &mut dyn Backend) {
+        let slots = spec.slots();
+        for &(slot, part, view) in &self.uploads {
+            // The pooler is none of the slots, and comes after them.
+            let number = slots.iter().position(|&known| known == slot).unwrap_or(slots.len());
+            match part {
+                Part::Matrix => backend.fill_normal(view, stream_key(seed, 0, Site::Weights, number), spec.initializer_range),
+                Part::Vector { bias: false } => backend.write(view, &numbers::to_bytes(&vec![1.0; view.len()], view.dtype)),
+                Part::Vector { bias: true } => backend.zero(view),
+            }
+        }
     }
 }
 

@@ -21,7 +21,7 @@ pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};
 pub use plan::Plan;
 pub use step::{StepReport, Update};
 
-use crate::backend::{Backend, DType, Dropout, Rows, Site, View, stream_key};
+use crate::backend::{Backend, DType, Dropout, Instruments, Rows, Scope, Site, View, stream_key};
 use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Packing, RowArrays};
 use crate::model::{MaskKind, Specification};
@@ -85,10 +85,10 @@ impl Engine {
     pub fn new(mut backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
         let spec = model.spec.clone();
         options.prefix.check_positions(&spec, capacity.longest)?;
-        let files = if backend.reads_files() { model.checkpoint.files().len() } else { 0 };
-        for file in 0..files {
-            let buffer = backend.attach(model.checkpoint.files()[file].clone());
-            assert_eq!(buffer, frozen::file_buffer(file));
+        let files = if backend.reads_files() { model.files() } else { &[] };
+        for (number, file) in files.iter().enumerate() {
+            let buffer = backend.attach(file.clone());
+            assert_eq!(buffer, frozen::file_buffer(number));
         }
         let plan = Plan::new(model, &options, capacity, backend.as_ref())?;
         backend.allocate(plan.total, plan.scratch)?;
@@ -133,9 +133,9 @@ impl Engine {
         self.backend.describe()
     }
 
-    /// Bytes of the device's memory that are taken, by whomever; None where nobody can tell.
-    pub fn memory_used(&self) -> Option<u64> {
-        self.backend.memory_used()
+    /// The backend's instruments, for measurements and profilers.
+    pub fn instruments(&mut self) -> &mut dyn Instruments {
+        self.backend.as_mut()
     }
 
     /// What went wrong on the device; results since are void.
@@ -238,11 +238,21 @@ impl Engine {
 
     /// Forward of model and head on the batch that is loaded.
     fn run_forward(&mut self, mode: Mode, rows: &BatchRows) {
-        self.refresh_prefix();
-        self.forward_embeddings(mode, rows);
-        for layer in 0..self.spec.layers {
-            self.forward_layer(mode, rows, layer);
-        }
-        self.forward_head(mode, rows);
+        self.scoped(Scope::Forward, |engine| {
+            engine.refresh_prefix();
+            engine.scoped(Scope::Embedding, |engine| engine.forward_embeddings(mode, rows));
+            for layer in 0..engine.spec.layers {
+                engine.scoped(Scope::Layer(layer), |engine| engine.forward_layer(mode, rows, layer));
+            }
+            engine.scoped(Scope::Head, |engine| engine.forward_head(mode, rows));
+        });
+    }
+
+    /// What runs belongs to a scope, for those who measure or profile.
+    fn scoped<R>(&mut self, scope: Scope, run: impl FnOnce(&mut Engine) -> R) -> R {
+        self.backend.enter(scope);
+        let result = run(self);
+        self.backend.leave();
+        result
     }
 }

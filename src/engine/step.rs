@@ -3,7 +3,7 @@
 
 use super::trainable::PrefixBuffers;
 use super::{Engine, Mode, numbers};
-use crate::backend::{AdamW, Readback};
+use crate::backend::{AdamW, Readback, Scope};
 use crate::data::{Batch, FeatureSet};
 use anyhow::{Result, ensure};
 
@@ -49,6 +49,8 @@ impl Engine {
             }
             self.scale = scaling.value();
         }
+        // Until the end of `finish_step`.
+        self.backend.enter(Scope::Step(step));
         self.step = step;
         self.step_targets = targets.max(1);
         self.backend.zero(self.plan.trainables.gradients);
@@ -70,13 +72,15 @@ impl Engine {
     pub fn accumulate_packed(&mut self, batch: &Batch) -> Result<()> {
         ensure!(self.plan.capacity.training, "this engine was laid out for evaluation only");
         self.backend.check()?;
-        let rows = self.load_batch(batch)?;
+        let rows = self.scoped(Scope::Batch, |engine| engine.load_batch(batch))?;
         if batch.targets == 0 {
             return Ok(());
         }
         self.run_forward(Mode::Train, &rows);
-        self.backward_head(&rows, batch.groups.len() / 4);
-        self.run_backward(&rows);
+        self.scoped(Scope::Backward, |engine| {
+            engine.scoped(Scope::Head, |engine| engine.backward_head(&rows, batch.groups.len() / 4));
+            engine.run_backward(&rows);
+        });
         for trainable in &mut self.plan.trainables.list {
             trainable.used = true;
         }
@@ -85,6 +89,7 @@ impl Engine {
 
     /// Norm, clipping and AdamW over what the step used; what it did not use keeps its moments and step count.
     pub fn finish_step(&mut self, update: &Update) {
+        self.backend.enter(Scope::Optimizer);
         let slot = (self.step % 2) as usize;
         let updated = self.plan.trainables.list.iter().any(|trainable| trainable.used);
         if updated {
@@ -113,6 +118,8 @@ impl Engine {
         self.prefix_stale = true;
         let report = self.backend.read_later(self.plan.report.row_range(slot, 1));
         self.unread.push_back(Unread { step: self.step, scale: self.scale, updated, report });
+        self.backend.leave();
+        self.backend.leave();
     }
 
     /// Waits for reports until no more than `left` are on their way.

@@ -1,10 +1,10 @@
 //! From `--device` to a backend.
 
 use super::terminal::Terminal;
-use super::values::Device;
+use super::values::{Device, StepRange};
 use crate::backend::cpu::Cpu;
-use crate::backend::cuda::{self, Cuda};
-use crate::backend::{Backend, DType};
+use crate::backend::cuda::{self, Cuda, Driver};
+use crate::backend::{Backend, DType, Machine, watch};
 use crate::checkpoint::FrozenModel;
 use crate::model::Slot;
 use crate::usage;
@@ -27,6 +27,14 @@ pub fn check(device: Device) -> Result<()> {
     cuda::Device::check(ordinal)
 }
 
+/// Refuses to profile steps on a device that is known to be no GPU; a usage error.
+pub fn check_profiling(steps: Option<StepRange>, device: Option<Device>) -> Result<()> {
+    if let (Some(steps), Some(Device::Cpu)) = (steps, device) {
+        usage!("--profile-steps {steps}: a CUDA profiler sees nothing of the CPU; use --device cuda");
+    }
+    Ok(())
+}
+
 /// The device that `auto` stands for: the first GPU where there is one. A GPU that cannot be used is warned of.
 pub fn resolve(device: Device, terminal: &Terminal) -> Result<Device> {
     check(device)?;
@@ -42,17 +50,22 @@ pub fn resolve(device: Device, terminal: &Terminal) -> Result<Device> {
     Ok(Device::Cpu)
 }
 
-/// Opens a device for a model: on a GPU activations are fp16, or bf16 where the checkpoint is.
-pub fn open(device: Device, model: &FrozenModel, terminal: &Terminal) -> Result<Box<dyn Backend>> {
-    let activation = match model.weight(Slot::WordEmbedding)?.dtype {
-        DType::BF16 => DType::BF16,
-        _ => DType::F16,
-    };
-    open_as(resolve(device, terminal)?, activation, 0)
+/// The 16-bit type that a checkpoint's is computed in on a GPU.
+pub fn half(file: DType) -> DType {
+    if file == DType::BF16 { DType::BF16 } else { DType::F16 }
 }
 
-/// Opens a device for activations of a 16-bit type, which the CPU holds in fp32. `order` is an emulated device's order of
-/// threads.
+/// Opens a device for a model: on a GPU activations are fp16, or bf16 where the checkpoint is.
+pub fn open(device: Device, model: &FrozenModel, terminal: &Terminal) -> Result<Box<dyn Backend>> {
+    open_for(device, half(model.dtype(Slot::WordEmbedding)?), terminal)
+}
+
+/// Opens a device for activations of a 16-bit type; the CPU computes in fp32 all the same.
+pub fn open_for(device: Device, activation: DType, terminal: &Terminal) -> Result<Box<dyn Backend>> {
+    Ok(watch::for_profilers(open_as(resolve(device, terminal)?, activation, 0)?))
+}
+
+/// The same, of a device that `auto` was resolved to. `order` is an emulated device's order of threads.
 pub fn open_as(device: Device, activation: DType, order: u32) -> Result<Box<dyn Backend>> {
     // A GPU's order is its own.
     let _ = order;
@@ -80,12 +93,11 @@ impl Prober {
         }
     }
 
-    /// Name of the GPU, and of its driver.
-    pub fn versions(&self) -> [String; 2] {
+    pub fn machine(&self) -> Machine {
         match self {
-            Prober::Gpu(prober) => prober.driver().versions(),
+            Prober::Gpu(prober) => prober.driver().machine(),
             #[cfg(feature = "emulation")]
-            Prober::Emulated(_) => ["emulated CUDA", "none"].map(String::from),
+            Prober::Emulated(prober) => prober.driver().machine(),
         }
     }
 }

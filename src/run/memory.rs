@@ -10,6 +10,12 @@ pub fn peak_resident_bytes() -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
+/// Lets the peak begin anew at what is resident now, where the system can.
+pub fn forget_peak() {
+    // Without it the peak is that of the whole process, which is no error.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// Bytes in the unit that reads best.
 pub fn readable(bytes: u64) -> String {
     Bytes(bytes as usize).to_string()

@@ -1,6 +1,7 @@
 //! A run: configuration, the training loop, evaluation, schedule, and what is recorded of it.
 
-pub mod clock;
+mod base;
+pub mod bench;
 pub mod device;
 pub mod evaluate;
 mod folder;
@@ -20,8 +21,9 @@ mod train;
 mod trainer;
 mod values;
 
+pub use base::BaseOptions;
 pub use options::TrainOptions;
 pub use schedule::{LearningRate, Schedule};
 pub use settings::{DEFAULT_DOC_STRIDE, Settings, check_size, default_max_length};
 pub use train::{Outcome, train};
-pub use values::{DataOrder, Device, Every, LayerSet, Offset, Warmup};
+pub use values::{DataOrder, Device, Every, LayerSet, Offset, StepRange, Warmup};

@@ -1,8 +1,9 @@
 //! What can be said about a training run: one struct whose fields are the flags of `ptune train` and, under the same
 //! names, the keys of its configuration file. All are optional here; `settings` decides what holds.
 
+use super::base::BaseOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LayerSet, Offset, Warmup};
+use super::values::{DataOrder, Device, Every, LayerSet, Offset, StepRange, Warmup};
 use crate::engine::PrefixInit;
 use crate::error::UsageError;
 use crate::model::{HeadKind, TaskKind};
@@ -17,6 +18,15 @@ pub struct TrainOptions {
     /// Hugging Face model directory (config.json, safetensors, tokenizer)
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub model: Option<PathBuf>,
+    /// A published model's shape by its name, in place of --model; needs --random-weights and --tokenizer
+    #[arg(long, value_name = "NAME", help_heading = "Files")]
+    pub architecture: Option<String>,
+    /// Draw the weights at random, without a file; of --model only config.json is read [without a value: seed 0]
+    #[arg(long, value_name = "SEED", num_args = 0..=1, default_missing_value = "0", help_heading = "Files")]
+    pub random_weights: Option<u64>,
+    /// Directory of the tokenizer [default: --model]
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub tokenizer: Option<PathBuf>,
     /// classification, multiple-choice, tagging or qa; needed unless --init-adapter tells
     #[arg(long, value_name = "TASK", hide_possible_values = true, help_heading = "Files")]
     pub task: Option<TaskKind>,
@@ -146,12 +156,20 @@ pub struct TrainOptions {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Machine and terminal")]
     pub threads: Option<usize>,
+    /// Let a CUDA profiler see steps A to B alone, counted from 1 (nsys profile -c cudaProfilerApi)
+    #[arg(long, value_name = "A:B", help_heading = "Machine and terminal")]
+    pub profile_steps: Option<StepRange>,
     /// Print nothing but errors
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Machine and terminal")]
     pub quiet: Option<bool>,
 }
 
 impl TrainOptions {
+    /// What is said of the model.
+    pub fn base(&self) -> BaseOptions {
+        BaseOptions { model: self.model.clone(), architecture: self.architecture.clone(), random_weights: self.random_weights }
+    }
+
     /// Reads a configuration file. What is wrong in it is a usage error that names the file and the key; a file that
     /// cannot be read is not.
     pub fn read(path: &Path) -> Result<TrainOptions> {

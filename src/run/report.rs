@@ -20,7 +20,7 @@ impl Prepared {
         let (settings, spec) = (&self.settings, &self.model.spec);
         terminal.line(format!(
             "model: {} ({}), {} layers, hidden size {}, {} parameters, all frozen",
-            settings.model.display(),
+            settings.base().description(),
             spec.family,
             spec.layers,
             spec.hidden_size,
@@ -107,7 +107,7 @@ impl Prepared {
             "peft_type": export.peft_type,
             "adapter_bytes": export.bytes,
             "planned_bytes": planned,
-            "mapped_bytes": self.model.checkpoint.total_bytes(),
+            "mapped_bytes": self.model.file_bytes(),
             "timing": {
                 "seconds": seconds,
                 "tokens_per_second": trainer.session.tokens_per_second(),

@@ -1,9 +1,10 @@
 //! What holds for a run: options with every default filled in and checked. Defaults that depend on the task, the model
 //! or the adapter that is started from are filled in when those are known.
 
+use super::base::BaseOptions;
 use super::options::TrainOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LayerSet, Offset, Warmup};
+use super::values::{DataOrder, Device, Every, LayerSet, Offset, StepRange, Warmup};
 use crate::checkpoint::Adapter;
 use crate::data::Columns;
 use crate::engine::PrefixInit;
@@ -11,13 +12,16 @@ use crate::model::{HeadKind, Specification, TaskKind};
 use crate::usage;
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A complete configuration; the fields are those of [`TrainOptions`].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Settings {
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
+    pub architecture: Option<String>,
+    pub random_weights: Option<u64>,
+    pub tokenizer: Option<PathBuf>,
     pub task: TaskKind,
     pub data: PathBuf,
     pub validation: Option<PathBuf>,
@@ -52,12 +56,23 @@ pub struct Settings {
     pub save_every: Every,
     pub save_limit: usize,
     pub device: Device,
+    pub profile_steps: Option<StepRange>,
 }
 
 impl Settings {
     /// From options that [`TrainOptions::complete`] has filled in.
     pub fn new(options: &TrainOptions) -> Result<Settings> {
         options.to_table()?.try_into().context("the configuration is not complete")
+    }
+
+    /// The model that is tuned.
+    pub fn base(&self) -> BaseOptions {
+        BaseOptions { model: self.model.clone(), architecture: self.architecture.clone(), random_weights: self.random_weights }
+    }
+
+    /// Where the tokenizer is.
+    pub fn tokenizer_directory(&self) -> Result<&Path> {
+        self.tokenizer.as_deref().or(self.model.as_deref()).context("--tokenizer is missing")
     }
 
     /// Layers with a prefix, counted from 0.
@@ -120,7 +135,11 @@ impl TrainOptions {
 
     /// Checks every value that can be wrong by itself; usage errors name the flag.
     pub fn validate(&self) -> Result<()> {
-        for (flag, missing) in [("model", self.model.is_none()), ("data", self.data.is_none()), ("output", self.output.is_none())] {
+        self.base().validate()?;
+        if self.model.is_none() && self.tokenizer.is_none() {
+            usage!("--tokenizer is missing: an architecture by name has none, and texts need one (a model directory's files will do)");
+        }
+        for (flag, missing) in [("data", self.data.is_none()), ("output", self.output.is_none())] {
             if missing {
                 usage!("--{flag} is missing");
             }
@@ -232,7 +251,7 @@ impl TrainOptions {
         if self.prefix_layers.as_ref().is_some_and(|layers| *layers == LayerSet::from_indices(&(0..spec.layers).collect::<Vec<_>>())) {
             self.prefix_layers = None;
         }
-        self.quiet = None;
+        (self.quiet, self.profile_steps) = (None, None);
         self
     }
 

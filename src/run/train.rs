@@ -87,7 +87,8 @@ impl Prepared {
     fn new(options: TrainOptions, terminal: &Terminal) -> Result<Prepared> {
         let mut options = options.with_defaults();
         options.device = Some(device::resolve(options.device.unwrap_or(Device::Auto), terminal)?);
-        let model = FrozenModel::open(options.model.as_deref().context("--model is missing")?)?;
+        device::check_profiling(options.profile_steps, options.device)?;
+        let model = options.base().open()?;
         let mut adapter = options.init_adapter.as_deref().map(Adapter::read).transpose()?;
         options = options.complete(&model.spec, adapter.as_ref())?;
         if let Some(adapter) = &mut adapter {
@@ -99,7 +100,7 @@ impl Prepared {
         let mut settings = Settings::new(&options)?;
         let spec = &model.spec;
         let kind = settings.task;
-        let tokenizer = TextTokenizer::open(&settings.model, spec)?;
+        let tokenizer = TextTokenizer::open(settings.tokenizer_directory()?, spec)?;
         let limits = Limits { max_length: settings.max_length, doc_stride: settings.doc_stride };
         let reader = Reader { kind, columns: options.columns(), limits, tokenizer: &tokenizer, terminal };
 
@@ -140,7 +141,7 @@ impl Prepared {
         for split in [Some(&train), validation.as_ref()].into_iter().flatten() {
             prefix.check_positions(spec, split.encoding.set.longest_sequence())?;
         }
-        let mut inputs = BTreeMap::from([("model".to_string(), model.checkpoint.fingerprint())]);
+        let mut inputs = BTreeMap::from([("model".to_string(), model.fingerprint())]);
         inputs.insert("data".to_string(), digest(&settings.data)?);
         if let Some(path) = &settings.validation {
             inputs.insert("validation".to_string(), digest(path)?);
@@ -157,6 +158,9 @@ impl Prepared {
         let warmup_steps = settings.warmup.steps(total_steps);
         if warmup_steps >= total_steps {
             usage!("--warmup {}: the run has {total_steps} steps, so the learning rate would never reach its peak", settings.warmup);
+        }
+        if let Some(range) = settings.profile_steps.filter(|range| range.first > total_steps) {
+            usage!("--profile-steps {range}: the run has {total_steps} steps");
         }
         let extent = Extent {
             batch_size: settings.batch_size,
@@ -188,8 +192,8 @@ impl Prepared {
             max_length: Some(settings.max_length),
             doc_stride: Some(settings.doc_stride),
             no_answer: self.no_answer,
-            base_model: settings.model.display().to_string(),
-            fingerprint: Some(self.model.checkpoint.fingerprint()),
+            base_model: settings.base().description(),
+            fingerprint: Some(self.model.fingerprint()),
         }
     }
 

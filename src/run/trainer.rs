@@ -56,6 +56,8 @@ pub struct Session {
     last_loss: Option<f64>,
     /// Steps whose gradients overflowed in fp16, so that they changed nothing but the loss scale.
     skipped: u64,
+    /// Whether a profiler was started and not stopped yet.
+    profiled: bool,
     /// How the adapter at the root was written.
     pub export: Option<Export>,
 }
@@ -120,6 +122,11 @@ impl Trainer<'_> {
     fn step(&mut self) -> Result<()> {
         let started = Instant::now();
         let step = self.state.step;
+        let profiled = self.settings.profile_steps;
+        if profiled.is_some_and(|range| range.first == step + 1) {
+            self.engine.instruments().profiler(true)?;
+            self.session.profiled = true;
+        }
         let features = self.features(step);
         let set = &self.train.encoding.set;
         let targets: usize = features.iter().map(|&feature| set.targets(feature)).sum();
@@ -148,6 +155,10 @@ impl Trainer<'_> {
         self.state.step += 1;
         self.state.tokens += tokens as u64;
         let report = self.engine.take_report();
+        if self.session.profiled && profiled.is_some_and(|range| range.last == step + 1) {
+            self.engine.instruments().profiler(false)?;
+            self.session.profiled = false;
+        }
         self.session.steps += 1;
         self.session.tokens += tokens as u64;
         self.session.training += started.elapsed();

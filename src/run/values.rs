@@ -201,6 +201,34 @@ impl fmt::Display for Every {
     }
 }
 
+/// Steps counted from 1, both ends included: `5:8`, or `5` alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Scalar", into = "Scalar")]
+pub struct StepRange {
+    pub first: u64,
+    pub last: u64,
+}
+
+scalar!(StepRange);
+
+impl FromStr for StepRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<StepRange, String> {
+        let (first, last) = text.split_once(':').unwrap_or((text, text));
+        match (first.trim().parse(), last.trim().parse()) {
+            (Ok(first), Ok(last)) if 0 < first && first <= last => Ok(StepRange { first, last }),
+            _ => Err(format!("`{text}` is no range of steps; write for example 5:8, counted from 1")),
+        }
+    }
+}
+
+impl fmt::Display for StepRange {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { write!(formatter, "{}", self.first) } else { write!(formatter, "{}:{}", self.first, self.last) }
+    }
+}
+
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Scalar", into = "Scalar")]
@@ -298,6 +326,16 @@ mod tests {
         assert_eq!(due(Every::Epoch), [3, 6, 7]);
         assert_eq!(due(Every::Steps(2)), [2, 4, 6, 7]);
         assert!("0".parse::<Every>().is_err());
+    }
+
+    #[test]
+    fn step_ranges() {
+        assert_eq!("3:5".parse(), Ok(StepRange { first: 3, last: 5 }));
+        assert_eq!("7".parse::<StepRange>().unwrap().to_string(), "7");
+        assert_eq!("3:5".parse::<StepRange>().unwrap().to_string(), "3:5");
+        for wrong in ["", "0", "0:3", "5:3", "a:b", "3:", "3-5"] {
+            assert!(wrong.parse::<StepRange>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

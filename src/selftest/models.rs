@@ -3,7 +3,7 @@
 use crate::backend::{Activation, DType, NormKind};
 use crate::data::{Feature, FeatureSet, Sequence};
 use crate::engine::{EngineOptions, PrefixOptions};
-use crate::model::{HeadKind, HeadSpec, NormPlace, Positions, Specification, TaskKind};
+use crate::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Specification, TaskKind};
 
 /// What is trained, and how.
 pub struct Model {
@@ -38,13 +38,15 @@ fn bert() -> Specification {
         vocabulary: VOCABULARY,
         token_types: 2,
         positions: Positions::Learned { table: 128, first: 0, padding_id: None },
+        mask: MaskKind::Full,
         norm: NormKind::LayerNorm,
         norm_place: NormPlace::Post,
         norm_epsilon: 1e-12,
         embedding_norm: true,
         final_norm: false,
         activation: Activation::GeluErf,
-        linear_bias: true,
+        biases: Biases::ALL,
+        tied_head: false,
         hidden_dropout: 0.1,
         attention_dropout: 0.1,
         initializer_range: 0.02,
@@ -92,7 +94,7 @@ pub fn models() -> Vec<Model> {
             embedding_norm: false,
             final_norm: true,
             activation: Activation::GeluTanh,
-            linear_bias: false,
+            biases: Biases::NONE,
             heads: 4,
             kv_heads: 2,
             head_dim: 24,
@@ -127,7 +129,22 @@ pub fn models() -> Vec<Model> {
         projection: None,
         ..post
     };
-    vec![post, padded, pre, shared]
+    let causal = Model {
+        name: "causal mask",
+        spec: Specification { mask: MaskKind::Causal, norm_place: NormPlace::Pre, embedding_norm: false, final_norm: true, ..bert() },
+        task: TaskKind::Tagging,
+        layers: vec![0, 1, 2],
+        ..post
+    };
+    let separated = Model {
+        name: "mask of separators (GLM)",
+        spec: Specification { mask: MaskKind::Separator, ..causal.spec.clone() },
+        dtype: DType::BF16,
+        task: TaskKind::Qa,
+        layers: vec![1, 2],
+        ..post
+    };
+    vec![post, padded, pre, shared, causal, separated]
 }
 
 impl Model {
@@ -150,7 +167,7 @@ impl Model {
                 TaskKind::Qa => (0..length as u32).collect(),
                 _ => vec![0],
             };
-            set.sequences.push(Sequence { ids, types, readout });
+            set.sequences.push(Sequence { ids, types, readout, separator: length as u32 / 3 });
         }
         let choices = if self.task == TaskKind::MultipleChoice { 2 } else { 1 };
         for example in 0..LENGTHS.len() / choices {

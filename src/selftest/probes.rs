@@ -3,6 +3,7 @@
 
 use super::instructions::{Expected, expected, inputs};
 use super::judge::Row;
+use crate::backend::Machine;
 use crate::backend::cuda::{PROBES, Probe};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ const SEED: u32 = 1;
 pub struct Recording {
     pub gpu: String,
     pub driver: String,
-    /// Of the recording, by universal time: 2026-01-31.
+    /// Of the recording, by universal time: 2026-01-31T10:00:00Z.
     pub date: String,
     /// Version and commit of the program.
     pub program: String,
@@ -85,8 +86,8 @@ fn compare(row: &mut Row, expected: &[Expected], output: &[u32]) {
 }
 
 impl Recording {
-    /// Runs every probe. `gpu` and `driver` say where.
-    pub fn make(probing: Probing, [gpu, driver]: [String; 2], date: String) -> Result<Recording> {
+    /// Runs every probe on a machine.
+    pub fn make(probing: Probing, machine: &Machine, date: String) -> Result<Recording> {
         let mut probes = Vec::new();
         for probe in PROBES {
             let input = inputs(probe, BLOCKS, SEED);
@@ -94,7 +95,9 @@ impl Recording {
             probes.push(Recorded { kernel: probe.kernel.into(), input: to_hex(&input), output: to_hex(&output) });
         }
         let commit = option_env!("PTUNE_COMMIT").map_or(String::new(), |commit| format!(", commit {commit}"));
-        Ok(Recording { gpu, driver, date, program: format!("{}{commit}", env!("CARGO_PKG_VERSION")), probes })
+        let part = |name: &str, value: &Option<String>| format!("{name}{}", value.as_deref().unwrap_or("unknown"));
+        let driver = format!("{}, {}", part("", &machine.driver), part("CUDA ", &machine.cuda));
+        Ok(Recording { gpu: machine.device.clone(), driver, date, program: format!("{}{commit}", env!("CARGO_PKG_VERSION")), probes })
     }
 
     pub fn read(path: &Path) -> Result<Recording> {

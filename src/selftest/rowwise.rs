@@ -11,6 +11,8 @@ pub const OPERATIONS: &[Operation] = &[
     ("dropout", masks_are_those_of_the_cpu),
     ("activation", activations),
     ("rows gathered and scattered", rows_are_gathered_and_scattered),
+    ("normal numbers", normal_numbers),
+    ("copy", copies),
 ];
 
 /// Widths around the 16-byte packs, a warp's registers and a whole block.
@@ -167,4 +169,31 @@ pub fn rows_are_gathered_and_scattered(judge: &mut Judge) {
             backend.scatter_add_rows(view[source], view[index], view[sum]);
         });
     });
+}
+
+pub fn normal_numbers(judge: &mut Judge) {
+    for dtype in TYPES {
+        for count in [1, 7, 8, 1025] {
+            let mut case = Case::new(format!("{count} normal numbers"), dtype, Place::Tight);
+            let out = case.output(Kind::Frozen, 1, count + 1, Rounding::Activation);
+            judge.check(&case, |backend, view| {
+                // Of two streams, the second at an odd address.
+                backend.fill_normal(view[out].col_range(0, 1), [5, 6], 0.02);
+                backend.fill_normal(view[out].col_range(1, count), [7, 8], 0.02);
+            });
+            let values = judge.reference(&case, |backend, view| backend.fill_normal(view[out], [7, 8], 0.02)).concat();
+            if values.iter().any(|value| value.abs() >= 0.14) || (count > 1000 && values.iter().all(|value| value.abs() <= 0.04)) {
+                judge.fail(&case, "the reference's numbers are not normal");
+            }
+        }
+    }
+}
+
+pub fn copies(judge: &mut Judge) {
+    for count in [1, 77, 4096] {
+        let mut case = Case::new(format!("copy of {count}"), DType::F16, Place::Tight);
+        let from = case.input(Kind::Activation, 3, count, 1.0);
+        let to = case.output(Kind::Activation, 3, count, Rounding::Activation);
+        judge.check_exactly(&case, |backend, view| backend.copy(view[from], view[to]));
+    }
 }

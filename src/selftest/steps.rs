@@ -17,7 +17,7 @@ const STEPS: u64 = 3;
 /// Of every weight: activations of order one, as trained models have them.
 const DEVIATION: f64 = 0.12;
 /// What a driver may take beside the one allocation: it gives memory in pieces of up to 2 MiB, and loads kernels late.
-const BESIDE: u64 = 64 << 20;
+const BESIDE: usize = 64 << 20;
 
 /// What a step may be off by, against f64: the loss relative to itself, all gradients relative to their norm. A few layers
 /// each round a few times.
@@ -103,7 +103,7 @@ pub fn check(model: &Model, open: &Opener, repetitions: u32) -> Row {
 }
 
 fn attempt(model: &Model, open: &Opener, repetitions: u32, row: &mut Row) -> Result<()> {
-    let frozen = FrozenModel::random(model.spec.clone(), model.dtype, DEVIATION, 3)?;
+    let frozen = FrozenModel::synthetic(model.spec.clone(), model.dtype, DEVIATION, 3)?;
     let set = model.features();
     // The type that `--device` would choose for such a file.
     let activation = if model.dtype == DType::BF16 { DType::BF16 } else { DType::F16 };
@@ -148,25 +148,25 @@ pub fn check_memory(model: &Model, open: &Opener) -> Row {
 }
 
 fn memory(model: &Model, open: &Opener, row: &mut Row) -> Result<()> {
-    let frozen = FrozenModel::random(model.spec.clone(), model.dtype, DEVIATION, 3)?;
+    let frozen = FrozenModel::synthetic(model.spec.clone(), model.dtype, DEVIATION, 3)?;
     let set = model.features();
     let activation = if model.dtype == DType::BF16 { DType::BF16 } else { DType::F16 };
     // The first use of a device loads kernels and libraries; what they take is none of a run's.
     let mut warm = engine(model, &frozen, &set, open(activation, 0)?)?;
     step(&mut warm, &set, 0, &UPDATE)?;
     let backend = open(activation, 0)?;
-    let Some(before) = backend.memory_used() else {
+    let Some(before) = backend.machine().memory_used_bytes else {
         row.note = "the device does not tell".into();
         return Ok(());
     };
     let mut engine = engine(model, &frozen, &set, backend)?;
     step(&mut engine, &set, 0, &UPDATE)?;
     engine.flush_report();
-    let measured = engine.memory_used().unwrap_or(0).saturating_sub(before);
-    let planned = engine.plan().total as u64;
+    let measured = engine.instruments().machine().memory_used_bytes.unwrap_or(0).saturating_sub(before);
+    let planned = engine.plan().total;
     row.cases = 1;
     row.worst = measured.saturating_sub(planned) as f64 / BESIDE as f64;
-    row.note = format!("planned {}, measured {}", Bytes(planned as usize), Bytes(measured as usize));
+    row.note = format!("planned {}, measured {}", Bytes(planned), Bytes(measured));
     ensure!(measured >= planned, "the driver gave {measured} bytes, {planned} were planned");
     ensure!(measured <= planned + BESIDE, "the run takes {measured} bytes, {planned} were planned (does another program use the GPU?)");
     Ok(())

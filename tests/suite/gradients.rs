@@ -167,7 +167,7 @@ fn one_forward_and_backward_serve_every_specification() {
         (NormPlace::Post, DType::F32, MaskKind::Separator),
         (NormPlace::Pre, DType::BF16, MaskKind::Full),
     ] {
-        let model = FrozenModel::random(synthetic(place, mask), dtype, 0.3, 1).unwrap();
+        let model = FrozenModel::synthetic(synthetic(place, mask), dtype, 0.3, 1).unwrap();
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bad_values;
+mod bench;
 mod bundle;
 mod command;
 mod failures;

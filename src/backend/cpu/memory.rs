@@ -76,6 +76,13 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(self.address(view), view.len() * view.dtype.size()) }
     }
 
+    /// As [`Buffers::bytes`], for an operation that reads or writes them in parts.
+    pub fn byte_matrix(&self, view: View) -> Matrix<u8> {
+        assert!(view.is_contiguous());
+        let bytes = view.len() * view.dtype.size();
+        Matrix { start: self.address(view), rows: 1, cols: bytes, stride: bytes }
+    }
+
     pub fn bytes_mut(&mut self, view: View) -> &mut [u8] {
         assert!(view.is_contiguous() && view.buffer == ARENA, "files are read-only");
         // SAFETY: as in `bytes`; `&mut self` makes the access exclusive.

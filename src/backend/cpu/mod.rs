@@ -3,6 +3,8 @@
 //! number of threads.
 
 mod attention;
+mod fill;
+mod instruments;
 mod loss;
 mod mask;
 mod memory;
@@ -24,6 +26,8 @@ impl Number for f64 {}
 pub struct Cpu<T> {
     buffers: Buffers,
     workers: Workers<T>,
+    /// When each mark was made.
+    marks: Vec<std::time::Instant>,
 }
 
 /// Scratch of the threads: one slice each.
@@ -78,7 +82,7 @@ impl<T: Number> Cpu<T> {
     #[allow(clippy::new_without_default)]
     pub fn new() -> Cpu<T> {
         let workers = Workers { threads: rayon::current_num_threads(), scratch: std::ptr::null_mut(), elements: 0 };
-        Cpu { buffers: Buffers::new(), workers }
+        Cpu { buffers: Buffers::new(), workers, marks: Vec::new() }
     }
 
     fn matrix(&self, view: View) -> Matrix<T> {
@@ -181,6 +185,19 @@ impl<T: Number> Backend for Cpu<T> {
     fn zero(&mut self, view: View) {
         let matrix = self.matrix(view);
         parallel_rows(view.rows, |row| matrix.row_mut(row).fill(T::ZERO));
+    }
+
+    fn copy(&mut self, from: View, to: View) {
+        assert!(from.dtype == to.dtype && from.len() == to.len());
+        fill::copy(self.buffers.byte_matrix(from), self.buffers.byte_matrix(to));
+    }
+
+    fn fill_normal(&mut self, to: View, key: [u32; 2], deviation: f64) {
+        let to = to.reshape(1, to.len());
+        match to.dtype {
+            DType::BF16 => fill::normal(self.buffers.matrix::<half::bf16>(to), key, deviation, half::bf16::from_f32),
+            _ => fill::normal(self.buffers.matrix::<half::f16>(to), key, deviation, half::f16::from_f32),
+        }
     }
 
     fn embed(&mut self, arguments: &Embed) {

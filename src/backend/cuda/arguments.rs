@@ -61,7 +61,7 @@ impl Arguments {
     }
 
     /// uint32_t.
-    fn word(self, value: u32) -> Arguments {
+    pub fn word(self, value: u32) -> Arguments {
         self.push(u64::from(value), 4)
     }
 

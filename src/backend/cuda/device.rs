@@ -6,7 +6,7 @@ use super::driver::{Address, Driver, Launch, Product};
 use super::library;
 use super::pinned::{self, Pieces, Queue};
 use super::products::Products;
-use crate::backend::Readback;
+use crate::backend::{Machine, Readback};
 use anyhow::{Context as _, Result, bail, ensure};
 use cudarc::driver::result::{self, event, function, module, stream};
 use cudarc::driver::sys;
@@ -85,6 +85,8 @@ pub struct Device {
     pieces: Pieces<Event>,
     /// Pieces for reading back, when none is under way.
     readbacks: Arc<Mutex<Vec<Piece>>>,
+    /// Events with a time, made when first recorded.
+    events: Vec<sys::CUevent>,
     products: Products,
 }
 
@@ -139,22 +141,8 @@ impl Device {
         let pieces = Pieces::new((0..PIECES).map(|_| piece()).collect::<Result<_>>()?, PIECE);
         let readbacks = Arc::new(Mutex::new((0..4).map(|_| piece()).collect::<Result<_>>()?));
         let products = Products::new(WORKSPACE)?;
-        let kernels = HashMap::new();
-        Ok(Device { device, context, stream, modules, kernels, arena: None, pieces, readbacks, products })
-    }
-
-    /// Name of the GPU, and releases of the driver and of CUDA that it speaks.
-    pub fn versions(&self) -> [String; 2] {
-        let name = result::device::get_name(self.device).unwrap_or_else(|_| "GPU".into());
-        let mut version = 0;
-        // SAFETY: writes one number.
-        let known = unsafe { sys::cuDriverGetVersion(&mut version) }.result().is_ok();
-        let cuda = if known { format!("CUDA {}.{}", version / 1000, version % 1000 / 10) } else { "CUDA".into() };
-        // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  ...": the first word that is a release.
-        let text = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-        let is_release = |word: &&str| word.contains('.') && word.split('.').all(|part| part.parse::<u32>().is_ok());
-        let release = text.split_whitespace().find(is_release).unwrap_or("of unknown release");
-        [name, format!("{release}, {cuda}")]
+        let (kernels, events) = (HashMap::new(), Vec::new());
+        Ok(Device { device, context, stream, modules, kernels, arena: None, pieces, readbacks, events, products })
     }
 
     /// The kernel of a name, ready for that much shared memory.
@@ -174,6 +162,21 @@ impl Device {
         }
         self.kernels.insert(name, kernel);
         Ok(kernel)
+    }
+
+    fn attribute(&self, which: sys::CUdevice_attribute) -> i32 {
+        // SAFETY: a device that exists.
+        unsafe { result::device::get_attribute(self.device, which) }.unwrap_or(0)
+    }
+
+    fn name(&self) -> String {
+        result::device::get_name(self.device).unwrap_or_else(|_| "GPU".into())
+    }
+
+    fn compute_capability(&self) -> String {
+        let major = self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+        let minor = self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+        format!("{major}.{minor}")
     }
 
     fn synchronise(&self) -> Result<()> {
@@ -196,6 +199,9 @@ impl Drop for Device {
             }
             if let Some(arena) = self.arena {
                 let _ = result::free_sync(arena);
+            }
+            for &event in &self.events {
+                let _ = event::destroy(event);
             }
             self.products.release();
             for &module in &self.modules {
@@ -238,24 +244,26 @@ impl Drop for Download {
 
 impl Driver for Device {
     fn describe(&self) -> String {
-        let name = result::device::get_name(self.device).unwrap_or_else(|_| "GPU".into());
-        let attribute = |which| {
-            // SAFETY: a device that exists.
-            unsafe { result::device::get_attribute(self.device, which) }.unwrap_or(0)
-        };
-        let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
-        let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
-        format!("{name} (compute capability {major}.{minor})")
+        format!("{} (compute capability {})", self.name(), self.compute_capability())
+    }
+
+    fn machine(&self) -> Machine {
+        let memory = self.context.enter().ok().and_then(|()| result::mem_get_info().ok());
+        let multiprocessors = self.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+        Machine {
+            device: self.name(),
+            threads: None,
+            compute_capability: Some(self.compute_capability()),
+            multiprocessors: usize::try_from(multiprocessors).ok(),
+            driver: library::driver_release(),
+            cuda: library::driver_version().ok().map(|(major, minor)| format!("{major}.{minor}")),
+            memory_bytes: memory.map(|(_, total)| total),
+            memory_used_bytes: memory.map(|(free, total)| total - free),
+        }
     }
 
     fn workspace_bytes(&self) -> usize {
         WORKSPACE
-    }
-
-    fn memory_used(&self) -> Option<u64> {
-        self.context.enter().ok()?;
-        let (free, total) = result::mem_get_info().ok()?;
-        Some((total - free) as u64)
     }
 
     fn allocate(&mut self, bytes: usize, workspace: usize) -> Result<Address> {
@@ -310,6 +318,43 @@ impl Driver for Device {
         // SAFETY: the caller's addresses are views of the arena.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream.0)? };
         Ok(())
+    }
+
+    fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the caller's addresses are views of the arena.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0)? };
+        Ok(())
+    }
+
+    fn record(&mut self, event: usize) -> Result<()> {
+        self.context.enter()?;
+        while self.events.len() <= event {
+            self.events.push(event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?);
+        }
+        // SAFETY: both live as long as this value.
+        unsafe { event::record(self.events[event], self.stream.0)? };
+        Ok(())
+    }
+
+    fn seconds_between(&mut self, from: usize, to: usize) -> Result<f64> {
+        let recorded = |event: usize| self.events.get(event).copied().with_context(|| format!("event {event} was not recorded"));
+        let (from, to) = (recorded(from)?, recorded(to)?);
+        self.context.enter()?;
+        // SAFETY: both live as long as this value.
+        let milliseconds = unsafe {
+            event::synchronize(to).context("the GPU reports a failure of earlier work")?;
+            event::elapsed(from, to)?
+        };
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    fn profiler(&mut self, on: bool) -> Result<()> {
+        self.context.enter()?;
+        self.synchronise()?;
+        // SAFETY: a context is current.
+        let answer = unsafe { if on { sys::cuProfilerStart() } else { sys::cuProfilerStop() } };
+        answer.result().context(if on { "starting the profiler" } else { "stopping the profiler" })
     }
 
     unsafe fn launch(&mut self, launch: Launch, arguments: &mut Arguments) -> Result<()> {

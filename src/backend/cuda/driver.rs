@@ -5,7 +5,7 @@
 //! nothing that follows is worth anything.
 
 use super::arguments::Arguments;
-use crate::backend::{DType, Readback};
+use crate::backend::{DType, Machine, Readback};
 use anyhow::Result;
 
 /// Address of a byte in the driver's memory; 0 stands for an operand that is not there.
@@ -48,11 +48,11 @@ pub trait Driver: Send {
     /// For the log.
     fn describe(&self) -> String;
 
+    /// For records of measurements.
+    fn machine(&self) -> Machine;
+
     /// Bytes of workspace that products want.
     fn workspace_bytes(&self) -> usize;
-
-    /// Bytes of the device's memory that are taken, by whomever; None where nobody can tell.
-    fn memory_used(&self) -> Option<u64>;
 
     /// The one allocation, zeroed and aligned to 256 bytes. The workspace lies `workspace` bytes into it.
     fn allocate(&mut self, bytes: usize, workspace: usize) -> Result<Address>;
@@ -65,6 +65,18 @@ pub trait Driver: Send {
     fn read_later(&mut self, from: Address, bytes: usize) -> Result<Readback>;
 
     fn zero(&mut self, at: Address, bytes: usize) -> Result<()>;
+
+    /// Copies within the driver's memory; the two do not overlap.
+    fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<()>;
+
+    /// Event `event` happens when everything asked for before is done. Numbers are used again; they grow one by one.
+    fn record(&mut self, event: usize) -> Result<()>;
+
+    /// Time between two events in seconds; waits for the later.
+    fn seconds_between(&mut self, from: usize, to: usize) -> Result<f64>;
+
+    /// Starts or stops a profiler, once everything asked for before is done.
+    fn profiler(&mut self, on: bool) -> Result<()>;
 
     /// Starts a kernel.
     ///

@@ -8,13 +8,14 @@
 use super::arguments::Arguments;
 use super::driver::{Address, Driver, Launch, Operand, Product};
 use super::pinned::{Piece, Pieces, Queue};
-use crate::backend::{DType, Readback};
+use crate::backend::{DType, Machine, Readback};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::{bf16, f16};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 unsafe extern "C" {
     /// 0, or 1 with the reason in `message` (cuda/emulation/emulation.h).
@@ -76,12 +77,16 @@ pub struct Emulated {
     stream: Arc<Mutex<Stream>>,
     /// An event is the number of work items in front of it.
     pieces: Pieces<u64>,
+    /// Whether a profiler would be watching.
+    profiled: bool,
 }
 
 enum Work {
     Upload { to: Address, from: *const u8, bytes: usize },
     Download { from: Address, bytes: usize },
     Zero { at: Address, bytes: usize },
+    Copy { from: Address, to: Address, bytes: usize },
+    Record { event: usize },
     Launch { launch: Launch, arguments: Box<Arguments> },
     Product(Product),
 }
@@ -100,6 +105,8 @@ struct Stream {
     done: u64,
     /// Downloads that happened, by number.
     landed: BTreeMap<u64, Vec<u8>>,
+    /// When each recorded event happened.
+    events: Vec<Instant>,
     failure: Option<String>,
 }
 
@@ -125,10 +132,10 @@ impl Emulated {
     pub fn with_timing(order: u32, timing: Timing) -> Emulated {
         let mut pinned = vec![vec![0; PIECE]; PIECES];
         let pieces = Pieces::new(pinned.iter_mut().map(|piece| Piece { start: piece.as_mut_ptr(), event: 0 }).collect(), PIECE);
-        let (queue, landed, failure) = (VecDeque::new(), BTreeMap::new(), None);
+        let (queue, landed, events, failure) = (VecDeque::new(), BTreeMap::new(), Vec::new(), None);
         let order = order as i32;
-        let stream = Stream { order, timing, arena: None, _pinned: pinned, queue, asked: 0, done: 0, landed, failure };
-        Emulated { stream: Arc::new(Mutex::new(stream)), pieces }
+        let stream = Stream { order, timing, arena: None, _pinned: pinned, queue, asked: 0, done: 0, landed, events, failure };
+        Emulated { stream: Arc::new(Mutex::new(stream)), pieces, profiled: false }
     }
 
     fn stream(&self) -> MutexGuard<'_, Stream> {
@@ -183,6 +190,16 @@ impl Stream {
                 self.landed.insert(self.done, copy);
             }
             Work::Zero { at, bytes } => self.bytes(at, bytes)?.fill(0),
+            Work::Copy { from, to, bytes } => {
+                ensure!(from.abs_diff(to) >= bytes as u64, "a copy of {bytes} bytes onto itself, from {from:#x} to {to:#x}");
+                let copy = self.bytes(from, bytes)?.to_vec();
+                self.bytes(to, bytes)?.copy_from_slice(&copy);
+            }
+            Work::Record { event } => {
+                ensure!(event <= self.events.len(), "event {event} after {} others", self.events.len());
+                self.events.truncate(event);
+                self.events.push(Instant::now());
+            }
             // SAFETY: `Driver::launch`'s caller made the same promise.
             Work::Launch { launch, mut arguments } => unsafe { start(self.order, launch, &mut arguments)? },
             // SAFETY: as above.
@@ -214,12 +231,13 @@ impl Driver for Emulated {
         "emulated CUDA".into()
     }
 
-    fn workspace_bytes(&self) -> usize {
-        0
+    fn machine(&self) -> Machine {
+        let arena = self.stream().arena.map_or(0, |(_, layout)| layout.size());
+        Machine { device: "emulated CUDA".into(), memory_used_bytes: Some(arena), ..Machine::default() }
     }
 
-    fn memory_used(&self) -> Option<u64> {
-        Some(self.stream().arena.map_or(0, |(_, layout)| layout.size() as u64))
+    fn workspace_bytes(&self) -> usize {
+        0
     }
 
     fn allocate(&mut self, bytes: usize, _: usize) -> Result<Address> {
@@ -260,6 +278,32 @@ impl Driver for Emulated {
 
     fn zero(&mut self, at: Address, bytes: usize) -> Result<()> {
         self.stream().ask(Work::Zero { at, bytes })
+    }
+
+    fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        self.stream().ask(Work::Copy { from, to, bytes })
+    }
+
+    fn record(&mut self, event: usize) -> Result<()> {
+        self.stream().ask(Work::Record { event })
+    }
+
+    fn seconds_between(&mut self, from: usize, to: usize) -> Result<f64> {
+        let mut stream = self.stream();
+        let all = stream.asked;
+        stream.run_until(all)?;
+        let time = |event: usize| stream.events.get(event).copied().with_context(|| format!("event {event} was not recorded"));
+        Ok(time(to)?.checked_duration_since(time(from)?).context("events in the wrong order")?.as_secs_f64())
+    }
+
+    fn profiler(&mut self, on: bool) -> Result<()> {
+        let mut stream = self.stream();
+        let all = stream.asked;
+        stream.run_until(all)?;
+        drop(stream);
+        ensure!(on != self.profiled, "the profiler is {} already", if on { "on" } else { "off" });
+        self.profiled = on;
+        Ok(())
     }
 
     unsafe fn launch(&mut self, launch: Launch, arguments: &mut Arguments) -> Result<()> {

@@ -23,16 +23,13 @@ pub fn has_driver() -> bool {
 pub fn load() -> Result<()> {
     ensure!(has_driver(), "no NVIDIA driver here: libcuda.so.1 is not found; install driver {LEAST_DRIVER} or later, or use --device cpu");
     driver::result::init().context("the NVIDIA driver does not start (cuInit)")?;
-    let mut version = 0;
-    // SAFETY: writes one number.
-    unsafe { driver::sys::cuDriverGetVersion(&mut version).result().context("cuDriverGetVersion")? };
-    if version < LEAST_VERSION {
-        let (major, minor) = (version / 1000, version % 1000 / 10);
+    let (major, minor) = driver_version()?;
+    if major * 1000 + minor * 10 < LEAST_VERSION {
         bail!(
             "the NVIDIA driver is for CUDA {major}.{minor}; this program needs driver {LEAST_DRIVER} (CUDA 13.0) or later, or use --device cpu"
         );
     }
-    // SAFETY: as above.
+    // SAFETY: opens the library and closes it again.
     let has_products = || unsafe { cublaslt::sys::is_culib_present() };
     if !has_products() {
         open_elsewhere();
@@ -43,6 +40,28 @@ pub fn load() -> Result<()> {
          LD_LIBRARY_PATH, or use --device cpu"
     );
     Ok(())
+}
+
+/// The CUDA version that the driver is for.
+pub fn driver_version() -> Result<(i32, i32)> {
+    let mut version = 0;
+    // SAFETY: writes one number.
+    unsafe { driver::sys::cuDriverGetVersion(&mut version).result().context("cuDriverGetVersion")? };
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+/// The driver's own release ("580.95.05"), where its kernel module tells.
+pub fn driver_release() -> Option<String> {
+    release_in(&std::fs::read_to_string("/proc/driver/nvidia/version").ok()?)
+}
+
+/// The first word of a description that is a release: numbers with points between them.
+fn release_in(text: &str) -> Option<String> {
+    let is_release = |word: &&str| {
+        let parts: Vec<&str> = word.split('.').collect();
+        parts.len() >= 2 && parts.iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    text.lines().next()?.split_whitespace().find(is_release).map(String::from)
 }
 
 /// Opens cuBLASLt by its path. It stays loaded, so that the loader finds it by its name from then on.
@@ -56,5 +75,19 @@ fn open_elsewhere() {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_of_both_kinds_of_kernel_modules() {
+        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder)\nGCC version: 12.3.0";
+        let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.211.01  Sat Sep 13 08:00:00 UTC 2025";
+        assert_eq!(release_in(open).as_deref(), Some("580.95.05"));
+        assert_eq!(release_in(closed).as_deref(), Some("570.211.01"));
+        assert_eq!(release_in(""), None);
     }
 }

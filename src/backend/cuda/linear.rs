@@ -49,6 +49,7 @@ impl<D: Driver> Cuda<D> {
         let product = Product { dtype: self.activation, a, b, transposed, c, accumulate, bias };
         // SAFETY: `operand` checked that the views lie in the arena; shapes agree; the engine gives an output of its own.
         self.attempt(|driver| unsafe { driver.product(&product) });
+        self.log("product");
     }
 }
 

@@ -9,6 +9,7 @@ mod device;
 mod driver;
 #[cfg(feature = "emulation")]
 mod emulated;
+mod instruments;
 mod library;
 mod linear;
 mod pinned;
@@ -47,6 +48,7 @@ pub struct Cuda<D> {
     activation: DType,
     arena: Arena,
     scratch: Scratch,
+    record: instruments::Record,
     failure: Option<anyhow::Error>,
 }
 
@@ -54,7 +56,8 @@ impl<D: Driver> Cuda<D> {
     /// A backend whose activations are of a 16-bit type: the checkpoint's.
     pub fn new(driver: D, activation: DType) -> Result<Cuda<D>> {
         ensure!(matches!(activation, DType::F16 | DType::BF16), "activations in {} on a GPU", activation.name());
-        Ok(Cuda { driver, activation, arena: Arena { start: 0, bytes: 0 }, scratch: Scratch::default(), failure: None })
+        let (arena, scratch, record) = (Arena { start: 0, bytes: 0 }, Scratch::default(), instruments::Record::default());
+        Ok(Cuda { driver, activation, arena, scratch, record, failure: None })
     }
 
     fn arguments(&self) -> Arguments {
@@ -78,6 +81,7 @@ impl<D: Driver> Cuda<D> {
         // SAFETY: arguments are written beside each launch in the order of the kernel's signature; `Arguments` checked
         // that every view lies in the arena, and the engine that operands overlap only where the seam says so.
         self.attempt(|driver| unsafe { driver.launch(launch, &mut arguments) });
+        self.log(kernel);
     }
 }
 
@@ -99,10 +103,6 @@ impl<D: Driver> Backend for Cuda<D> {
         self.scratch = Scratch::new(self.driver.workspace_bytes(), scratch);
         self.arena = Arena { start: self.driver.allocate(bytes, scratch.offset)?, bytes };
         Ok(())
-    }
-
-    fn memory_used(&self) -> Option<u64> {
-        self.driver.memory_used()
     }
 
     fn reads_files(&self) -> bool {
@@ -152,6 +152,18 @@ impl<D: Driver> Backend for Cuda<D> {
         if count > 0 {
             self.attempt(|driver| driver.zero(address, count));
         }
+    }
+
+    fn copy(&mut self, from: View, to: View) {
+        assert!(from.is_contiguous() && to.is_contiguous() && from.dtype == to.dtype && from.len() == to.len());
+        let (source, target, count) = (self.arena.address(from), self.arena.address(to), from.len() * from.dtype.size());
+        if count > 0 {
+            self.attempt(|driver| driver.copy(source, target, count));
+        }
+    }
+
+    fn fill_normal(&mut self, to: View, key: [u32; 2], deviation: f64) {
+        rowwise::fill_normal(self, to, key, deviation);
     }
 
     fn embed(&mut self, arguments: &Embed) {

@@ -1,4 +1,4 @@
-//! Launches of the operations that work row by row: `embed.cu`, `norm.cu`, `pointwise.cu`.
+//! Launches of the operations that work row by row: `embed.cu`, `fill.cu`, `norm.cu`, `pointwise.cu`.
 
 use super::{Cuda, Driver, for_type};
 use crate::backend::*;
@@ -29,6 +29,14 @@ fn activation_kind(kind: Activation) -> usize {
         Activation::Relu => 2,
         Activation::Tanh => 3,
     }
+}
+
+pub fn fill_normal<D: Driver>(cuda: &mut Cuda<D>, to: View, [key0, key1]: [u32; 2], deviation: f64) {
+    assert!(to.is_contiguous());
+    let t = to.dtype;
+    let arguments = cuda.arguments().vector(t, to).long(to.len()).word(key0).word(key1).float(deviation);
+    let name = if t == DType::BF16 { "fill_normal_bf16" } else { "fill_normal_f16" };
+    cuda.launch(name, packs(1, to.len()), [THREADS, 1], 0, arguments);
 }
 
 pub fn embed<D: Driver>(cuda: &mut Cuda<D>, embed: &Embed) {

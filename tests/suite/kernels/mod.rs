@@ -56,6 +56,8 @@ tests! {
     dropout: "dropout",
     activation: "activation",
     rows: "rows gathered and scattered",
+    normal_numbers: "normal numbers",
+    copy: "copy",
     linear_frozen: "linear, frozen",
     linear_trained: "linear, trained",
     attention_forward: "attention, forward",

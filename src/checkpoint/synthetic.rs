@@ -18,7 +18,7 @@ pub struct TensorBytes {
 impl FrozenModel {
     /// A model of a specification, with a pooler; weights are normal with a deviation, norms' gammas around 1.
     /// `dtype` is fp16, bf16 or fp32.
-    pub fn random(spec: Specification, dtype: DType, deviation: f64, seed: u32) -> Result<FrozenModel> {
+    pub fn synthetic(spec: Specification, dtype: DType, deviation: f64, seed: u32) -> Result<FrozenModel> {
         let mut random = Stream::new([seed, 2]);
         let mut tensors = Vec::new();
         let mut add = |name: String, shape: Vec<usize>, mean: f64| {

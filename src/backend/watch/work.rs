@@ -1,0 +1,284 @@
+//! What each operation has to do: the bytes that it must read and write once, and its floating-point operations where
+//! these are matrix products. Formulas of the operands' shapes; of attention, also of the lengths of the sequences.
+//!
+//! Attention counts, for each query and each key that it sees and each of the head's D dimensions, two operations a
+//! product. Forward: scores and output, 4. Backward: scores and probabilities' gradients once more, dQ, dK, dV, 10, of
+//! which dK and dV of prefix columns are the prefix gradient's. The kernels of the GPU compute scores and gradients in
+//! both of the backward's passes, so the passes' own work is 8 (dK, dV) and 6 (dQ): floors count that, `useful` the 10.
+
+use super::Integers;
+use crate::backend::*;
+
+/// Bytes and floating-point operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    pub bytes: f64,
+    pub flops: f64,
+}
+
+impl Work {
+    /// The least time that it takes a machine of such rates: the longer of moving and computing.
+    pub fn floor(self, bytes_per_second: f64, flops_per_second: f64) -> f64 {
+        (self.bytes / bytes_per_second).max(self.flops / flops_per_second)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operation {
+    /// Of the seam's method.
+    pub name: &'static str,
+    /// What is to be told apart: the name, and the shape of a product.
+    pub label: String,
+    pub work: Work,
+    /// Operations that count as a step's: matrix products with frozen weights, attention.
+    pub useful: f64,
+    /// Launches that are told apart, by what their kernel's name begins with: label and work.
+    pub parts: Vec<(&'static str, String, Work)>,
+}
+
+impl Operation {
+    fn new(name: &'static str, bytes: usize) -> Operation {
+        let work = Work { bytes: bytes as f64, flops: 0.0 };
+        Operation { name, label: name.replace('_', " "), work, useful: 0.0, parts: Vec::new() }
+    }
+}
+
+fn bytes(view: View) -> usize {
+    view.len() * view.dtype.size()
+}
+
+fn optional(view: Option<View>) -> usize {
+    view.map_or(0, bytes)
+}
+
+/// Host to device and back; the floor is the memory's, not the bus's.
+pub fn write(to: View) -> Operation {
+    Operation { label: "copies to the device".into(), ..Operation::new("write", bytes(to)) }
+}
+
+pub fn read(from: View) -> Operation {
+    Operation { label: "copies to the host".into(), ..Operation::new("read", bytes(from)) }
+}
+
+pub fn zero(view: View) -> Operation {
+    Operation::new("zero", bytes(view))
+}
+
+pub fn copy(from: View) -> Operation {
+    Operation::new("copy", 2 * bytes(from))
+}
+
+pub fn fill_normal(to: View) -> Operation {
+    Operation::new("fill_normal", bytes(to))
+}
+
+pub fn embed(embed: &Embed) -> Operation {
+    let tables = 1 + usize::from(embed.position.is_some()) + usize::from(embed.token_type.is_some());
+    Operation::new("embed", (tables * embed.word.dtype.size() + embed.out.dtype.size()) * embed.out.len() + 4 * tables * embed.out.rows)
+}
+
+pub fn norm_forward(norm: &NormForward) -> Operation {
+    let read = bytes(norm.residual) + optional(norm.branch);
+    Operation::new("norm_forward", read + optional(norm.sum) + bytes(norm.normalized) + bytes(norm.rstd) + bytes(norm.out))
+}
+
+pub fn norm_backward(norm: &NormBackward) -> Operation {
+    let read = bytes(norm.d_out) + optional(norm.d_residual) + bytes(norm.normalized) + bytes(norm.rstd);
+    Operation::new("norm_backward", read + bytes(norm.d_sum) + optional(norm.dropout.map(|(_, _, d_branch)| d_branch)))
+}
+
+pub fn dropout(data: View) -> Operation {
+    Operation::new("dropout", 2 * bytes(data))
+}
+
+/// A product over matrices of `rows`, K and N; `trained` weights are no part of the frozen model.
+fn product(name: &'static str, label: String, moved: usize, [rows, k, n]: [usize; 3], trained: bool) -> Operation {
+    let flops = 2.0 * rows as f64 * k as f64 * n as f64;
+    let useful = if trained { 0.0 } else { flops };
+    Operation { label, work: Work { bytes: moved as f64, flops }, useful, ..Operation::new(name, 0) }
+}
+
+/// Whether a matrix is trained: frozen ones have 16 bits.
+fn is_trained(weight: View) -> bool {
+    weight.dtype.size() > 2
+}
+
+pub fn linear(x: View, weight: View, bias: Option<View>, out: View) -> Operation {
+    let [n, k] = [weight.rows, weight.cols];
+    let moved = bytes(x) + bytes(weight) + bytes(out);
+    let mut operation = product("linear", format!("linear {k} to {n}"), moved, [out.rows, k, n], is_trained(weight));
+    if bias.is_some() {
+        let work = Work { bytes: 2.0 * bytes(out) as f64, flops: 0.0 };
+        operation.parts.push(("bias", "bias after a product".into(), work));
+    }
+    operation
+}
+
+pub fn linear_backward_input(dy: View, weight: View, dx: View, accumulate: bool) -> Operation {
+    let [n, k] = [weight.rows, weight.cols];
+    let moved = bytes(dy) + bytes(weight) + bytes(dx) * (1 + usize::from(accumulate));
+    product("linear_backward_input", format!("input gradient {n} to {k}"), moved, [dy.rows, n, k], is_trained(weight))
+}
+
+pub fn linear_backward_weight(dy: View, x: View, d_weight: View) -> Operation {
+    let moved = bytes(dy) + bytes(x) + 2 * bytes(d_weight);
+    let label = format!("weight gradient {} by {}", d_weight.rows, d_weight.cols);
+    product("linear_backward_weight", label, moved, [dy.rows, d_weight.rows, d_weight.cols], true)
+}
+
+pub fn activation_forward(z: View, out: View) -> Operation {
+    Operation::new("activation_forward", bytes(z) + bytes(out))
+}
+
+pub fn activation_backward(z: View, dz: View) -> Operation {
+    Operation::new("activation_backward", bytes(z) + 2 * bytes(dz))
+}
+
+/// Query-key pairs of one head over all sequences: those with keys of tokens, and those with prefix keys.
+struct Pairs {
+    tokens: f64,
+    prefix: f64,
+}
+
+impl Pairs {
+    fn of(integers: &Integers, attention: &Attention) -> Pairs {
+        let lengths = |rows: &Rows| -> Vec<f64> {
+            let known = integers.get(&rows.offsets.offset).filter(|offsets| offsets.len() == rows.offsets.cols);
+            known.map_or_else(Vec::new, |offsets| offsets.windows(2).map(|pair| f64::from(pair[1] - pair[0])).collect())
+        };
+        let (queries, keys) = (lengths(attention.query_rows), lengths(attention.key_rows));
+        let prefix = attention.prefix.map_or(0, |prefix| prefix.key.rows);
+        Pairs {
+            tokens: queries.iter().zip(&keys).map(|(queries, keys)| queries * keys).sum(),
+            prefix: attention.query_rows.count as f64 * prefix as f64,
+        }
+    }
+}
+
+/// Bytes of queries, keys, values and the prefix.
+fn operands(attention: &Attention) -> usize {
+    let prefix = attention.prefix.map_or(0, |prefix| bytes(prefix.key) + bytes(prefix.value));
+    bytes(attention.query) + bytes(attention.key) + bytes(attention.value) + prefix
+}
+
+pub fn attention_forward(integers: &Integers, attention: &Attention, out: View, log_sum_exp: View) -> Operation {
+    let pairs = Pairs::of(integers, attention);
+    let width = (attention.heads * attention.head_dim) as f64;
+    let flops = 4.0 * width * (pairs.tokens + pairs.prefix);
+    let operation = Operation::new("attention_forward", operands(attention) + bytes(out) + bytes(log_sum_exp));
+    Operation { work: Work { flops, ..operation.work }, useful: flops, ..operation }
+}
+
+pub fn attention_delta(out: View, d_out: View, delta: View) -> Operation {
+    Operation::new("attention_delta", bytes(out) + bytes(d_out) + bytes(delta))
+}
+
+fn saved_bytes(saved: &AttentionSaved) -> usize {
+    bytes(saved.log_sum_exp) + bytes(saved.delta) + bytes(saved.d_out)
+}
+
+pub fn attention_backward(integers: &Integers, attention: &Attention, saved: &AttentionSaved) -> Operation {
+    let pairs = Pairs::of(integers, attention);
+    let width = (attention.heads * attention.head_dim) as f64;
+    let (read, queries) = (operands(attention) + saved_bytes(saved), bytes(attention.query));
+    let gradients = bytes(attention.key) + bytes(attention.value);
+    let flops = width * (6.0 * (pairs.tokens + pairs.prefix) + 4.0 * pairs.tokens);
+    let operation = Operation::new("attention_backward", read + queries + gradients);
+    let work = |written: usize, flops| Work { bytes: (read + written) as f64, flops };
+    let parts = vec![
+        ("attention_backward_key", "attention backward key".to_string(), work(gradients, 8.0 * width * pairs.tokens)),
+        ("attention_backward_query", "attention backward query".to_string(), work(queries, 6.0 * width * (pairs.tokens + pairs.prefix))),
+    ];
+    Operation { work: Work { flops, ..operation.work }, useful: flops, parts, ..operation }
+}
+
+/// The floor counts scores and probabilities' gradients too, which it has to make; they are useful only once.
+pub fn prefix_gradient(integers: &Integers, attention: &Attention, saved: &AttentionSaved) -> Operation {
+    let pairs = Pairs::of(integers, attention).prefix * (attention.heads * attention.head_dim) as f64;
+    let prefix = attention.prefix.map_or(0, |prefix| bytes(prefix.key) + bytes(prefix.value));
+    let operation = Operation::new("prefix_gradient", bytes(attention.query) + saved_bytes(saved) + 3 * prefix);
+    Operation { work: Work { flops: 8.0 * pairs, ..operation.work }, useful: 4.0 * pairs, ..operation }
+}
+
+pub fn gather_rows(out: View) -> Operation {
+    Operation::new("gather_rows", 2 * bytes(out))
+}
+
+pub fn scatter_add_rows(source: View) -> Operation {
+    Operation::new("scatter_add_rows", 3 * bytes(source))
+}
+
+pub fn cross_entropy(entropy: &CrossEntropy) -> Operation {
+    Operation::new("cross_entropy", bytes(entropy.logits) + bytes(entropy.d_logits))
+}
+
+pub fn squared_norm(x: View) -> Operation {
+    Operation::new("squared_norm", bytes(x))
+}
+
+/// Master and moments are read and written, the gradient is read.
+pub fn adamw(update: &AdamW) -> Operation {
+    Operation::new("adamw", 7 * bytes(update.master))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(offset: usize, rows: usize, cols: usize, dtype: DType) -> View {
+        View { buffer: ARENA, offset, rows, cols, stride: cols, dtype }
+    }
+
+    #[test]
+    fn floors_are_the_longer_of_two() {
+        let work = Work { bytes: 100.0, flops: 60.0 };
+        assert_eq!((work.floor(10.0, 30.0), work.floor(100.0, 10.0)), (10.0, 6.0));
+    }
+
+    #[test]
+    fn products_count_twice_their_volume() {
+        let (x, weight, out) = (matrix(0, 7, 5, DType::F16), matrix(0, 3, 5, DType::F16), matrix(0, 7, 3, DType::F16));
+        let forward = linear(x, weight, None, out);
+        assert_eq!((forward.work.flops, forward.useful, forward.work.bytes), (210.0, 210.0, 2.0 * (35.0 + 15.0 + 21.0)));
+        assert_eq!(forward.label, "linear 5 to 3");
+        let back = linear_backward_input(out, weight, x, true);
+        assert_eq!((back.work.flops, back.work.bytes), (210.0, 2.0 * (21.0 + 15.0 + 70.0)));
+        assert_eq!(linear(x, View { dtype: DType::F32, ..weight }, None, out).useful, 0.0);
+    }
+
+    /// Sequences of 3 and 5 tokens behind a prefix of 2, two heads of 4.
+    #[test]
+    fn attention_counts_what_each_query_sees() {
+        let vector = |offset, cols| matrix(offset, 1, cols, DType::I32);
+        let rows = |offset, count| Rows { ordinals: vector(0, 8), tokens: vector(0, 8), offsets: vector(offset, 3), count, longest: 5 };
+        let (all, first) = (rows(100, 8), rows(200, 2));
+        let integers = Integers::from([(100, vec![0, 3, 8]), (200, vec![0, 1, 2])]);
+        let hidden = |count| matrix(0, count, 8, DType::F16);
+        let prefix = Prefix { key: matrix(0, 2, 8, DType::F32), value: matrix(0, 2, 8, DType::F32), dropout: None };
+        let attention = |queries| Attention {
+            query: hidden(8),
+            key: hidden(8),
+            value: hidden(8),
+            prefix: Some(prefix),
+            query_rows: queries,
+            key_rows: &all,
+            separators: None,
+            heads: 2,
+            kv_heads: 2,
+            head_dim: 4,
+            scale: 1.0,
+            dropout: None,
+        };
+        let (out, sums) = (hidden(8), matrix(0, 8, 2, DType::F32));
+        let (tokens, columns) = (9.0 + 25.0, 16.0);
+        let forward = attention_forward(&integers, &attention(&all), out, sums);
+        assert_eq!(forward.useful, 4.0 * 8.0 * (tokens + columns));
+        assert_eq!(attention_forward(&integers, &attention(&first), out, sums).useful, 4.0 * 8.0 * (3.0 + 5.0 + 4.0));
+        let saved = AttentionSaved { log_sum_exp: sums, delta: sums, d_out: out };
+        let backward = attention_backward(&integers, &attention(&all), &saved);
+        let prefix = prefix_gradient(&integers, &attention(&all), &saved);
+        assert_eq!(backward.useful + prefix.useful, 10.0 * 8.0 * (tokens + columns));
+        let passes: f64 = backward.parts.iter().map(|(_, _, work)| work.flops).sum();
+        assert_eq!(passes, 8.0 * (14.0 * tokens + 6.0 * columns));
+    }
+}
