@@ -14,6 +14,7 @@ mod shards;
 mod source;
 mod stream;
 mod strided;
+mod synthetic;
 mod torch;
 mod training;
 

@@ -1,6 +1,7 @@
 //! The safetensors of a model directory: one file, or the shards of an index.
 
 use super::mapped::{MappedFile, Tensor, read_ahead, release};
+use super::synthetic::TensorBytes;
 use crate::backend::FileBytes;
 use crate::model::Config;
 use anyhow::{Result, bail};
@@ -8,6 +9,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -24,6 +26,8 @@ pub struct Checkpoint {
     others: BTreeMap<String, (usize, String)>,
     files: Vec<FileBytes>,
     paths: Vec<PathBuf>,
+    /// Whether the bytes are those of files, so that memory they take can be given back.
+    mapped: bool,
 }
 
 impl Checkpoint {
@@ -64,11 +68,11 @@ impl Checkpoint {
     /// A checkpoint that is only described: what tensors it would hold, without their bytes.
     pub(super) fn described(tensors: impl IntoIterator<Item = Tensor>, path: PathBuf) -> Checkpoint {
         let tensors = tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-        Checkpoint { tensors, others: BTreeMap::new(), files: vec![], paths: vec![path] }
+        Checkpoint { tensors, others: BTreeMap::new(), files: vec![], paths: vec![path], mapped: false }
     }
 
     pub(super) fn of_files(paths: &[PathBuf]) -> Result<Checkpoint> {
-        let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), others: BTreeMap::new(), files: vec![], paths: vec![] };
+        let mut checkpoint = Checkpoint { tensors: BTreeMap::new(), others: BTreeMap::new(), files: vec![], paths: vec![], mapped: true };
         for path in paths {
             let file = checkpoint.files.len();
             let mapped = MappedFile::open(path, file)?;
@@ -86,6 +90,17 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// A checkpoint of tensors of fp16, bf16 or fp32 that are in no file; `name` stands for one in messages.
+    pub(super) fn in_memory(list: Vec<TensorBytes>, name: PathBuf) -> Checkpoint {
+        let (mut tensors, mut all) = (BTreeMap::new(), Vec::new());
+        for TensorBytes { name, dtype, shape, bytes } in list {
+            all.resize(usize::next_multiple_of(all.len(), 64), 0);
+            tensors.insert(name.clone(), Tensor { name, dtype, shape, file: 0, offset: all.len(), bytes: bytes.len() });
+            all.extend(bytes);
+        }
+        Checkpoint { tensors, others: BTreeMap::new(), files: vec![Arc::new(all)], paths: vec![name], mapped: false }
+    }
+
     /// A tensor of fp16, bf16 or fp32.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
@@ -98,12 +113,16 @@ impl Checkpoint {
 
     /// The same for some of a tensor's bytes.
     pub fn release_part(&self, tensor: &Tensor, bytes: Range<usize>) {
-        release((*self.files[tensor.file]).as_ref(), tensor.offset + bytes.start..tensor.offset + bytes.end.min(tensor.bytes));
+        if self.mapped {
+            release((*self.files[tensor.file]).as_ref(), tensor.offset + bytes.start..tensor.offset + bytes.end.min(tensor.bytes));
+        }
     }
 
     /// Has the system begin to read some of a tensor's bytes; those beyond its end are left out.
     pub fn read_ahead(&self, tensor: &Tensor, bytes: Range<usize>) {
-        read_ahead((*self.files[tensor.file]).as_ref(), tensor.offset + bytes.start..tensor.offset + bytes.end.min(tensor.bytes));
+        if self.mapped {
+            read_ahead((*self.files[tensor.file]).as_ref(), tensor.offset + bytes.start..tensor.offset + bytes.end.min(tensor.bytes));
+        }
     }
 
     /// File and element type of a tensor that is neither fp16, bf16 nor fp32.

@@ -5,6 +5,7 @@ mod convert;
 mod eval;
 mod inspect;
 mod predict;
+mod selftest;
 mod train;
 
 use crate::data::Columns;
@@ -42,6 +43,8 @@ enum Command {
     Convert(convert::Arguments),
     /// Measure speed: whole training steps, or single operations
     Bench(bench::Arguments),
+    /// Tell whether a device computes the right thing: every operation and whole steps against the CPU in double precision
+    Selftest(selftest::Arguments),
 }
 
 /// Options of `eval` and `predict`.
@@ -146,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Convert(arguments) => convert::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Selftest(arguments) => selftest::run(arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("{}", one_line(&format!("error: {error:#}")));

@@ -15,6 +15,7 @@ mod qwen;
 mod roberta;
 mod rotary;
 mod spec;
+mod synthetic;
 
 pub use architectures::{architecture, architecture_names};
 pub use config::Config;
@@ -22,3 +23,4 @@ pub use family::{FAMILIES, Family, Storage, default_head, describe, family_of, o
 pub use head::{HeadKind, HeadLayer, HeadSpec, Output, Pooling, Reads, TaskKind};
 pub use rotary::Rotary;
 pub use spec::{Biases, MaskKind, NormPlace, Positions, Readout, Slot, Specification};
+pub use synthetic::SYNTHETIC;

@@ -3,8 +3,8 @@
 use super::terminal::Terminal;
 use super::values::{Device, StepRange};
 use crate::backend::cpu::Cpu;
-use crate::backend::cuda::{self, Cuda};
-use crate::backend::{Backend, DType, watch};
+use crate::backend::cuda::{self, Cuda, Driver};
+use crate::backend::{Backend, DType, Machine, watch};
 use crate::checkpoint::FrozenModel;
 use crate::model::Slot;
 use crate::usage;
@@ -62,11 +62,52 @@ pub fn open(device: Device, model: &FrozenModel, terminal: &Terminal) -> Result<
 
 /// Opens a device for activations of a 16-bit type; the CPU computes in fp32 all the same.
 pub fn open_for(device: Device, activation: DType, terminal: &Terminal) -> Result<Box<dyn Backend>> {
-    let backend: Box<dyn Backend> = match resolve(device, terminal)? {
-        Device::Cuda(ordinal) => Box::new(Cuda::new(cuda::Device::open(ordinal)?, activation)?),
+    Ok(watch::for_profilers(open_as(resolve(device, terminal)?, activation, 0)?))
+}
+
+/// The same, of a device that `auto` was resolved to. `order` is an emulated device's order of threads.
+pub fn open_as(device: Device, activation: DType, order: u32) -> Result<Box<dyn Backend>> {
+    // A GPU's order is its own.
+    let _ = order;
+    match device {
+        Device::Cuda(ordinal) => Ok(Box::new(Cuda::new(cuda::Device::open(ordinal)?, activation)?)),
         #[cfg(feature = "emulation")]
-        Device::Emulated => Box::new(Cuda::new(cuda::Emulated::new(0), activation)?),
-        Device::Auto | Device::Cpu => Box::new(Cpu::<f32>::new()),
-    };
-    Ok(watch::for_profilers(backend))
+        Device::Emulated => Ok(Box::new(Cuda::new(cuda::Emulated::with_timing(order, cuda::Timing::of_environment()?), activation)?)),
+        Device::Auto | Device::Cpu => Ok(Box::new(Cpu::<f32>::new())),
+    }
+}
+
+/// What runs single instructions.
+pub enum Prober {
+    Gpu(cuda::Prober<cuda::Device>),
+    #[cfg(feature = "emulation")]
+    Emulated(cuda::Prober<cuda::Emulated>),
+}
+
+impl Prober {
+    pub fn run(&mut self, probe: cuda::Probe, input: &[u32]) -> Result<Vec<u32>> {
+        match self {
+            Prober::Gpu(prober) => prober.run(probe, input),
+            #[cfg(feature = "emulation")]
+            Prober::Emulated(prober) => prober.run(probe, input),
+        }
+    }
+
+    pub fn machine(&self) -> Machine {
+        match self {
+            Prober::Gpu(prober) => prober.driver().machine(),
+            #[cfg(feature = "emulation")]
+            Prober::Emulated(prober) => prober.driver().machine(),
+        }
+    }
+}
+
+/// What runs single instructions on a device; None for the CPU.
+pub fn prober(device: Device) -> Result<Option<Prober>> {
+    Ok(match device {
+        Device::Cuda(ordinal) => Some(Prober::Gpu(cuda::Prober::new(cuda::Device::open(ordinal)?)?)),
+        #[cfg(feature = "emulation")]
+        Device::Emulated => Some(Prober::Emulated(cuda::Prober::new(cuda::Emulated::new(0))?)),
+        Device::Auto | Device::Cpu => None,
+    })
 }

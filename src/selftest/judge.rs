@@ -6,8 +6,10 @@
 //! device under several orders of threads: all give the same bits.
 
 use super::case::{Case, Kind, Rounding, Views};
+use super::models::models;
 use super::numbers::{from_bytes, rounded, step};
 use super::runner::{Operation, Outputs, Runner};
+use super::steps;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DType};
 use anyhow::Result;
@@ -20,6 +22,8 @@ pub type Opener<'a> = Box<dyn Fn(DType, u32) -> Result<Box<dyn Backend>> + 'a>;
 const MASTER_STEPS: f64 = 16.0;
 /// The same for a device that holds everything in f32, whose products are sums of a few hundred terms.
 const SINGLE_STEPS: f64 = 64.0;
+/// Operands are of order one, and where terms cancel their errors stay: no less than this counts as the largest element.
+const LEAST_LARGEST: f64 = 0.25;
 
 /// What was found of an operation.
 #[derive(Clone, Debug)]
@@ -29,13 +33,16 @@ pub struct Row {
     /// The largest error, in parts of what is allowed, and where it was.
     pub worst: f64,
     pub worst_case: String,
+    /// What else there is to say.
+    pub note: String,
     pub time: Duration,
     pub failures: Vec<String>,
 }
 
 impl Row {
-    fn new(operation: &'static str) -> Row {
-        Row { operation, cases: 0, worst: 0.0, worst_case: String::new(), time: Duration::ZERO, failures: Vec::new() }
+    pub fn new(operation: &'static str) -> Row {
+        let (worst_case, note) = (String::new(), String::new());
+        Row { operation, cases: 0, worst: 0.0, worst_case, note, time: Duration::ZERO, failures: Vec::new() }
     }
 }
 
@@ -58,6 +65,21 @@ impl<'a> Judge<'a> {
         let (exact, plain) = (Runner::new(Box::new(Cpu::<f64>::new()))?, Runner::new(Box::new(Cpu::<f32>::new()))?);
         let stride = if quick { 3 } else { 1 };
         Ok(Judge { open, repetitions, stride, devices: Vec::new(), exact, plain, seen: 0, rows: Vec::new() })
+    }
+
+    /// The device in words.
+    pub fn describe(&self) -> Result<String> {
+        Ok((self.open)(DType::F16, 0)?.describe())
+    }
+
+    /// Whole training steps of a tiny model of each kind, and the memory of one.
+    pub fn steps(&self) -> impl Iterator<Item = Row> {
+        let all = models();
+        let count = all.len();
+        (0..=count).map(move |number| match all.get(number) {
+            Some(model) => steps::check(model, &self.open, self.repetitions),
+            None => steps::check_memory(&all[0], &self.open),
+        })
     }
 
     /// Tries an operation on all of its cases.
@@ -185,7 +207,7 @@ impl<'a> Judge<'a> {
             // A device whose activations are f32 has no 16 bits to be forgiven for.
             let single = self.devices.first().is_some_and(|(.., runner)| runner.is_single());
             let allowed = match (single, rounding) {
-                (true, _) => SINGLE_STEPS * step(DType::F32) * largest,
+                (true, _) => SINGLE_STEPS * step(DType::F32) * largest.max(LEAST_LARGEST),
                 (false, Some(Rounding::Activation)) => {
                     2.0 * plain_error(case, kind, &plain[number], exact) + 2.0 * step(case.dtype) * largest
                 }

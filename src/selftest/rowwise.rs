@@ -244,6 +244,10 @@ pub fn normal_numbers(judge: &mut Judge) {
                 backend.fill_normal(view[out].col_range(0, 1), [5, 6], 0.02);
                 backend.fill_normal(view[out].col_range(1, count), [7, 8], 0.02);
             });
+            let values = judge.reference(&case, |backend, view| backend.fill_normal(view[out], [7, 8], 0.02)).concat();
+            if values.iter().any(|value| value.abs() >= 0.14) || (count > 1000 && values.iter().all(|value| value.abs() <= 0.04)) {
+                judge.fail(&case, "the reference's numbers are not normal");
+            }
         }
     }
 }

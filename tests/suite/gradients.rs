@@ -3,14 +3,11 @@
 
 use crate::bundle::Bundle;
 use ptune::backend::cpu::Cpu;
-use ptune::backend::{Activation, NormKind, Stream};
-use ptune::checkpoint::{Checkpoint, FrozenModel};
+use ptune::backend::{Activation, DType, NormKind, Stream};
+use ptune::checkpoint::FrozenModel;
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{
-    Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Rotary, Slot, Specification, Storage, TaskKind,
-};
-use safetensors::{Dtype, tensor::TensorView};
+use ptune::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Rotary, Specification, TaskKind};
 
 const STEP: u64 = 3;
 
@@ -124,6 +121,11 @@ fn projection_layer_subset_and_head_alone() {
     check_gradients(&bundle.model, options, &set, "head alone");
 }
 
+/// A model of random weights.
+pub fn random_model(spec: Specification, dtype: DType) -> FrozenModel {
+    FrozenModel::synthetic(spec, dtype, 0.3, 1).unwrap()
+}
+
 /// Everything that a specification can say, at once: pre-norm RMS norms without betas, grouped heads, layers that share
 /// weights, an embedding narrower than the hidden size with its own norm, no token types, no linear biases.
 pub fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
@@ -160,45 +162,6 @@ pub fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
     }
 }
 
-static SYNTHETIC: Family = Family {
-    model_types: &["synthetic"],
-    architectures: &[],
-    prefixes: &[""],
-    transformers_head: |_| HeadKind::Linear,
-    specification: |_| unreachable!("the specification is given"),
-    tensor_name: |slot| Some(format!("{slot:?}")),
-    storage: |_, _| Storage::PLAIN,
-    bias_name: |_| None,
-};
-
-/// Writes random weights of a specification and opens them.
-pub fn random_model(spec: Specification, dtype: Dtype, directory: &std::path::Path) -> FrozenModel {
-    let mut random = Stream::new([1, 2]);
-    let mut tensors = Vec::new();
-    let mut add = |name: String, shape: Vec<usize>, mean: f64| {
-        let values = (0..shape.iter().product()).map(|_| mean + 0.3 * random.normal_pair()[0]);
-        let bytes: Vec<u8> = match dtype {
-            Dtype::F32 => values.flat_map(|value| (value as f32).to_le_bytes()).collect(),
-            Dtype::BF16 => values.flat_map(|value| half::bf16::from_f64(value).to_le_bytes()).collect(),
-            _ => values.flat_map(|value| half::f16::from_f64(value).to_le_bytes()).collect(),
-        };
-        tensors.push((name, shape, bytes));
-    };
-    for slot in spec.slots().into_iter().chain([Slot::Pooler, Slot::LanguageHead]) {
-        let Some([rows, cols]) = spec.shape(slot) else { continue };
-        let norm = slot.is_norm();
-        add(format!("{slot:?}.weight"), if norm { vec![cols] } else { vec![rows, cols] }, f64::from(u8::from(norm)));
-        if spec.has_bias(slot) {
-            add(format!("{slot:?}.bias"), vec![if norm { cols } else { rows }], 0.0);
-        }
-    }
-    let views: Vec<_> =
-        tensors.iter().map(|(name, shape, bytes)| (name.clone(), TensorView::new(dtype, shape.clone(), bytes).unwrap())).collect();
-    safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).unwrap();
-    let checkpoint = Checkpoint::open(directory).unwrap();
-    FrozenModel::assemble(&SYNTHETIC, "", spec, checkpoint, directory.to_owned()).unwrap()
-}
-
 /// Sequences on both sides of a block of queries, one of a single token.
 fn synthetic_set(task: TaskKind) -> FeatureSet {
     let mut set = FeatureSet { examples: 4, ..FeatureSet::default() };
@@ -221,8 +184,8 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
 fn one_forward_and_backward_serve_every_specification() {
     let rotary = Positions::Rotary(Rotary { limit: 100, frequencies: vec![1.0, 0.3, 0.1], factor: 1.2 });
     let cases = [
-        (synthetic(NormPlace::Pre, MaskKind::Full), Dtype::F16, HeadKind::Linear),
-        (synthetic(NormPlace::Post, MaskKind::Separator), Dtype::F32, HeadKind::Linear),
+        (synthetic(NormPlace::Pre, MaskKind::Full), DType::F16, HeadKind::Linear),
+        (synthetic(NormPlace::Post, MaskKind::Separator), DType::F32, HeadKind::Linear),
         (
             Specification {
                 positions: rotary.clone(),
@@ -232,7 +195,7 @@ fn one_forward_and_backward_serve_every_specification() {
                 block_dropout: false,
                 ..synthetic(NormPlace::Pre, MaskKind::Causal)
             },
-            Dtype::BF16,
+            DType::BF16,
             HeadKind::Score,
         ),
         (
@@ -242,14 +205,13 @@ fn one_forward_and_backward_serve_every_specification() {
                 biases: Biases::ALL,
                 ..synthetic(NormPlace::Post, MaskKind::Causal)
             },
-            Dtype::F32,
+            DType::F32,
             HeadKind::Score,
         ),
     ];
     for (spec, dtype, head) in cases {
-        let folder = tempfile::tempdir().unwrap();
         let name = format!("{:?} {:?}", spec.norm_place, spec.mask);
-        let model = random_model(spec, dtype, folder.path());
+        let model = FrozenModel::synthetic(spec, dtype, 0.3, 1).unwrap();
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
@@ -302,9 +264,8 @@ fn frozen_language_model_heads() {
         (MaskKind::Separator, two_dimensional.clone(), true, HeadSpec::scored_sequences()),
         (MaskKind::Separator, two_dimensional, false, HeadSpec::words(vec![5, 0, 49])),
     ] {
-        let folder = tempfile::tempdir().unwrap();
         let spec = Specification { embedding_size: 24, positions, tied_head, ..synthetic(NormPlace::Pre, mask) };
-        let model = random_model(spec, Dtype::F16, folder.path());
+        let model = random_model(spec, DType::F16);
         let name = format!("{mask:?} {head:?}");
         let set = answers(head.grouping);
         let options = EngineOptions {
@@ -323,14 +284,13 @@ fn frozen_language_model_heads() {
 #[test]
 fn relative_positions() {
     for (span, keys, queries) in [(20, true, true), (100, true, true), (30, true, false), (30, false, true)] {
-        let folder = tempfile::tempdir().unwrap();
         let spec = Specification {
             kv_heads: 6,
             positions: Positions::Relative { span, keys, queries },
             biases: Biases { except_key: true, ..Biases::ALL },
             ..synthetic(NormPlace::Post, MaskKind::Full)
         };
-        let model = random_model(spec, Dtype::F16, folder.path());
+        let model = random_model(spec, DType::F16);
         for task in [TaskKind::Classification, TaskKind::Tagging] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },

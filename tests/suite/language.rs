@@ -3,18 +3,18 @@
 
 use crate::bundle::Bundle;
 use crate::gradients::{random_model, synthetic};
+use ptune::backend::DType;
 use ptune::backend::cpu::Cpu;
 use ptune::checkpoint::FrozenModel;
 use ptune::data::{Batch, Feature, FeatureSet, Packing, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
 use ptune::model::{HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Specification, TaskKind};
-use safetensors::Dtype;
 
 /// A causal model of random weights, whose positions do not depend on ids.
-fn causal(folder: &std::path::Path) -> FrozenModel {
+fn causal() -> FrozenModel {
     let positions = Positions::Learned { table: 100, first: 2, padding_id: None };
     let spec = Specification { embedding_size: 24, positions, ..synthetic(NormPlace::Pre, MaskKind::Causal) };
-    random_model(spec, Dtype::F16, folder)
+    random_model(spec, DType::F16)
 }
 
 fn options(length: usize, head: HeadSpec) -> EngineOptions {
@@ -68,8 +68,7 @@ fn engine(model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> En
 
 #[test]
 fn chunks_of_rows_change_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = causal(folder.path());
+    let model = causal();
     let set = texts(&[ids(20, 1), ids(7, 2), ids(31, 3)], 2);
     let run = |logit_rows: usize| {
         let options = options(4, next_tokens());
@@ -99,10 +98,9 @@ fn chunks_of_rows_change_nothing() {
 /// row's log-sum-exp alone. A label of several tokens scores the sum of what its tokens score one by one.
 #[test]
 fn words_and_sequences_agree() {
-    let folder = tempfile::tempdir().unwrap();
     let positions = Positions::TwoDimensional { table: 101 };
     let spec = Specification { embedding_size: 24, positions, tied_head: true, ..synthetic(NormPlace::Pre, MaskKind::Separator) };
-    let model = random_model(spec, Dtype::F16, folder.path());
+    let model = random_model(spec, DType::F16);
     let words = [9u32, 31, 4];
     let frame = Sequence { ids: ids(23, 1), separator: 22, blank: Some(8), readout: vec![22], ..Sequence::default() };
     let filled = |tokens: &[u32]| {
@@ -151,8 +149,7 @@ fn words_and_sequences_agree() {
 /// Text from the cache is the text that the whole sequence, read anew for every token, goes on with.
 #[test]
 fn the_cache_changes_no_token() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = causal(folder.path());
+    let model = causal();
     let starts = [ids(3, 1), ids(1, 2), ids(17, 3), ids(9, 4)];
     const LIMIT: usize = 12;
     let all: Vec<usize> = (0..starts.len()).collect();
@@ -193,8 +190,7 @@ fn the_cache_changes_no_token() {
 /// A prefix made from the beginning of a text gives the rest the log-probabilities that it has in the whole text.
 #[test]
 fn a_prefix_from_text_is_the_text() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = causal(folder.path());
+    let model = causal();
     let whole = ids(40, 6);
     const CUT: usize = 13;
     let set = texts(std::slice::from_ref(&whole), CUT);

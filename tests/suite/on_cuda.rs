@@ -44,7 +44,10 @@ fn trains_as_the_cpu_does() {
         }
 
         // Stopped after four steps and gone on with: the same bits.
-        finish(train(again.path(), bundle, "emulated", "--max-steps 6"));
+        // Once more, everything on the device as late as may be.
+        let mut late = train(again.path(), bundle, "emulated", "--max-steps 6");
+        late.env("PTUNE_EMULATED_TIMING", "late");
+        finish(late);
         let [first, second] = [cuda.path(), again.path()].map(|folder| files(&folder.join("run/checkpoint-6")));
         assert!(first == second, "two runs differ");
         std::fs::remove_dir_all(again.path().join("run/checkpoint-6")).unwrap();
@@ -85,5 +88,21 @@ fn evaluates_and_predicts() {
     for (cpu, cuda) in cpu.iter().zip(&cuda) {
         // A few layers, each rounding its output a few times.
         assert!((cpu - cuda).abs() <= 16.0 * 2f64.powi(-11) * largest, "{cuda}, on the CPU {cpu}");
+    }
+}
+
+/// The checks that a user runs, a third of them.
+#[test]
+fn selftest_passes() {
+    for device in ["cpu", "emulated"] {
+        let said = finish({
+            let mut command = program();
+            command.args(["selftest", "--quick", "--device", device]);
+            command
+        });
+        for part in ["attention, backward", "post-norm (BERT)", "planned memory", "all checks passed"] {
+            assert!(said.contains(part), "{device}: {said}");
+        }
+        assert_eq!(said.contains("mma_bf16"), device == "emulated");
     }
 }

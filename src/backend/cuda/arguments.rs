@@ -25,6 +25,7 @@ impl Arena {
 }
 
 /// Values in the order of a kernel's signature.
+#[derive(Clone)]
 pub struct Arguments {
     arena: Arena,
     /// Each value in the low bytes of its own word, and how many bytes it has.
@@ -33,6 +34,9 @@ pub struct Arguments {
     pointers: [*mut c_void; MOST],
     count: usize,
 }
+
+// SAFETY: the pointers are made anew for each launch, by `pointers`.
+unsafe impl Send for Arguments {}
 
 impl Arguments {
     pub fn new(arena: Arena) -> Arguments {

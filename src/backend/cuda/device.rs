@@ -4,6 +4,7 @@
 use super::arguments::Arguments;
 use super::driver::{Address, Driver, Launch, Product};
 use super::library;
+use super::pinned::{self, Pieces, Queue};
 use super::products::Products;
 use crate::backend::{Machine, Readback};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -29,14 +30,35 @@ const WORKSPACE: usize = 32 << 20;
 /// More dynamic shared memory than this has to be asked for.
 const PLAIN_SHARED: u32 = 48 << 10;
 
-/// Pinned memory and the event after its latest copy.
-struct Piece {
-    start: *mut u8,
-    event: sys::CUevent,
-}
+/// An event of the driver.
+struct Event(sys::CUevent);
 
-// SAFETY: owned memory and a handle, both usable from any thread.
-unsafe impl Send for Piece {}
+// SAFETY: a handle, usable from any thread.
+unsafe impl Send for Event {}
+
+type Piece = pinned::Piece<Event>;
+
+/// The one stream, in the order of which everything happens.
+struct Stream(sys::CUstream);
+
+impl Queue for Stream {
+    type Event = Event;
+
+    unsafe fn upload(&mut self, to: Address, from: *const u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        Ok(unsafe { result::memcpy_htod_async(to, std::slice::from_raw_parts(from, bytes), self.0)? })
+    }
+
+    fn record(&mut self, event: &mut Event) -> Result<()> {
+        // SAFETY: both live as long as the device.
+        Ok(unsafe { event::record(event.0, self.0)? })
+    }
+
+    fn wait(&mut self, event: &Event) -> Result<()> {
+        // SAFETY: as above.
+        Ok(unsafe { event::synchronize(event.0)? })
+    }
+}
 
 /// A context that is made current on the calling thread.
 #[derive(Clone, Copy)]
@@ -56,12 +78,11 @@ impl Context {
 pub struct Device {
     device: sys::CUdevice,
     context: Context,
-    stream: sys::CUstream,
+    stream: Stream,
     modules: Vec<sys::CUmodule>,
     kernels: HashMap<&'static str, sys::CUfunction>,
     arena: Option<Address>,
-    pieces: Vec<Piece>,
-    next: usize,
+    pieces: Pieces<Event>,
     /// Pieces for reading back, when none is under way.
     readbacks: Arc<Mutex<Vec<Piece>>>,
     /// Events with a time, made when first recorded.
@@ -102,7 +123,7 @@ impl Device {
         // SAFETY: a device that was just found; the context is released with this value.
         let context = Context(unsafe { result::primary_ctx::retain(device) }.context("the GPU gives no context")?);
         context.enter()?;
-        let stream = stream::create(stream::StreamKind::NonBlocking)?;
+        let stream = Stream(stream::create(stream::StreamKind::NonBlocking)?);
         let mut modules = Vec::new();
         for (name, bytes) in FATBINS {
             // The driver reads whole words.
@@ -115,13 +136,13 @@ impl Device {
         let piece = || -> Result<Piece> {
             // SAFETY: pinned memory for this process, cached as any other: it is written and read by the host.
             let start = unsafe { result::malloc_host(PIECE, 0) }.context("pinned host memory")?;
-            Ok(Piece { start: start.cast(), event: event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)? })
+            Ok(Piece { start: start.cast(), event: Event(event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?) })
         };
-        let pieces = (0..PIECES).map(|_| piece()).collect::<Result<_>>()?;
+        let pieces = Pieces::new((0..PIECES).map(|_| piece()).collect::<Result<_>>()?, PIECE);
         let readbacks = Arc::new(Mutex::new((0..4).map(|_| piece()).collect::<Result<_>>()?));
         let products = Products::new(WORKSPACE)?;
         let (kernels, events) = (HashMap::new(), Vec::new());
-        Ok(Device { device, context, stream, modules, kernels, arena: None, pieces, next: 0, readbacks, events, products })
+        Ok(Device { device, context, stream, modules, kernels, arena: None, pieces, readbacks, events, products })
     }
 
     /// The kernel of a name, ready for that much shared memory.
@@ -160,7 +181,7 @@ impl Device {
 
     fn synchronise(&self) -> Result<()> {
         // SAFETY: the stream lives as long as this value.
-        unsafe { stream::synchronize(self.stream) }.context("the GPU reports a failure of earlier work")
+        unsafe { stream::synchronize(self.stream.0) }.context("the GPU reports a failure of earlier work")
     }
 }
 
@@ -172,8 +193,8 @@ impl Drop for Device {
         let readbacks = self.readbacks.lock().map(|mut pieces| std::mem::take(&mut *pieces)).unwrap_or_default();
         // SAFETY: nothing is under way, and each handle is given back once.
         unsafe {
-            for piece in self.pieces.drain(..).chain(readbacks) {
-                let _ = event::destroy(piece.event);
+            for piece in self.pieces.list.drain(..).chain(readbacks) {
+                let _ = event::destroy(piece.event.0);
                 let _ = result::free_host(piece.start.cast());
             }
             if let Some(arena) = self.arena {
@@ -186,7 +207,7 @@ impl Drop for Device {
             for &module in &self.modules {
                 let _ = module::unload(module);
             }
-            let _ = stream::destroy(self.stream);
+            let _ = stream::destroy(self.stream.0);
             let _ = result::primary_ctx::release(self.device);
         }
     }
@@ -203,7 +224,7 @@ impl Download {
     fn wait(&self, bytes: usize) -> Vec<u8> {
         let Some(piece) = &self.piece else { return Vec::new() };
         // SAFETY: recorded after the copy into the piece.
-        let done = self.context.enter().and_then(|()| Ok(unsafe { event::synchronize(piece.event) }?));
+        let done = self.context.enter().and_then(|()| Ok(unsafe { event::synchronize(piece.event.0) }?));
         match done {
             // SAFETY: the copy wrote that many bytes.
             Ok(()) => unsafe { std::slice::from_raw_parts(piece.start, bytes) }.to_vec(),
@@ -266,26 +287,13 @@ impl Driver for Device {
 
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result<()> {
         self.context.enter()?;
-        for (number, chunk) in bytes.chunks(PIECE).enumerate() {
-            let piece = &self.pieces[self.next];
-            // SAFETY: the event is that of the copy that used the piece before (or none); the piece holds a chunk and
-            // is not written again before this copy's event.
-            unsafe {
-                event::synchronize(piece.event)?;
-                std::ptr::copy_nonoverlapping(chunk.as_ptr(), piece.start, chunk.len());
-                let pinned = std::slice::from_raw_parts(piece.start, chunk.len());
-                result::memcpy_htod_async(to + (number * PIECE) as u64, pinned, self.stream)?;
-                event::record(piece.event, self.stream)?;
-            }
-            self.next = (self.next + 1) % self.pieces.len();
-        }
-        Ok(())
+        self.pieces.upload(&mut self.stream, to, bytes)
     }
 
     fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the copy is waited for before `bytes` are anyone else's.
-        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream)? };
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.0)? };
         self.synchronise()
     }
 
@@ -294,13 +302,13 @@ impl Driver for Device {
         self.context.enter()?;
         let piece = self.readbacks.lock().ok().and_then(|mut pieces| pieces.pop());
         let piece = piece.context("more results are on their way to the host than there is room for")?;
-        let (start, event) = (piece.start, piece.event);
+        let (start, event) = (piece.start, piece.event.0);
         let copy = Download { context: self.context, piece: Some(piece), home: self.readbacks.clone() };
         // SAFETY: the piece is this copy's alone until its event.
         unsafe {
             let pinned = std::slice::from_raw_parts_mut(start, bytes);
-            result::memcpy_dtoh_async(pinned, from, self.stream)?;
-            event::record(event, self.stream)?;
+            result::memcpy_dtoh_async(pinned, from, self.stream.0)?;
+            event::record(event, self.stream.0)?;
         }
         Ok(Box::new(move || copy.wait(bytes)))
     }
@@ -308,14 +316,14 @@ impl Driver for Device {
     fn zero(&mut self, at: Address, bytes: usize) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the caller's addresses are views of the arena.
-        unsafe { result::memset_d8_async(at, 0, bytes, self.stream)? };
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.0)? };
         Ok(())
     }
 
     fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the caller's addresses are views of the arena.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream)? };
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0)? };
         Ok(())
     }
 
@@ -325,7 +333,7 @@ impl Driver for Device {
             self.events.push(event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?);
         }
         // SAFETY: both live as long as this value.
-        unsafe { event::record(self.events[event], self.stream)? };
+        unsafe { event::record(self.events[event], self.stream.0)? };
         Ok(())
     }
 
@@ -354,13 +362,13 @@ impl Driver for Device {
         let kernel = self.kernel(launch.kernel, launch.shared)?;
         let pointers: &mut [*mut c_void] = arguments.pointers();
         // SAFETY: the caller's promise; the driver copies the arguments.
-        unsafe { result::launch_kernel(kernel, launch.grid.into(), launch.block.into(), launch.shared, self.stream, pointers) }
+        unsafe { result::launch_kernel(kernel, launch.grid.into(), launch.block.into(), launch.shared, self.stream.0, pointers) }
             .with_context(|| format!("starting {launch:?}"))
     }
 
     unsafe fn product(&mut self, product: &Product) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the caller's promise.
-        unsafe { self.products.run(product, self.stream) }.with_context(|| format!("cuBLASLt: {product:?}"))
+        unsafe { self.products.run(product, self.stream.0) }.with_context(|| format!("cuBLASLt: {product:?}"))
     }
 }

@@ -1,14 +1,20 @@
 //! The driver without a GPU: kernels are the files of `cuda/`, compiled by the C++ compiler against
 //! `cuda/emulation/emulation.h` and linked into this program; device memory is the host's. For tests: thousands of
 //! times slower than a GPU, but every launch site and every kernel runs as it is.
+//!
+//! What is asked for goes into a queue, as on a GPU, and happens in its order: at once, or as late as a program can tell,
+//! when something waits for it.
 
 use super::arguments::Arguments;
 use super::driver::{Address, Driver, Launch, Operand, Product};
+use super::pinned::{Piece, Pieces, Queue};
 use crate::backend::{DType, Machine, Readback};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::{bf16, f16};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 unsafe extern "C" {
@@ -42,22 +48,72 @@ fn check_arguments(name: &CStr, arguments: &Arguments) -> Result<()> {
 }
 
 const ALIGNMENT: usize = 256;
+/// Pieces of pinned memory: few, so that tests see each used again and again.
+const PIECE: usize = 64 << 10;
+const PIECES: usize = 4;
+
+/// When queued work happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timing {
+    /// When it is asked for.
+    Now,
+    /// When something waits for it.
+    Late,
+}
+
+impl Timing {
+    /// PTUNE_EMULATED_TIMING: `now` or `late`.
+    pub fn of_environment() -> Result<Timing> {
+        match std::env::var("PTUNE_EMULATED_TIMING").as_deref() {
+            Err(_) | Ok("now") => Ok(Timing::Now),
+            Ok("late") => Ok(Timing::Late),
+            Ok(other) => bail!("PTUNE_EMULATED_TIMING={other}: give now or late"),
+        }
+    }
+}
 
 /// The host's memory as a device's.
 pub struct Emulated {
-    order: i32,
-    /// Start and bytes.
-    arena: Option<(*mut u8, Layout)>,
-    /// When each event happened.
-    events: Vec<Instant>,
+    stream: Arc<Mutex<Stream>>,
+    /// An event is the number of work items in front of it.
+    pieces: Pieces<u64>,
     /// Whether a profiler would be watching.
     profiled: bool,
 }
 
-// SAFETY: the memory is owned and touched through `&mut self` only.
-unsafe impl Send for Emulated {}
+enum Work {
+    Upload { to: Address, from: *const u8, bytes: usize },
+    Download { from: Address, bytes: usize },
+    Zero { at: Address, bytes: usize },
+    Copy { from: Address, to: Address, bytes: usize },
+    Record { event: usize },
+    Launch { launch: Launch, arguments: Box<Arguments> },
+    Product(Product),
+}
 
-impl Drop for Emulated {
+/// Memory, and the queue of work on it.
+struct Stream {
+    order: i32,
+    timing: Timing,
+    /// Start and bytes.
+    arena: Option<(*mut u8, Layout)>,
+    /// What the pieces point into.
+    _pinned: Vec<Vec<u8>>,
+    queue: VecDeque<Work>,
+    /// Work items that were asked for, and that happened.
+    asked: u64,
+    done: u64,
+    /// Downloads that happened, by number.
+    landed: BTreeMap<u64, Vec<u8>>,
+    /// When each recorded event happened.
+    events: Vec<Instant>,
+    failure: Option<String>,
+}
+
+// SAFETY: the memory is owned, or promised to the queue, and touched through `&mut self` only.
+unsafe impl Send for Stream {}
+
+impl Drop for Stream {
     fn drop(&mut self) {
         if let Some((start, layout)) = self.arena {
             // SAFETY: allocated with this layout.
@@ -67,12 +123,27 @@ impl Drop for Emulated {
 }
 
 impl Emulated {
-    /// `order`: in which order a block's threads run, and how late asynchronous copies end (emulation.h): 0 ascending and
-    /// late, 1 descending and early, from 2 on at random.
+    /// `order`: in which order a block's threads run, and how late asynchronous copies of a kernel end (emulation.h): 0
+    /// ascending and late, 1 descending and early, from 2 on at random.
     pub fn new(order: u32) -> Emulated {
-        Emulated { order: order as i32, arena: None, events: Vec::new(), profiled: false }
+        Emulated::with_timing(order, Timing::Now)
     }
 
+    pub fn with_timing(order: u32, timing: Timing) -> Emulated {
+        let mut pinned = vec![vec![0; PIECE]; PIECES];
+        let pieces = Pieces::new(pinned.iter_mut().map(|piece| Piece { start: piece.as_mut_ptr(), event: 0 }).collect(), PIECE);
+        let (queue, landed, events, failure) = (VecDeque::new(), BTreeMap::new(), Vec::new(), None);
+        let order = order as i32;
+        let stream = Stream { order, timing, arena: None, _pinned: pinned, queue, asked: 0, done: 0, landed, events, failure };
+        Emulated { stream: Arc::new(Mutex::new(stream)), pieces, profiled: false }
+    }
+
+    fn stream(&self) -> MutexGuard<'_, Stream> {
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Stream {
     /// The arena's bytes from an address.
     fn bytes(&mut self, from: Address, count: usize) -> Result<&mut [u8]> {
         let Some((start, layout)) = self.arena else { bail!("no memory was allocated") };
@@ -80,6 +151,78 @@ impl Emulated {
         ensure!(offset <= layout.size() && count <= layout.size() - offset, "{count} bytes at {from:#x} are not in the arena");
         // SAFETY: inside the arena; `&mut self` makes the access exclusive.
         Ok(unsafe { std::slice::from_raw_parts_mut(start.add(offset), count) })
+    }
+
+    /// Queues work.
+    fn ask(&mut self, work: Work) -> Result<()> {
+        self.queue.push_back(work);
+        self.asked += 1;
+        match self.timing {
+            Timing::Now => self.run_until(self.asked),
+            Timing::Late => Ok(()),
+        }
+    }
+
+    /// Lets work happen until `number` items have. An error: the first failure so far, after which nothing happens.
+    fn run_until(&mut self, number: u64) -> Result<()> {
+        while self.done < number {
+            let Some(work) = self.queue.pop_front() else { break };
+            self.done += 1;
+            if self.failure.is_none() {
+                self.failure = self.perform(work).err().map(|error| format!("{error:#}"));
+            }
+        }
+        match &self.failure {
+            Some(failure) => Err(anyhow!("{failure}")),
+            None => Ok(()),
+        }
+    }
+
+    fn perform(&mut self, work: Work) -> Result<()> {
+        match work {
+            Work::Upload { to, from, bytes } => {
+                // SAFETY: `upload`'s caller keeps the source until an event behind this copy.
+                let source = unsafe { std::slice::from_raw_parts(from, bytes) };
+                self.bytes(to, bytes)?.copy_from_slice(source);
+            }
+            Work::Download { from, bytes } => {
+                let copy = self.bytes(from, bytes)?.to_vec();
+                self.landed.insert(self.done, copy);
+            }
+            Work::Zero { at, bytes } => self.bytes(at, bytes)?.fill(0),
+            Work::Copy { from, to, bytes } => {
+                ensure!(from.abs_diff(to) >= bytes as u64, "a copy of {bytes} bytes onto itself, from {from:#x} to {to:#x}");
+                let copy = self.bytes(from, bytes)?.to_vec();
+                self.bytes(to, bytes)?.copy_from_slice(&copy);
+            }
+            Work::Record { event } => {
+                ensure!(event <= self.events.len(), "event {event} after {} others", self.events.len());
+                self.events.truncate(event);
+                self.events.push(Instant::now());
+            }
+            // SAFETY: `Driver::launch`'s caller made the same promise.
+            Work::Launch { launch, mut arguments } => unsafe { start(self.order, launch, &mut arguments)? },
+            // SAFETY: as above.
+            Work::Product(product) => unsafe { multiply(&product) },
+        }
+        Ok(())
+    }
+}
+
+impl Queue for Stream {
+    type Event = u64;
+
+    unsafe fn upload(&mut self, to: Address, from: *const u8, bytes: usize) -> Result<()> {
+        self.ask(Work::Upload { to, from, bytes })
+    }
+
+    fn record(&mut self, event: &mut u64) -> Result<()> {
+        *event = self.asked;
+        Ok(())
+    }
+
+    fn wait(&mut self, event: &u64) -> Result<()> {
+        self.run_until(*event)
     }
 }
 
@@ -89,8 +232,8 @@ impl Driver for Emulated {
     }
 
     fn machine(&self) -> Machine {
-        let arena = self.arena.map(|(_, layout)| layout.size());
-        Machine { device: "emulated CUDA".into(), memory_used_bytes: arena, ..Machine::default() }
+        let arena = self.stream().arena.map_or(0, |(_, layout)| layout.size());
+        Machine { device: "emulated CUDA".into(), memory_used_bytes: Some(arena), ..Machine::default() }
     }
 
     fn workspace_bytes(&self) -> usize {
@@ -98,149 +241,230 @@ impl Driver for Emulated {
     }
 
     fn allocate(&mut self, bytes: usize, _: usize) -> Result<Address> {
-        ensure!(self.arena.is_none(), "the arena is allocated once");
+        let mut stream = self.stream();
+        ensure!(stream.arena.is_none(), "the arena is allocated once");
         let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT)?;
         // SAFETY: the layout has a size above zero.
         let start = unsafe { alloc_zeroed(layout) };
         ensure!(!start.is_null(), "cannot allocate {bytes} bytes");
-        self.arena = Some((start, layout));
+        stream.arena = Some((start, layout));
         Ok(start as Address)
     }
 
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result<()> {
-        self.bytes(to, bytes.len())?.copy_from_slice(bytes);
-        Ok(())
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pieces.upload(&mut *stream, to, bytes)
     }
 
     fn read(&mut self, from: Address, bytes: &mut [u8]) -> Result<()> {
-        bytes.copy_from_slice(self.bytes(from, bytes.len())?);
+        let mut stream = self.stream();
+        let all = stream.asked;
+        stream.run_until(all)?;
+        bytes.copy_from_slice(stream.bytes(from, bytes.len())?);
         Ok(())
     }
 
     fn read_later(&mut self, from: Address, bytes: usize) -> Result<Readback> {
-        let copy = self.bytes(from, bytes)?.to_vec();
-        Ok(Box::new(move || copy))
+        let mut stream = self.stream();
+        stream.ask(Work::Download { from, bytes })?;
+        let (number, stream) = (stream.asked, self.stream.clone());
+        Ok(Box::new(move || {
+            let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
+            // The failure itself is found by the next operation.
+            let _ = stream.run_until(number);
+            stream.landed.remove(&number).unwrap_or_else(|| vec![super::VOID; bytes])
+        }))
     }
 
     fn zero(&mut self, at: Address, bytes: usize) -> Result<()> {
-        self.bytes(at, bytes)?.fill(0);
-        Ok(())
+        self.stream().ask(Work::Zero { at, bytes })
     }
 
     fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<()> {
-        let source = self.bytes(from, bytes)?.as_ptr();
-        let target = self.bytes(to, bytes)?;
-        ensure!(from.abs_diff(to) >= bytes as u64, "a copy of {bytes} bytes onto itself, from {from:#x} to {to:#x}");
-        // SAFETY: both lie in the arena, and do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(source, target.as_mut_ptr(), bytes) };
-        Ok(())
+        self.stream().ask(Work::Copy { from, to, bytes })
     }
 
     fn record(&mut self, event: usize) -> Result<()> {
-        ensure!(event <= self.events.len(), "event {event} after {} others", self.events.len());
-        self.events.truncate(event);
-        self.events.push(Instant::now());
-        Ok(())
+        self.stream().ask(Work::Record { event })
     }
 
     fn seconds_between(&mut self, from: usize, to: usize) -> Result<f64> {
-        let time = |event: usize| self.events.get(event).copied().with_context(|| format!("event {event} was not recorded"));
+        let mut stream = self.stream();
+        let all = stream.asked;
+        stream.run_until(all)?;
+        let time = |event: usize| stream.events.get(event).copied().with_context(|| format!("event {event} was not recorded"));
         Ok(time(to)?.checked_duration_since(time(from)?).context("events in the wrong order")?.as_secs_f64())
     }
 
     fn profiler(&mut self, on: bool) -> Result<()> {
+        let mut stream = self.stream();
+        let all = stream.asked;
+        stream.run_until(all)?;
+        drop(stream);
         ensure!(on != self.profiled, "the profiler is {} already", if on { "on" } else { "off" });
         self.profiled = on;
         Ok(())
     }
 
     unsafe fn launch(&mut self, launch: Launch, arguments: &mut Arguments) -> Result<()> {
-        let name = CString::new(launch.kernel)?;
-        let mut message = [0 as c_char; 700];
-        let (grid, block) = (launch.grid.as_ptr(), launch.block.as_ptr());
-        check_arguments(&name, arguments)?;
-        let pointers = arguments.pointers().as_mut_ptr();
-        // SAFETY: the caller's promise for the arguments; the message's length is given.
-        let code = unsafe {
-            emu_set_order(self.order);
-            emu_set_workers(1);
-            emu_launch(name.as_ptr(), grid, block, launch.shared, pointers, message.as_mut_ptr(), message.len())
-        };
-        if code != 0 {
-            // SAFETY: written by `emu_launch` with an end.
-            let message = unsafe { CStr::from_ptr(message.as_ptr()) };
-            bail!("{} {launch:?}", message.to_string_lossy());
-        }
-        Ok(())
+        self.stream().ask(Work::Launch { launch, arguments: Box::new(arguments.clone()) })
     }
 
     unsafe fn product(&mut self, product: &Product) -> Result<()> {
-        let widen = |operand: &Operand| -> Vec<f32> {
-            // SAFETY: the caller's promise.
-            let row =
-                |r: usize| unsafe { std::slice::from_raw_parts((operand.address as *const u16).add(r * operand.stride), operand.cols) };
-            let rows = (0..operand.rows).flat_map(row);
-            match product.dtype {
-                DType::BF16 => rows.map(|&bits| bf16::from_bits(bits).to_f32()).collect(),
-                _ => rows.map(|&bits| f16::from_bits(bits).to_f32()).collect(),
-            }
-        };
-        let (a, b) = (widen(&product.a), widen(&product.b));
-        let Operand { rows: m, cols: n, stride, address } = product.c;
-        let k = product.a.cols;
+        self.stream().ask(Work::Product(*product))
+    }
+}
+
+/// Runs a kernel.
+///
+/// # Safety
+/// As `Driver::launch`.
+unsafe fn start(order: i32, launch: Launch, arguments: &mut Arguments) -> Result<()> {
+    let name = CString::new(launch.kernel)?;
+    let mut message = [0 as c_char; 700];
+    let (grid, block) = (launch.grid.as_ptr(), launch.block.as_ptr());
+    check_arguments(&name, arguments)?;
+    let pointers = arguments.pointers().as_mut_ptr();
+    // SAFETY: the caller's promise for the arguments; the message's length is given.
+    let code = unsafe {
+        emu_set_order(order);
+        emu_set_workers(1);
+        emu_launch(name.as_ptr(), grid, block, launch.shared, pointers, message.as_mut_ptr(), message.len())
+    };
+    if code != 0 {
+        // SAFETY: written by `emu_launch` with an end.
+        let message = unsafe { CStr::from_ptr(message.as_ptr()) };
+        bail!("{} {launch:?}", message.to_string_lossy());
+    }
+    Ok(())
+}
+
+/// A product as cuBLASLt computes it: sums in fp32, rounded once.
+///
+/// # Safety
+/// As `Driver::product`.
+unsafe fn multiply(product: &Product) {
+    let widen = |operand: &Operand| -> Vec<f32> {
         // SAFETY: the caller's promise.
-        let wide_row = |r: usize| unsafe { std::slice::from_raw_parts_mut((address as *mut f32).add(r * stride), n) };
-        let wide = product.out == DType::F32;
-        let mut sums = match (product.accumulate, wide) {
-            (false, _) => vec![0.0; m * n],
-            (true, true) => (0..m).flat_map(|r| wide_row(r).to_vec()).collect(),
-            (true, false) => widen(&product.c),
-        };
-        let b_strides = if product.transposed { (1, k) } else { (n, 1) };
-        // SAFETY: shapes are those of the buffers just made.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                k,
-                sums.as_mut_ptr(),
-                1,
-                n as isize,
-                product.accumulate,
-                a.as_ptr(),
-                1,
-                k as isize,
-                b.as_ptr(),
-                b_strides.1 as isize,
-                b_strides.0 as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
+        let row = |r: usize| unsafe { std::slice::from_raw_parts((operand.address as *const u16).add(r * operand.stride), operand.cols) };
+        let rows = (0..operand.rows).flat_map(row);
+        match product.dtype {
+            DType::BF16 => rows.map(|&bits| bf16::from_bits(bits).to_f32()).collect(),
+            _ => rows.map(|&bits| f16::from_bits(bits).to_f32()).collect(),
         }
-        if let Some(bias) = product.bias {
-            let bias = widen(&Operand { address: bias, rows: 1, cols: n, stride: n });
-            for row in sums.chunks_exact_mut(n) {
-                row.iter_mut().zip(&bias).for_each(|(sum, bias)| *sum += bias);
+    };
+    let (a, b) = (widen(&product.a), widen(&product.b));
+    let Operand { rows: m, cols: n, stride, address } = product.c;
+    let k = product.a.cols;
+    // SAFETY: the caller's promise.
+    let wide_row = |r: usize| unsafe { std::slice::from_raw_parts_mut((address as *mut f32).add(r * stride), n) };
+    let wide = product.out == DType::F32;
+    let mut sums = match (product.accumulate, wide) {
+        (false, _) => vec![0.0; m * n],
+        (true, true) => (0..m).flat_map(|r| wide_row(r).to_vec()).collect(),
+        (true, false) => widen(&product.c),
+    };
+    let b_strides = if product.transposed { (1, k) } else { (n, 1) };
+    // SAFETY: shapes are those of the buffers just made.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            sums.as_mut_ptr(),
+            1,
+            n as isize,
+            product.accumulate,
+            a.as_ptr(),
+            1,
+            k as isize,
+            b.as_ptr(),
+            b_strides.1 as isize,
+            b_strides.0 as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+    if let Some(bias) = product.bias {
+        let bias = widen(&Operand { address: bias, rows: 1, cols: n, stride: n });
+        for row in sums.chunks_exact_mut(n) {
+            row.iter_mut().zip(&bias).for_each(|(sum, bias)| *sum += bias);
+        }
+    }
+    for (r, row) in sums.chunks_exact(n).enumerate() {
+        if wide {
+            wide_row(r).copy_from_slice(row);
+            continue;
+        }
+        // SAFETY: the caller's promise.
+        let to = unsafe { std::slice::from_raw_parts_mut((address as *mut u16).add(r * stride), n) };
+        for (to, &sum) in to.iter_mut().zip(row) {
+            *to = match product.dtype {
+                DType::BF16 => bf16::from_f32(sum).to_bits(),
+                _ => f16::from_f32(sum).to_bits(),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(number: usize) -> Vec<u8> {
+        (0..PIECE + 100).map(|i| (i * 7 + number * 31) as u8).collect()
+    }
+
+    /// Nothing happens before something waits, and then in the order in which it was asked for.
+    #[test]
+    fn work_happens_late_and_in_order() {
+        let mut device = Emulated::with_timing(0, Timing::Late);
+        let at = device.allocate(4 * PIECE, 0).unwrap();
+        device.write(at, &[1; 16]).unwrap();
+        let early = device.read_later(at, 16).unwrap();
+        device.write(at, &[2; 8]).unwrap();
+        device.zero(at + 4, 4).unwrap();
+        assert_eq!(device.stream().done, 0, "something happened before anything waited");
+        assert_eq!(early(), [1; 16]);
+        assert_eq!(device.stream().done, 2);
+        let mut bytes = [9; 16];
+        device.read(at, &mut bytes).unwrap();
+        assert_eq!(bytes, [2, 2, 2, 2, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]);
+    }
+
+    /// More uploads than there are pieces arrive whole, however late copies happen.
+    #[test]
+    fn pinned_pieces_are_not_reused_too_early() {
+        for timing in [Timing::Now, Timing::Late] {
+            let mut device = Emulated::with_timing(0, timing);
+            let at = device.allocate(16 * 2 * PIECE, 0).unwrap();
+            let place = |number: usize| at + (number * 2 * PIECE) as u64;
+            for number in 0..16 {
+                device.write(place(number), &pattern(number)).unwrap();
+            }
+            for number in 0..16 {
+                let mut bytes = vec![0; PIECE + 100];
+                device.read(place(number), &mut bytes).unwrap();
+                assert!(bytes == pattern(number), "{timing:?}: upload {number} arrived changed");
             }
         }
-        for (r, row) in sums.chunks_exact(n).enumerate() {
-            if wide {
-                wide_row(r).copy_from_slice(row);
-                continue;
-            }
-            // SAFETY: the caller's promise.
-            let to = unsafe { std::slice::from_raw_parts_mut((address as *mut u16).add(r * stride), n) };
-            for (to, &sum) in to.iter_mut().zip(row) {
-                *to = match product.dtype {
-                    DType::BF16 => bf16::from_f32(sum).to_bits(),
-                    _ => f16::from_f32(sum).to_bits(),
-                };
-            }
-        }
-        Ok(())
+    }
+
+    /// A failure comes late, and stays.
+    #[test]
+    fn failures_are_found_by_who_waits() {
+        let mut device = Emulated::with_timing(0, Timing::Late);
+        let at = device.allocate(256, 0).unwrap();
+        let launch = Launch { kernel: "no_such_kernel", grid: [1; 3], block: [1; 3], shared: 0 };
+        let mut none = Arguments::new(super::super::arguments::Arena { start: at, bytes: 256 });
+        // SAFETY: there is no such kernel.
+        unsafe { device.launch(launch, &mut none).unwrap() };
+        let later = device.read_later(at, 4).unwrap();
+        assert_eq!(later(), [super::super::VOID; 4]);
+        assert!(device.read(at, &mut [0; 4]).unwrap_err().to_string().contains("no_such_kernel"));
     }
 }

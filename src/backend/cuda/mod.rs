@@ -12,6 +12,8 @@ mod emulated;
 mod instruments;
 mod library;
 mod linear;
+mod pinned;
+mod probes;
 mod products;
 mod rowwise;
 mod scratch;
@@ -22,7 +24,8 @@ pub use arguments::Arguments;
 pub use device::{Device, architectures};
 pub use driver::{Address, Driver, Launch, Operand, Product};
 #[cfg(feature = "emulation")]
-pub use emulated::Emulated;
+pub use emulated::{Emulated, Timing};
+pub use probes::{LANES, PROBES, Probe, Prober};
 
 use super::*;
 use anyhow::{Result, anyhow, ensure};

@@ -59,7 +59,7 @@ fn machine_line(machine: &Machine, description: &str) -> String {
 }
 
 /// The moment in UTC: 2026-11-25T18:43:24Z.
-fn now() -> String {
+pub fn now() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     date(seconds)
 }

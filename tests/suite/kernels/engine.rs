@@ -4,15 +4,20 @@
 use crate::bundle::{BUNDLES, Bundle};
 use crate::golden::{self, Bounds};
 use crate::invariants::State;
-use ptune::backend::cuda::{Cuda, Emulated};
+use ptune::backend::cuda::{Cuda, Emulated, Timing};
 use ptune::backend::{Backend, DType};
 use ptune::data::FeatureSet;
 use ptune::engine::{Capacity, Engine, EngineOptions, StepReport, Update};
 
 const UPDATE: Update = Update { learning_rate: 1e-2, weight_decay: 0.01, max_grad_norm: Some(1.0) };
 
+/// Everything on the device happens as late as may be.
 fn device(dtype: DType, order: u32) -> Box<dyn Backend> {
-    Box::new(Cuda::new(Emulated::new(order), dtype).unwrap())
+    timed(dtype, order, Timing::Late)
+}
+
+fn timed(dtype: DType, order: u32, timing: Timing) -> Box<dyn Backend> {
+    Box::new(Cuda::new(Emulated::with_timing(order, timing), dtype).unwrap())
 }
 
 #[test]
@@ -43,9 +48,9 @@ fn step(engine: &mut Engine, set: &FeatureSet, number: u64, features: &[usize], 
     engine.finish_step(&UPDATE);
 }
 
-fn run(bundle: &Bundle, options: EngineOptions, dtype: DType, order: u32) -> (State, Vec<StepReport>) {
+fn run(bundle: &Bundle, options: EngineOptions, backend: Box<dyn Backend>) -> (State, Vec<StepReport>) {
     let set = bundle.features();
-    let mut engine = engine(bundle, &set, options, device(dtype, order));
+    let mut engine = engine(bundle, &set, options, backend);
     let features: Vec<usize> = (0..4).collect();
     let mut reports = Vec::new();
     for number in 0..2 {
@@ -57,7 +62,7 @@ fn run(bundle: &Bundle, options: EngineOptions, dtype: DType, order: u32) -> (St
     (State::of(&mut engine), reports)
 }
 
-/// Every kind of head and readout, with all dropouts on, in both types.
+/// Every kind of head and readout, with all dropouts on, in both types; work on the device happens at once or late.
 #[test]
 fn any_order_of_threads_gives_the_same_bits() {
     for (name, dtype) in [
@@ -70,9 +75,10 @@ fn any_order_of_threads_gives_the_same_bits() {
         let bundle = Bundle::open(name);
         let mut options = options(&bundle);
         options.prefix.projection = (name == "bert-tagging").then_some(9);
-        let first = run(&bundle, options.clone(), dtype, 0);
-        for order in [0, 1, 5] {
-            assert_eq!(run(&bundle, options.clone(), dtype, order), first, "{name}: order {order}");
+        let first = run(&bundle, options.clone(), device(dtype, 0));
+        for (order, timing) in [(0, Timing::Now), (1, Timing::Late), (5, Timing::Now)] {
+            let found = run(&bundle, options.clone(), timed(dtype, order, timing));
+            assert_eq!(found, first, "{name}: order {order}, {timing:?}");
         }
     }
 }

@@ -2,21 +2,39 @@
 //! under several orders of threads, which all give the same bits; and whole training steps.
 
 mod engine;
+mod instructions;
 
-use ptune::backend::cuda::{Cuda, Emulated};
-use ptune::selftest::{Judge, operations};
+use anyhow::Result;
+use ptune::backend::cuda::{Cuda, Emulated, Timing};
+use ptune::backend::{Backend, DType};
+use ptune::selftest::{Judge, Row, operations};
 
 /// Orders of threads (see cuda/emulation/emulation.h).
 const ORDERS: u32 = 4;
 
+/// The emulated device; orders are run in turn at once and as late as may be.
+fn open(dtype: DType, order: u32) -> Result<Box<dyn Backend>> {
+    let timing = if order % 2 == 0 { Timing::Now } else { Timing::Late };
+    Ok(Box::new(Cuda::new(Emulated::with_timing(order, timing), dtype)?))
+}
+
+fn passed(row: &Row) {
+    println!("{}: {} cases, at worst {:.2} of what is allowed, in {}", row.operation, row.cases, row.worst, row.worst_case);
+    assert!(row.failures.is_empty(), "{}", row.failures.join("\n"));
+}
+
 /// Tries an operation of a name.
 fn hold(name: &str) {
     let (name, cases) = operations().find(|(operation, _)| *operation == name).unwrap_or_else(|| panic!("no operation {name}"));
-    let open = Box::new(|dtype, order| Ok(Box::new(Cuda::new(Emulated::new(order), dtype)?) as Box<_>));
-    let mut judge = Judge::new(open, ORDERS, false).unwrap();
-    let row = judge.operation(name, cases);
-    println!("{name}: {} cases, at worst {:.2} of what is allowed, in {}", row.cases, row.worst, row.worst_case);
-    assert!(row.failures.is_empty(), "{}", row.failures.join("\n"));
+    let mut judge = Judge::new(Box::new(open), ORDERS, false).unwrap();
+    passed(judge.operation(name, cases));
+}
+
+/// Tiny models of every kind, and their memory.
+#[test]
+fn whole_steps() {
+    let judge = Judge::new(Box::new(open), 2, false).unwrap();
+    judge.steps().for_each(|row| passed(&row));
 }
 
 /// A test an operation, and one that none is forgotten.

@@ -1,0 +1,140 @@
+//! README.md's section "Measured" is what benches/results/*.json say. PTUNE_UPDATE=1 writes it.
+
+use serde_json::Value;
+use std::path::Path;
+
+const BEGIN: &str = "<!-- made from benches/results by tests/suite/measured.rs; PTUNE_UPDATE=1 writes it anew -->\n";
+const END: &str = "<!-- end -->\n";
+const NOTHING: &str = "Nothing was measured on a GPU yet: no speed is claimed.\n";
+
+fn number(value: &Value, field: &str) -> Option<f64> {
+    value.pointer(field).and_then(Value::as_f64)
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value.pointer(field).and_then(Value::as_str).unwrap_or("-")
+}
+
+/// A number in a unit, or a dash where it was not measured.
+fn cell(value: Option<f64>, unit: f64, digits: usize) -> String {
+    value.map_or("-".into(), |value| format!("{:.digits$}", value / unit))
+}
+
+/// Whole numbers with a comma between thousands.
+fn grouped(value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| ptune::run::memory::grouped(value.round() as u64))
+}
+
+fn day(report: &Value) -> &str {
+    text(report, "/date").split('T').next().unwrap_or("-")
+}
+
+/// Tables of steps and of single operations.
+fn render(reports: &[Value]) -> String {
+    let of_kind = |kind: &'static str| reports.iter().filter(move |report| report["kind"] == kind);
+    let mut out = String::new();
+    if of_kind("step").next().is_some() {
+        out += "Training steps (all dropouts on; the share is of the matrix products' rate measured by the same command):\n\n";
+        out += "| GPU | model | tokens a step | longest | prefix | ms | tokens/s | TFLOP/s | share | planned GiB | measured GiB | date |\n";
+        out += "|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+    }
+    for report in of_kind("step") {
+        let cells = [
+            text(report, "/machine/device").to_string(),
+            text(report, "/model/name").to_string(),
+            grouped(number(report, "/settings/tokens")),
+            grouped(number(report, "/settings/longest")),
+            grouped(number(report, "/settings/prefix_length")),
+            cell(number(report, "/step/seconds"), 1e-3, 1),
+            grouped(number(report, "/step/tokens_per_second")),
+            cell(number(report, "/step/flops_per_second"), 1e12, 1),
+            cell(number(report, "/step/share_of_product_rate"), 0.01, 0) + " %",
+            cell(number(report, "/memory/planned_bytes"), f64::from(1 << 30), 2),
+            cell(number(report, "/memory/device_grown_bytes"), f64::from(1 << 30), 2),
+            day(report).to_string(),
+        ];
+        out += &format!("| {} |\n", cells.join(" | "));
+    }
+    for report in of_kind("kernels") {
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out += &format!(
+            "Single operations, {} on {} ({} tokens in sequences of {}, head dim {}; {}):\n\n",
+            text(report, "/settings/element_type"),
+            text(report, "/machine/device"),
+            grouped(number(report, "/settings/tokens")),
+            grouped(number(report, "/settings/length")),
+            grouped(number(report, "/settings/head_dim")),
+            day(report)
+        );
+        out += "| operation | dropout | prefix | µs | GB/s | of copies | TFLOP/s | of products |\n|---|---|---|---|---|---|---|---|\n";
+        for kernel in report["kernels"].as_array().into_iter().flatten().filter(|kernel| kernel["part"] != true) {
+            let work = |field: &str, unit: f64| cell(number(kernel, field).filter(|&value| value > 0.0), unit, 0);
+            let cells = [
+                text(kernel, "/name").to_string(),
+                if kernel["dropout"] == true { "yes" } else { "no" }.to_string(),
+                grouped(number(kernel, "/prefix_length")),
+                cell(number(kernel, "/seconds"), 1e-6, 1),
+                work("/bytes_per_second", 1e9),
+                work("/share_of_copy_rate", 0.01) + " %",
+                work("/flops_per_second", 1e12),
+                work("/share_of_product_rate", 0.01) + " %",
+            ];
+            out += &format!("| {} |\n", cells.join(" | ").replace("- %", "-"));
+        }
+    }
+    if out.is_empty() { NOTHING.into() } else { out }
+}
+
+fn reports(folder: &Path) -> Vec<Value> {
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    let read = |path: &std::path::PathBuf| -> Value {
+        let report: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        assert_eq!(report["schema"], 1, "{path:?}");
+        assert!(["step", "kernels"].contains(&report["kind"].as_str().unwrap_or_default()), "{path:?}: what kind is it?");
+        assert!(!text(&report, "/machine/device").contains("emulated"), "{path:?} was not measured on a GPU");
+        report
+    };
+    paths.iter().map(read).collect()
+}
+
+#[test]
+fn the_readme_says_what_was_measured() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let rendered = render(&reports(&root.join("benches/results")));
+    let start = readme.find(BEGIN).expect("README.md has the section's beginning") + BEGIN.len();
+    let end = start + readme[start..].find(END).expect("README.md has the section's end");
+    if std::env::var_os("PTUNE_UPDATE").is_some() {
+        std::fs::write(root.join("README.md"), format!("{}{rendered}{}", &readme[..start], &readme[end..])).unwrap();
+    } else {
+        assert_eq!(&readme[start..end], rendered, "README.md is older than benches/results: run this test with PTUNE_UPDATE=1");
+    }
+}
+
+#[test]
+fn tables_hold_the_figures() {
+    assert_eq!(render(&[]), NOTHING);
+    let step = serde_json::json!({
+        "kind": "step", "schema": 1, "date": "2026-01-31T10:00:00Z", "machine": {"device": "GPU X"}, "model": {"name": "roberta-large"},
+        "settings": {"tokens": 16384, "longest": 256, "prefix_length": 128},
+        "step": {"seconds": 0.1, "tokens_per_second": 163840.0, "flops_per_second": 3e14, "share_of_product_rate": 0.456},
+        "memory": {"planned_bytes": 3u64 << 30, "device_grown_bytes": null},
+    });
+    let kernels = serde_json::json!({
+        "kind": "kernels", "schema": 1, "date": "2026-01-31T10:00:00Z", "machine": {"device": "GPU X"},
+        "settings": {"element_type": "fp16", "tokens": 16384, "length": 512, "head_dim": 64},
+        "kernels": [
+            {"name": "norm forward", "part": false, "dropout": true, "prefix_length": 0, "seconds": 5e-5, "bytes_per_second": 2e12,
+             "flops_per_second": 0.0, "share_of_copy_rate": 0.8, "share_of_product_rate": 0.0},
+            {"name": "a launch of it", "part": true},
+        ],
+    });
+    let text = render(&[kernels, step]);
+    let step = "| GPU X | roberta-large | 16,384 | 256 | 128 | 100.0 | 163,840 | 300.0 | 46 % | 3.00 | - | 2026-01-31 |\n";
+    assert!(text.contains(step), "{text}");
+    assert!(text.contains("| norm forward | yes | 0 | 50.0 | 2000 | 80 % | - | - |\n") && !text.contains("a launch of it"), "{text}");
+}
