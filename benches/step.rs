@@ -86,7 +86,7 @@ fn step(criterion: &mut Criterion) {
         let features: Vec<usize> = (0..SEQUENCES).collect();
         let options = EngineOptions {
             prefix: PrefixOptions { length: 20, layers: (0..LAYERS).collect(), projection: None, shifted: true, dropout: 0.1 },
-            head: HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2),
+            head: HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2, &model.spec),
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             seed: 42,

@@ -1,7 +1,7 @@
 //! PEFT's `adapter_config.json` for PREFIX_TUNING (peers.md §1.7), and when PEFT would not compute what was trained.
 
 use super::metadata::Metadata;
-use crate::model::{Config, HeadKind, MaskKind, Specification, TaskKind, family_of};
+use crate::model::{Config, HeadKind, MaskKind, SequenceState, Specification, TaskKind, family_of};
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -95,7 +95,8 @@ pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool)
         reasons.push("transformers has no class for the GLM of 2021".into());
     }
     let cloze = metadata.verbalizer.is_some();
-    let pooled = matches!(metadata.task, Some(TaskKind::Classification | TaskKind::MultipleChoice)) && !cloze;
+    let whole = matches!(metadata.task, Some(TaskKind::Classification | TaskKind::MultipleChoice)) && !cloze;
+    let pooled = whole && spec.sequence_state == SequenceState::Pooled;
     if pooled && metadata.head != family.transformers_head {
         reasons.push(match metadata.head {
             HeadKind::Linear => format!("its linear head reads the pooler, where PEFT has a dense head for {}", spec.family),

@@ -3,7 +3,7 @@
 use super::print;
 use crate::checkpoint::{Adapter, FrozenModel};
 use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
-use crate::model::{HeadKind, HeadSpec, Pooling, Positions, TaskKind};
+use crate::model::{HeadKind, HeadSpec, Positions, Reads, SequenceState, TaskKind};
 use crate::run::memory::{grouped, readable};
 use crate::run::terminal::Terminal;
 use crate::run::{Device, device};
@@ -76,7 +76,9 @@ fn model(directory: &Path) -> Result<String> {
             Positions::TwoDimensional { .. } => format!("two-dimensional, up to {whole} tokens, not shifted by a prefix"),
         },
     );
-    line(&mut text, "pooler", if model.has_pooler() { "yes" } else { "no (a frozen random one is stored with the adapter)" });
+    if spec.sequence_state == SequenceState::Pooled {
+        line(&mut text, "pooler", if model.has_pooler() { "yes" } else { "no (a frozen random one is stored with the adapter)" });
+    }
     line(&mut text, "dropout", format!("hidden {}, attention {}", spec.hidden_dropout, spec.attention_dropout));
     if let Some(labels) = &spec.labels {
         line(&mut text, "labels", labels.join(", "));
@@ -92,8 +94,8 @@ fn model(directory: &Path) -> Result<String> {
     }
     line(&mut text, "fingerprint", model.checkpoint.fingerprint());
 
-    let head = HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2);
-    let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: true, dropout: 0.1 };
+    let head = HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2, spec);
+    let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: spec.shifts(), dropout: 0.1 };
     let trained = PREFIX * spec.layers * 2 * spec.kv_size()
         + head.layers(spec.hidden_size).iter().map(|(_, [outputs, inputs])| outputs * inputs + outputs).sum::<usize>();
     let share = 100.0 * trained as f64 / spec.parameters() as f64;
@@ -114,7 +116,7 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> R
         return Ok(String::new());
     }
     let title = format!("\nmemory plan of training it: prefix {}, batch {BATCH} x {length} tokens\n", prefix.length);
-    let rows = if head.reads_every_token() || head.pooling == Pooling::None { BATCH * length } else { BATCH };
+    let rows = if head.reads == Reads::One { BATCH } else { BATCH * length };
     let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
     let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
     let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto, model, &Terminal::new(true))?)?;
@@ -174,7 +176,7 @@ fn adapter(directory: &Path) -> Result<String> {
         line(&mut text, "warning", warning);
     }
     line(&mut text, "share", format!("{:.2} % of the model", 100.0 * total as f64 / model.spec.parameters() as f64));
-    if let Some(head) = metadata.head_spec(metadata.labels.as_ref().map_or(2, Vec::len)) {
+    if let Some(head) = metadata.head_spec(metadata.labels.as_ref().map_or(2, Vec::len), &model.spec) {
         let prefix = PrefixOptions {
             length: metadata.prefix_length,
             layers: metadata.prefix_layers.clone(),

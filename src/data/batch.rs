@@ -265,7 +265,7 @@ mod tests {
     fn rows_that_predict_tokens() {
         let spec = Specification { mask: MaskKind::Causal, ..Specification::tiny() };
         let packing = Packing { spec: &spec, shift: 0, grouping: Grouping::PerToken, columns: 0 };
-        let mut pack = |targets: Vec<i32>| {
+        let pack = |targets: Vec<i32>| {
             let sequence = Sequence { ids: vec![1, 2, 3], readout: vec![1, 2], ..Sequence::default() };
             let feature = Feature { sequences: 1, targets, ..Feature::default() };
             let mut batch = Batch::default();

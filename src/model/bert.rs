@@ -1,7 +1,7 @@
 //! BERT (and MiniLM, which is a small BERT): post-norm encoder, learned positions from 0, token types.
 
 use super::family::{Family, activation};
-use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Slot, Specification};
+use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, SequenceState, Slot, Specification};
 use crate::backend::NormKind;
 use anyhow::Result;
 
@@ -58,6 +58,7 @@ pub fn encoder(config: &Config, positions: Positions) -> Result<Specification> {
         final_norm: false,
         activation: activation(config, "hidden_act")?,
         biases: Biases::ALL,
+        sequence_state: SequenceState::Pooled,
         tied_head: config.get("tie_word_embeddings").is_none() || config.flag("tie_word_embeddings")?,
         hidden_dropout: config.rate("hidden_dropout_prob")?.unwrap_or(0.1),
         attention_dropout: config.rate("attention_probs_dropout_prob")?.unwrap_or(0.1),

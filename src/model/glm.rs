@@ -2,7 +2,7 @@
 //! embedding (ptuning-v2.md §5.1). transformers has a later model of the same `model_type`, told apart by its fields.
 
 use super::family::{Family, activation};
-use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Slot, Specification};
+use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, SequenceState, Slot, Specification};
 use crate::backend::{Activation, NormKind};
 use anyhow::Result;
 
@@ -61,6 +61,7 @@ fn specification(config: &Config) -> Result<Specification> {
         activation: if config.get("hidden_act").is_none() { Activation::GeluTanh } else { activation(config, "hidden_act")? },
         biases: Biases::ALL,
         tied_head: true,
+        sequence_state: SequenceState::First,
         hidden_dropout: config.rate("output_dropout_prob")?.unwrap_or(0.1),
         attention_dropout: config.rate("attention_dropout_prob")?.unwrap_or(0.1),
         initializer_range: config.positive_number("initializer_range")?.unwrap_or(0.02),

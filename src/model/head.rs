@@ -1,5 +1,6 @@
 //! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
 
+use super::spec::{SequenceState, Specification};
 use crate::data::Grouping;
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +36,7 @@ impl TaskKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadKind {
-    /// The model's frozen pooler, then one trained linear layer.
+    /// The model's frozen pooler (where its family has one), then one trained linear layer.
     Linear,
     /// A trained dense layer, tanh and a trained output layer; the pooler is not used.
     Dense,
@@ -49,6 +50,17 @@ pub enum Pooling {
     Frozen,
     /// The same with a trained dense layer.
     Dense,
+}
+
+/// Which tokens' final states a head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// One of every sequence.
+    One,
+    /// Those that have a target.
+    Some,
+    /// Every one, so that the last layer computes all of them.
+    Every,
 }
 
 /// The last layer of a head.
@@ -68,6 +80,7 @@ pub enum Output {
 pub struct HeadSpec {
     pub pooling: Pooling,
     pub output: Output,
+    pub reads: Reads,
     /// Outputs of the last layer.
     pub columns: usize,
     pub grouping: Grouping,
@@ -78,20 +91,36 @@ pub struct HeadSpec {
 }
 
 impl HeadSpec {
-    /// `classes` counts labels; multiple choice and question answering have a fixed number of columns.
-    pub fn new(task: TaskKind, kind: HeadKind, classes: usize) -> HeadSpec {
-        let pooling = match kind {
-            HeadKind::Linear => Pooling::Frozen,
-            HeadKind::Dense => Pooling::Dense,
+    /// The head of a task on a model. `classes` counts labels; multiple choice and question answering have a fixed number
+    /// of columns.
+    pub fn new(task: TaskKind, kind: HeadKind, classes: usize, spec: &Specification) -> HeadSpec {
+        let pooling = match (kind, spec.sequence_state) {
+            (HeadKind::Dense, _) => Pooling::Dense,
+            (HeadKind::Linear, SequenceState::Pooled) => Pooling::Frozen,
+            (HeadKind::Linear, SequenceState::First) => Pooling::None,
         };
-        let (pooling, columns, grouping, dropout, module) = match task {
-            TaskKind::Classification => (pooling, classes, Grouping::PerRow, true, "classifier"),
-            TaskKind::MultipleChoice => (pooling, 1, Grouping::PerColumn, true, "classifier"),
-            TaskKind::Tagging => (Pooling::None, classes, Grouping::PerRow, true, "classifier"),
-            TaskKind::Qa => (Pooling::None, 2, Grouping::PerColumn, false, "qa_outputs"),
-            TaskKind::CausalLm => return HeadSpec::frozen(Output::Vocabulary, 0, Grouping::PerToken),
+        let (pooling, columns, reads, dropout, module) = match task {
+            TaskKind::Classification => (pooling, classes, Reads::One, true, "classifier"),
+            TaskKind::MultipleChoice => (pooling, 1, Reads::One, true, "classifier"),
+            TaskKind::Tagging => (Pooling::None, classes, Reads::Some, true, "classifier"),
+            TaskKind::Qa => (Pooling::None, 2, Reads::Every, false, "qa_outputs"),
+            TaskKind::CausalLm => return HeadSpec::next_tokens(),
         };
-        HeadSpec { pooling, output: Output::Trained, columns, grouping, dropout, module }
+        HeadSpec { pooling, output: Output::Trained, reads, columns, grouping: HeadSpec::grouping(task), dropout, module }
+    }
+
+    /// How the logits of a task fall into groups, unless its labels are words.
+    pub fn grouping(task: TaskKind) -> Grouping {
+        match task {
+            TaskKind::Classification | TaskKind::Tagging => Grouping::PerRow,
+            TaskKind::MultipleChoice | TaskKind::Qa => Grouping::PerColumn,
+            TaskKind::CausalLm => Grouping::PerToken,
+        }
+    }
+
+    /// The language-model head over its whole vocabulary.
+    pub fn next_tokens() -> HeadSpec {
+        HeadSpec::frozen(Output::Vocabulary, 0, Grouping::PerToken)
     }
 
     /// Labels as words of one token each.
@@ -106,7 +135,8 @@ impl HeadSpec {
     }
 
     fn frozen(output: Output, columns: usize, grouping: Grouping) -> HeadSpec {
-        HeadSpec { pooling: Pooling::None, output, columns, grouping, dropout: false, module: "" }
+        let reads = if grouping == Grouping::PerRow { Reads::One } else { Reads::Some };
+        HeadSpec { pooling: Pooling::None, output, reads, columns, grouping, dropout: false, module: "" }
     }
 
     /// Whether anything of the head is trained.
@@ -116,7 +146,7 @@ impl HeadSpec {
 
     /// Whether the head reads every token, so that the last layer computes all of them.
     pub fn reads_every_token(&self) -> bool {
-        self.pooling == Pooling::None && self.grouping == Grouping::PerColumn
+        self.reads == Reads::Every
     }
 
     /// Names and [output, input] of the trained layers, first to last, as the adapter's file names them without

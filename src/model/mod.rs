@@ -11,5 +11,5 @@ mod spec;
 
 pub use config::Config;
 pub use family::{FAMILIES, Family, describe, family_of};
-pub use head::{HeadKind, HeadSpec, Output, Pooling, TaskKind};
-pub use spec::{Biases, MaskKind, NormPlace, Positions, Slot, Specification};
+pub use head::{HeadKind, HeadSpec, Output, Pooling, Reads, TaskKind};
+pub use spec::{Biases, MaskKind, NormPlace, Positions, SequenceState, Slot, Specification};

@@ -9,6 +9,15 @@ pub enum NormPlace {
     Pre,
 }
 
+/// What a head for whole sequences reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceState {
+    /// The first token, through the model's pooler (or a trained dense layer).
+    Pooled,
+    /// The first token as it is.
+    First,
+}
+
 /// Which tokens of its sequence a token sees. All see the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MaskKind {
@@ -73,6 +82,7 @@ pub struct Specification {
     pub biases: Biases,
     /// Whether a language-model head is the word embedding.
     pub tied_head: bool,
+    pub sequence_state: SequenceState,
     /// Rates of the checkpoint's config.json.
     pub hidden_dropout: f64,
     pub attention_dropout: f64,
@@ -264,6 +274,7 @@ impl Specification {
             activation: Activation::GeluErf,
             biases: Biases::ALL,
             tied_head: true,
+            sequence_state: SequenceState::Pooled,
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             initializer_range: 0.02,

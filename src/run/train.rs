@@ -144,7 +144,7 @@ impl Prepared {
             bail!("{}: no example has a single token to train on", settings.data.display());
         }
 
-        let head = task.head(settings.head);
+        let head = task.head(settings.head, spec);
         let prefix = PrefixOptions {
             length: settings.prefix_length,
             layers: settings.layer_indices(spec.layers)?,

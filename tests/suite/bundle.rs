@@ -8,12 +8,13 @@ use ptune::model::{HeadKind, HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const BUNDLES: [&str; 8] = [
+pub const BUNDLES: [&str; 9] = [
     "bert-classification",
     "bert-classification-d64",
     "bert-multiple-choice",
     "bert-qa",
     "bert-tagging",
+    "glm-classification",
     "glm-cloze",
     "roberta-classification",
     "roberta-classification-peft",
@@ -175,7 +176,7 @@ impl Bundle {
         }
         let dense = self.adapter.tensors.keys().any(|name| name.contains("classifier.dense"));
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
-        HeadSpec::new(self.task, if dense { HeadKind::Dense } else { HeadKind::Linear }, classes)
+        HeadSpec::new(self.task, if dense { HeadKind::Dense } else { HeadKind::Linear }, classes, &self.model.spec)
     }
 
     /// The bundle's settings: no dropout anywhere.

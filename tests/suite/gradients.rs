@@ -7,7 +7,7 @@ use ptune::backend::{Activation, NormKind, Stream};
 use ptune::checkpoint::{Checkpoint, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Pooling, Positions, Slot, Specification, TaskKind};
+use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Pooling, Positions, SequenceState, Slot, Specification, TaskKind};
 use safetensors::{Dtype, tensor::TensorView};
 
 const STEP: u64 = 3;
@@ -137,6 +137,7 @@ pub fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
         activation: Activation::GeluTanh,
         biases: Biases::NONE,
         tied_head: false,
+        sequence_state: SequenceState::Pooled,
         hidden_dropout: 0.1,
         attention_dropout: 0.1,
         initializer_range: 0.02,
@@ -211,7 +212,7 @@ fn one_forward_and_backward_serve_every_specification() {
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
-                head: HeadSpec::new(task, HeadKind::Linear, 3),
+                head: HeadSpec::new(task, HeadKind::Linear, 3, &model.spec),
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
@@ -256,7 +257,7 @@ fn frozen_language_model_heads() {
     let two_dimensional = Positions::TwoDimensional { table: 101 };
     let learned = Positions::Learned { table: 100, first: 0, padding_id: None };
     for (mask, positions, tied_head, head) in [
-        (MaskKind::Causal, learned, false, HeadSpec::new(TaskKind::CausalLm, HeadKind::Linear, 0)),
+        (MaskKind::Causal, learned, false, HeadSpec::next_tokens()),
         (MaskKind::Separator, two_dimensional, true, HeadSpec::scored_sequences()),
         (MaskKind::Separator, two_dimensional, false, HeadSpec::words(vec![5, 0, 49])),
     ] {

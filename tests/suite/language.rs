@@ -7,7 +7,7 @@ use ptune::backend::cpu::Cpu;
 use ptune::checkpoint::FrozenModel;
 use ptune::data::{Batch, Feature, FeatureSet, Packing, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Specification, TaskKind};
+use ptune::model::{HeadSpec, MaskKind, NormPlace, Positions, Specification};
 use safetensors::Dtype;
 
 /// A causal model of random weights, whose positions do not depend on ids.
@@ -25,10 +25,6 @@ fn options(length: usize, head: HeadSpec) -> EngineOptions {
         attention_dropout: 0.0,
         seed: 3,
     }
-}
-
-fn next_tokens() -> HeadSpec {
-    HeadSpec::new(TaskKind::CausalLm, HeadKind::Linear, 0)
 }
 
 fn ids(length: usize, salt: usize) -> Vec<u32> {
@@ -72,7 +68,7 @@ fn chunks_of_rows_change_nothing() {
     let model = causal(folder.path());
     let set = texts(&[ids(20, 1), ids(7, 2), ids(31, 3)], 2);
     let run = |logit_rows: usize| {
-        let options = options(4, next_tokens());
+        let options = options(4, HeadSpec::next_tokens());
         let capacity = Capacity { logit_rows, ..Capacity::for_items(&set, &options.head, 3, true) };
         let mut engine = engine(&model, options, capacity);
         let logits = engine.forward(&set, &[0, 1, 2]).unwrap();
@@ -157,7 +153,7 @@ fn the_cache_changes_no_token() {
     const LIMIT: usize = 12;
     let all: Vec<usize> = (0..starts.len()).collect();
     for length in [0, 5] {
-        let options = options(length, next_tokens());
+        let options = options(length, HeadSpec::next_tokens());
         let prompts_set = prompts(&starts);
         let capacity = Capacity { generated: LIMIT, ..Capacity::for_items(&prompts_set, &options.head, starts.len(), false) };
         let mut cached = engine(&model, options.clone(), capacity);
@@ -198,12 +194,12 @@ fn a_prefix_from_text_is_the_text() {
     let whole = ids(40, 6);
     const CUT: usize = 13;
     let set = texts(std::slice::from_ref(&whole), CUT);
-    let bare = options(0, next_tokens());
+    let bare = options(0, HeadSpec::next_tokens());
     let mut plain = Engine::new(Box::new(Cpu::<f64>::new()), &model, bare.clone(), Capacity::for_items(&set, &bare.head, 1, false)).unwrap();
     let expected = plain.forward(&set, &[0]).unwrap().concat();
 
     let rest = texts(&[whole[CUT..].to_vec()], 0);
-    let options = options(CUT, next_tokens());
+    let options = options(CUT, HeadSpec::next_tokens());
     let capacity = Capacity::for_items(&rest, &options.head, 1, true);
     let mut engine = engine(&model, options, Capacity { tokens: capacity.tokens.max(CUT), ..capacity });
     engine.set_prefix_from_tokens(&whole[..CUT]).unwrap();

@@ -18,3 +18,4 @@ mod on_cuda;
 mod place;
 mod program;
 mod resume;
+mod words;
