@@ -1,4 +1,4 @@
-// pointwise.cu: operations that touch every element once: dropout, bias, activations, copies of rows, zeros.
+// pointwise.cu: operations that touch every element once: dropout, activations, copies of rows, zeros.
 //
 // Matrices are [rows, width]. Bytes moved: each operand once, 16 at a time. FLOPs: a few an element (erf and tanh: ~20).
 // Launch: block 256, grid ceil(rows * ceil(width / 8) / 256), or any other: loops stride over the grid.
@@ -28,20 +28,6 @@ __device__ __forceinline__ void dropout_rows(T* data, int ld, const Dropout& dro
         load_some(row_of(data, row, ld), column, width, wide, x);
         apply_dropout(x, dropout, ordinals[row], tokens[row], 0, column);
         store_some(row_of(data, row, ld), column, width, wide, x);
-    });
-}
-
-// out += bias.
-template <class T>
-__device__ __forceinline__ void add_bias(T* out, int ld, const float* bias, int rows, int width) {
-    const bool wide = rows_are_wide(out, ld), wide_bias = rows_are_wide(bias, 0);
-    for_each_pack(rows, width, [&](int row, int column) {
-        float x[8], b[8];
-        load_some(row_of(out, row, ld), column, width, wide, x);
-        load_some(bias, column, width, wide_bias, b);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] += b[i];
-        store_some(row_of(out, row, ld), column, width, wide, x);
     });
 }
 
@@ -159,10 +145,6 @@ __device__ __forceinline__ void zero_bytes(unsigned char* start, int64_t bytes, 
         dropout_rows<T>(data, ld, {key0, key1, threshold, scale}, ordinals, tokens, rows, width);                                      \
     }                                                                                                                                  \
     KERNEL_ENTRY(dropout_##suffix);                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(256) bias_##suffix(T* out, int ld, const float* bias, int rows, int width) {          \
-        add_bias<T>(out, ld, bias, rows, width);                                                                                       \
-    }                                                                                                                                  \
-    KERNEL_ENTRY(bias_##suffix);                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256)                                                                                  \
         activation_forward_##suffix(int kind, const T* z, int ld_z, T* out, int ld_out, int rows, int width) {                         \
         BY_KIND(kind, activation_forward, z, ld_z, out, ld_out, rows, width)                                                           \

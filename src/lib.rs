@@ -9,4 +9,5 @@ pub mod error;
 pub mod metric;
 pub mod model;
 pub mod run;
+pub mod selftest;
 pub mod task;

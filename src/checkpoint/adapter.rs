@@ -191,7 +191,10 @@ impl Adapter {
             expect(format!("{POOLER}.bias"), &[spec.hidden_size])?;
         }
         let labels = metadata.labels.as_ref().map(Vec::len);
-        if matches!(task, TaskKind::Classification | TaskKind::Tagging) && head.is_trained() && labels.is_some_and(|labels| labels != head.columns) {
+        if matches!(task, TaskKind::Classification | TaskKind::Tagging)
+            && head.is_trained()
+            && labels.is_some_and(|labels| labels != head.columns)
+        {
             bail!("the adapter's head has {} outputs for {} labels", head.columns, labels.unwrap_or(0));
         }
         Ok(used)

@@ -95,7 +95,8 @@ fn model(directory: &Path) -> Result<String> {
     line(&mut text, "fingerprint", model.checkpoint.fingerprint());
 
     let head = HeadSpec::new(TaskKind::Classification, HeadKind::Linear, 2, spec);
-    let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: spec.shifts(), dropout: 0.1 };
+    let prefix =
+        PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: spec.shifts(), dropout: 0.1 };
     let trained = PREFIX * spec.layers * 2 * spec.kv_size()
         + head.layers(spec.hidden_size).iter().map(|(_, [outputs, inputs])| outputs * inputs + outputs).sum::<usize>();
     let share = 100.0 * trained as f64 / spec.parameters() as f64;
@@ -117,7 +118,8 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> R
     }
     let title = format!("\nmemory plan of training it: prefix {}, batch {BATCH} x {length} tokens\n", prefix.length);
     let rows = if head.reads == Reads::One { BATCH } else { BATCH * length };
-    let capacity = Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
+    let capacity =
+        Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
     let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
     let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto, model, &Terminal::new(true))?)?;
     Ok(format!("{title}{plan}\n"))

@@ -66,8 +66,9 @@ pub struct Batch {
 }
 
 /// How a model and its head want a batch.
-pub struct Packing<'a> {
-    pub spec: &'a Specification,
+#[derive(Clone, Debug)]
+pub struct Packing {
+    pub spec: Specification,
     /// Added to the positions of all tokens (the prefix length where positions are shifted).
     pub shift: usize,
     pub grouping: Grouping,
@@ -84,7 +85,7 @@ impl Batch {
         for &feature in features {
             let (first_row, first_sequence) = (self.readout.count(), self.readout.offsets.len() - 1);
             for sequence in set.sequences_of(feature) {
-                check(packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
+                check(&packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
                 let start = self.ids.len();
                 self.ids.extend(sequence.ids.iter().map(|&id| id as i32));
                 self.push_positions(packing, sequence);
@@ -148,7 +149,7 @@ impl Batch {
 
     /// Positions and token types, or blocks, of a sequence whose ids are here.
     fn push_positions(&mut self, packing: &Packing, sequence: &Sequence) {
-        let spec = packing.spec;
+        let spec = &packing.spec;
         if let Positions::TwoDimensional { .. } = spec.positions {
             let text = sequence.blank.map_or(sequence.ids.len(), |_| sequence.separator as usize);
             let answer = sequence.ids.len() - text;
@@ -221,7 +222,7 @@ mod tests {
 
     fn pack_as(mask: MaskKind, sequence: Sequence, targets: Vec<i32>) -> Result<Batch> {
         let spec = Specification { vocabulary: 10, token_types: 2, mask, ..Specification::tiny() };
-        let packing = Packing { spec: &spec, shift: 3, grouping: Grouping::PerRow, columns: 2 };
+        let packing = Packing { spec, shift: 3, grouping: Grouping::PerRow, columns: 2 };
         let feature = Feature { example: 4, first_sequence: 0, sequences: 1, targets };
         let set = FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 5 };
         let mut batch = Batch::default();
@@ -231,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_batch_is_packed() {
-        let batch = pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], ..Sequence::default() }, vec![1, -100]).unwrap();
+        let batch =
+            pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], ..Sequence::default() }, vec![1, -100]).unwrap();
         assert_eq!((batch.ids, batch.types, batch.positions), (vec![5, 6, 7], vec![0, 1, 1], vec![3, 4, 5]));
         assert_eq!((batch.all.ordinals, batch.all.offsets, batch.readout_rows), (vec![7; 3], vec![0, 3], vec![0, 2]));
         assert_eq!((batch.groups, batch.targets), (vec![0, 2, 1, 1, 2, 2, 1, -1], 1));
@@ -249,22 +251,31 @@ mod tests {
 
     #[test]
     fn answers_have_two_dimensional_positions() {
-        let spec = Specification { positions: Positions::TwoDimensional { table: 65 }, mask: MaskKind::Separator, token_types: 0, ..Specification::tiny() };
-        let packing = Packing { spec: &spec, shift: 0, grouping: Grouping::PerSequence, columns: 1 };
-        let frame = Sequence { ids: vec![5, 6, 7, 8, 9], separator: 3, blank: Some(1), readout: vec![3, 4], predicts: vec![2, 3], types: vec![] };
+        let spec = Specification {
+            positions: Positions::TwoDimensional { table: 65 },
+            mask: MaskKind::Separator,
+            token_types: 0,
+            ..Specification::tiny()
+        };
+        let packing = Packing { spec, shift: 0, grouping: Grouping::PerSequence, columns: 1 };
+        let frame =
+            Sequence { ids: vec![5, 6, 7, 8, 9], separator: 3, blank: Some(1), readout: vec![3, 4], predicts: vec![2, 3], types: vec![] };
         let whole = Sequence { readout: vec![2], predicts: vec![4], ..Sequence::text(vec![5, 6, 7], vec![], vec![]) };
         let feature = Feature { sequences: 2, targets: vec![1], ..Feature::default() };
         let set = FeatureSet { sequences: vec![frame, whole], features: vec![feature], examples: 1 };
         let mut batch = Batch::default();
         batch.pack(&packing, &set, &[0], 0).unwrap();
-        assert_eq!((batch.positions, batch.types, batch.separators), (vec![0, 1, 2, 1, 1, 0, 1, 2], vec![0, 0, 0, 1, 2, 0, 0, 0], vec![3, 3]));
+        assert_eq!(
+            (batch.positions, batch.types, batch.separators),
+            (vec![0, 1, 2, 1, 1, 0, 1, 2], vec![0, 0, 0, 1, 2, 0, 0, 0], vec![3, 3])
+        );
         assert_eq!((batch.row_targets, batch.groups, batch.targets, batch.feature_rows), (vec![2, 3, 4], vec![0, 2, 1, 1], 1, vec![2]));
     }
 
     #[test]
     fn rows_that_predict_tokens() {
         let spec = Specification { mask: MaskKind::Causal, ..Specification::tiny() };
-        let packing = Packing { spec: &spec, shift: 0, grouping: Grouping::PerToken, columns: 0 };
+        let packing = Packing { spec, shift: 0, grouping: Grouping::PerToken, columns: 0 };
         let pack = |targets: Vec<i32>| {
             let sequence = Sequence { ids: vec![1, 2, 3], readout: vec![1, 2], ..Sequence::default() };
             let feature = Feature { sequences: 1, targets, ..Feature::default() };

@@ -1,6 +1,7 @@
 //! The frozen model's tensors: where each lies, and how it gets there. Where the backend reads files, a 16-bit matrix
-//! stays where its file is mapped; every other is copied into the arena once, in 16 bits. Biases and norms (under 0.1 %
-//! of the bytes) are widened to the master type, so that kernels read them without conversion.
+//! stays where its file is mapped; every other is copied into the arena once, in 16 bits. Norms (under 0.1 % of the bytes)
+//! are widened to the master type, so that kernels read them without conversion; biases have the type of what they are
+//! added to, as products that end with a bias want them.
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
@@ -95,22 +96,23 @@ impl Placer<'_> {
         Ok(view)
     }
 
-    fn vector(&mut self, layout: &mut Layout, slot: Slot, bias: bool, count: usize) -> View {
-        let view = layout.vector(count, self.precision.master);
+    fn vector(&mut self, layout: &mut Layout, slot: Slot, bias: bool, count: usize, dtype: DType) -> View {
+        let view = layout.vector(count, dtype);
         self.uploads.push((slot, Part::Vector { bias }, view));
         view
     }
 
     fn linear(&mut self, layout: &mut Layout, slot: Slot) -> Result<Linear> {
         let weight = self.matrix(layout, slot)?;
-        let bias = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, weight.rows));
+        let bias = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, weight.rows, self.precision.activation));
         Ok(Linear { weight, bias })
     }
 
     fn norm(&mut self, layout: &mut Layout, slot: Slot) -> Norm {
         let cols = self.model.spec.shape(slot).map_or(0, |[_, cols]| cols);
-        let gamma = self.vector(layout, slot, false, cols);
-        let beta = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, cols));
+        let master = self.precision.master;
+        let gamma = self.vector(layout, slot, false, cols, master);
+        let beta = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, cols, master));
         Norm { gamma, beta }
     }
 
@@ -130,7 +132,7 @@ impl Placer<'_> {
             true => View { rows: rows.iter().sum(), ..self.matrix(layout, slots[0])? },
             false => layout.matrix(rows.iter().sum(), hidden, dtype),
         };
-        let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.precision.master));
+        let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.precision.activation));
         let mut from = 0;
         for (slot, rows) in slots.into_iter().zip(rows) {
             if !joined {
@@ -190,7 +192,7 @@ impl Frozen {
             // Made by the engine, or brought by an adapter.
             (true, false) => Some(Linear {
                 weight: layout.matrix(spec.hidden_size, spec.hidden_size, precision.frozen(DType::F32)),
-                bias: Some(layout.vector(spec.hidden_size, precision.master)),
+                bias: Some(layout.vector(spec.hidden_size, precision.activation)),
             }),
         };
         let uploads = placer.uploads;

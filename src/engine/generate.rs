@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::plan::RowViews;
 use super::{BatchRows, Engine, Mode};
 use crate::backend::{DType, Precision, Rows, View};
-use crate::data::FeatureSet;
+use crate::data::{Batch, FeatureSet};
 use crate::model::{MaskKind, Specification};
 use anyhow::{Context, Result, ensure};
 
@@ -70,15 +70,17 @@ impl Engine {
     pub fn generate(&mut self, set: &FeatureSet, features: &[usize], limit: usize, stops: &[u32]) -> Result<Vec<Vec<u32>>> {
         let cache = self.plan.cache.clone().context("the memory plan has no room for generated text")?;
         ensure!(self.spec.mask == MaskKind::Causal, "only causal models continue a text");
-        let mut rows = self.load_batch(set, features, 0)?;
-        let offsets = &self.batch.all.offsets;
-        let mut lengths: Vec<usize> = offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).collect();
+        let mut batch = Batch::default();
+        batch.pack(&self.packing, set, features, 0)?;
+        let mut rows = self.load_batch(&batch)?;
+        let mut lengths: Vec<usize> = batch.all.offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).collect();
         let longest = lengths.iter().max().copied().unwrap_or(0);
         ensure!(longest + limit <= cache.length, "{longest} tokens and {limit} more are beyond the memory plan's {}", cache.length);
         for &view in cache.layers.iter().flatten() {
             self.backend.zero(view);
         }
-        let places = lengths.iter().enumerate().flat_map(|(slot, &length)| (0..length).map(move |token| (slot * cache.length + token) as i32));
+        let places =
+            lengths.iter().enumerate().flat_map(|(slot, &length)| (0..length).map(move |token| (slot * cache.length + token) as i32));
         let places: Vec<i32> = places.collect();
         rows.cache = Some(CacheRows { rows: self.upload(cache.rows, &places), reads: None });
 
@@ -104,7 +106,7 @@ impl Engine {
             if active.is_empty() || done + 1 == limit {
                 break;
             }
-            rows = self.load_continuation(&cache, &active, &next, &lengths);
+            rows = self.load_continuation(&mut batch, &cache, &active, &next, &lengths);
             for &slot in &active {
                 lengths[slot] += 1;
             }
@@ -136,15 +138,21 @@ impl Engine {
     }
 
     /// A batch of one token a sequence: `tokens` behind the `lengths` tokens that the cache holds of each.
-    fn load_continuation(&mut self, cache: &CacheBuffers, slots: &[usize], tokens: &[u32], lengths: &[usize]) -> BatchRows {
+    fn load_continuation(
+        &mut self,
+        batch: &mut Batch,
+        cache: &CacheBuffers,
+        slots: &[usize],
+        tokens: &[u32],
+        lengths: &[usize],
+    ) -> BatchRows {
         let count = slots.len();
         let (mut places, mut keys, mut queries) = (Vec::new(), vec![0], vec![0]);
-        let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
         for (row, (&slot, &token)) in slots.iter().zip(tokens).enumerate() {
             let (length, start) = (lengths[slot], (slot * cache.length) as i32);
             batch.ids.push(token as i32);
-            batch.positions.push(self.spec.position_of(length, self.shift()) as i32);
+            batch.positions.push(self.spec.position_of(length, self.packing.shift) as i32);
             batch.types.push(0);
             batch.all.push_token(row as i32, length as i32);
             places.push(start + length as i32);
@@ -153,8 +161,7 @@ impl Engine {
             queries.extend([row as i32, row as i32 + 1]);
         }
         batch.read_every_token();
-        self.batch = batch;
-        let mut rows = self.upload_batch();
+        let mut rows = self.upload_batch(batch);
         let views = RowViews { offsets: cache.query_offsets, ..self.plan.batch.all };
         let of_rows = |view: View| view.col_range(0, count);
         let (ordinals, tokens) = (of_rows(views.ordinals), of_rows(views.tokens));

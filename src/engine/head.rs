@@ -56,12 +56,12 @@ impl Engine {
         self.backend.linear(last, weight, Some(bias), logits);
     }
 
-    /// Loss and gradients of the head, down to the gradient of its input (where a prefix below wants it).
-    pub(super) fn backward_head(&mut self, rows: &BatchRows) {
+    /// Loss over the batch's `groups` of logits and gradients of the head, down to the gradient of its input (where a prefix below wants it).
+    pub(super) fn backward_head(&mut self, rows: &BatchRows, groups: usize) {
         let slot = (self.step % 2) as usize;
         let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
         if self.plan.head.vocabulary.is_some() {
-            return self.backward_vocabulary(rows, loss);
+            return self.backward_vocabulary(rows, groups, loss);
         }
         let count = rows.readout.count;
         let head = &self.plan.head;
@@ -69,7 +69,7 @@ impl Engine {
         let pooled = head.pooled.zip(head.d_pooled).map(|([sum, pooled], d_pooled)| [sum, pooled, d_pooled].map(|v| v.first_rows(count)));
         self.backend.cross_entropy(&CrossEntropy {
             logits,
-            groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
+            groups: self.plan.batch.groups.first_rows(groups),
             scale: self.scale / self.step_targets as f64,
             loss,
             d_logits,

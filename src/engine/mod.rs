@@ -39,6 +39,8 @@ pub struct Engine {
     spec: Specification,
     options: EngineOptions,
     plan: Plan,
+    packing: Packing,
+    /// Of the batches that the engine packs itself.
     batch: Batch,
     /// The step that runs, from 0; part of every mask's key.
     step: u64,
@@ -100,11 +102,14 @@ impl Engine {
         plan.frozen.load(model, backend.as_mut())?;
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
         let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);
+        let packing =
+            Packing { spec: spec.clone(), shift: options.prefix.shift(), grouping: options.head.grouping, columns: options.head.columns };
         let mut engine = Engine {
             backend,
             spec,
             options,
             plan,
+            packing,
             batch: Batch::default(),
             step: 0,
             step_targets: 0,
@@ -145,28 +150,53 @@ impl Engine {
         self.plan.trainables.list.iter().map(|t| TrainableInfo { name: t.name.clone(), shape: t.shape }).collect()
     }
 
+    /// How batches for [`Engine::forward_packed`] and [`Engine::accumulate_packed`] are to be packed: with a copy of it
+    /// another thread can pack the next batch while this one is being computed.
+    pub fn packing(&self) -> &Packing {
+        &self.packing
+    }
+
+    /// Packs features and does something with the batch.
+    fn with_packed<T>(
+        &mut self,
+        set: &FeatureSet,
+        features: &[usize],
+        first_ordinal: usize,
+        then: impl FnOnce(&mut Engine, &Batch) -> Result<T>,
+    ) -> Result<T> {
+        let mut batch = std::mem::take(&mut self.batch);
+        let packed = batch.pack(&self.packing, set, features, first_ordinal);
+        let result = packed.and_then(|()| then(self, &batch));
+        self.batch = batch;
+        result
+    }
+
     /// Logits of features, without dropout: for each, \[rows, columns\] row-major. Of rows that predict tokens, pairs: the
     /// target's log-probability, and 1 where it is the likeliest token, else 0.
     pub fn forward(&mut self, set: &FeatureSet, features: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let rows = self.load_batch(set, features, 0)?;
+        self.with_packed(set, features, 0, |engine, batch| engine.forward_packed(batch))
+    }
+
+    /// [`Engine::forward`] of a batch that was packed before.
+    pub fn forward_packed(&mut self, batch: &Batch) -> Result<Vec<Vec<f64>>> {
+        let rows = self.load_batch(batch)?;
         self.run_forward(Mode::Evaluate, &rows);
         let (values, columns) = match (self.options.head.grouping, self.plan.head.vocabulary) {
             (Grouping::PerToken, Some(buffers)) => {
                 let of_rows = |view: View| view.col_range(0, rows.readout.count);
                 let log_probabilities = self.read_values(of_rows(buffers.log_probability));
                 let best = self.read_values(of_rows(buffers.best));
-                let hits = best.iter().zip(&self.batch.row_targets).map(|(&best, &target)| f64::from(u8::from(best == f64::from(target))));
+                let hits = best.iter().zip(&batch.row_targets).map(|(&best, &target)| f64::from(u8::from(best == f64::from(target))));
                 (log_probabilities.into_iter().zip(hits).flat_map(|(log, hit)| [log, hit]).collect::<Vec<_>>(), 2)
             }
             _ => {
-                let count = self.batch.feature_rows.iter().sum();
+                let count = batch.feature_rows.iter().sum();
                 (self.read_values(self.plan.head.logits.first_rows(count)), self.options.head.columns)
             }
         };
         self.backend.check()?;
         let mut rest = values.as_slice();
-        Ok(self
-            .batch
+        Ok(batch
             .feature_rows
             .iter()
             .map(|&rows| {
@@ -177,31 +207,18 @@ impl Engine {
             .collect())
     }
 
-    /// Packs features and brings them to the backend.
-    fn load_batch(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<BatchRows> {
-        let packing = Packing {
-            spec: &self.spec,
-            shift: self.shift(),
-            grouping: self.options.head.grouping,
-            columns: self.options.head.columns,
-        };
-        self.batch.pack(&packing, set, features, first_ordinal)?;
-        let (batch, capacity) = (&self.batch, self.plan.capacity);
-        let longest = features.iter().flat_map(|&f| set.sequences_of(f)).map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+    /// Brings a batch to the backend.
+    fn load_batch(&mut self, batch: &Batch) -> Result<BatchRows> {
+        let capacity = self.plan.capacity;
         // Scratch is laid out for a prefix in front.
         let room = capacity.longest + if self.bare { self.options.prefix.length } else { 0 };
         let fits = batch.ids.len() <= capacity.tokens
             && batch.sequences() <= capacity.sequences
             && batch.readout.count() <= capacity.rows
             && batch.groups.len() <= 4 * capacity.groups
-            && longest <= room;
+            && batch.all.longest() <= room;
         ensure!(fits, "a batch of {} tokens is larger than the memory plan's capacity of {}", batch.ids.len(), capacity.tokens);
-        Ok(self.upload_batch())
-    }
-
-    /// What is added to token positions.
-    fn shift(&self) -> usize {
-        if self.bare { 0 } else { self.options.prefix.shift() }
+        Ok(self.upload_batch(batch))
     }
 
     /// Brings integers to the backend.
@@ -211,9 +228,9 @@ impl Engine {
         to
     }
 
-    /// Brings the batch to the backend.
-    fn upload_batch(&mut self) -> BatchRows {
-        let (buffers, batch) = (&self.plan.batch, &self.batch);
+    /// Brings a batch to the backend that is within the plan.
+    fn upload_batch(&mut self, batch: &Batch) -> BatchRows {
+        let buffers = &self.plan.batch;
         let mut upload = |to: View, values: &[i32]| {
             let to = to.reshape(1, to.len()).col_range(0, values.len());
             self.backend.write(to, bytemuck::cast_slice(values));

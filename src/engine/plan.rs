@@ -199,10 +199,8 @@ impl Plan {
         let (h, f, q, kv) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
-        let formula =
-            format!("biases and norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
-        let frozen = layout
-            .region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, &options.head, layout))?;
+        let formula = format!("norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
+        let frozen = layout.region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, &options.head, layout))?;
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));

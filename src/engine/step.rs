@@ -4,7 +4,7 @@
 use super::trainable::PrefixBuffers;
 use super::{Engine, Mode, numbers};
 use crate::backend::{AdamW, Readback};
-use crate::data::FeatureSet;
+use crate::data::{Batch, FeatureSet};
 use anyhow::{Result, ensure};
 
 /// What AdamW is told (betas 0.9 and 0.999, epsilon 1e-8: torch's defaults).
@@ -63,14 +63,19 @@ impl Engine {
 
     /// Forward and backward of a micro-batch, gradients added. `first_ordinal` counts the step's sequences before it.
     pub fn accumulate(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
+        self.with_packed(set, features, first_ordinal, |engine, batch| engine.accumulate_packed(batch))
+    }
+
+    /// [`Engine::accumulate`] of a batch that was packed before.
+    pub fn accumulate_packed(&mut self, batch: &Batch) -> Result<()> {
         ensure!(self.plan.capacity.training, "this engine was laid out for evaluation only");
         self.backend.check()?;
-        let rows = self.load_batch(set, features, first_ordinal)?;
-        if self.batch.targets == 0 {
+        let rows = self.load_batch(batch)?;
+        if batch.targets == 0 {
             return Ok(());
         }
         self.run_forward(Mode::Train, &rows);
-        self.backward_head(&rows);
+        self.backward_head(&rows, batch.groups.len() / 4);
         self.run_backward(&rows);
         for trainable in &mut self.plan.trainables.list {
             trainable.used = true;

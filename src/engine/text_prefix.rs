@@ -2,7 +2,7 @@
 //! keys as attention sees them (after their rotation), as PEFT has it.
 
 use super::{Engine, Mode, numbers};
-use crate::data::{Feature, FeatureSet, Sequence};
+use crate::data::{Batch, Feature, FeatureSet, Packing, Sequence};
 use anyhow::{Result, ensure};
 
 impl Engine {
@@ -25,7 +25,9 @@ impl Engine {
     }
 
     fn compute_prefix(&mut self, set: &FeatureSet, table: crate::backend::View) -> Result<()> {
-        let rows = self.load_batch(set, &[0], 0)?;
+        let mut batch = Batch::default();
+        batch.pack(&Packing { shift: 0, ..self.packing.clone() }, set, &[0], 0)?;
+        let rows = self.load_batch(&batch)?;
         self.forward_embeddings(Mode::Evaluate, &rows);
         let last = self.options.prefix.layers.last().copied().unwrap_or(0);
         for layer in 0..=last {

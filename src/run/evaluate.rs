@@ -1,6 +1,7 @@
 //! Forward over a whole set, and what is measured of it: shared by validation, `eval` and `predict`.
 
 use super::interrupt::Interrupt;
+use super::pipeline::{Contents, Pipeline};
 use super::terminal::Terminal;
 use crate::data::{Example, FeatureSet, Grouping};
 use crate::engine::Engine;
@@ -19,12 +20,16 @@ pub fn forward(
     let features: Vec<usize> = (0..set.features.len()).collect();
     let mut logits = Vec::with_capacity(features.len());
     let mut progress = terminal.progress("evaluated", 0, features.len() as u64, false);
-    for batch in features.chunks(batch_size) {
+    let mut pipeline = Pipeline::new(engine);
+    let contents = |features: &[usize]| Contents { features: features.to_vec(), first_ordinal: 0 };
+    let mut batches = features.chunks(batch_size).map(contents).peekable();
+    while let Some(batch) = batches.next() {
         if interrupt.pending().is_some() {
             return Ok(None);
         }
         // Exact: the backends for use compute logits in f32.
-        logits.extend(engine.forward(set, batch)?.into_iter().map(|values| values.into_iter().map(|value| value as f32).collect()));
+        let values = pipeline.run(set, batch, batches.peek().cloned(), |batch| engine.forward_packed(batch))?;
+        logits.extend(values.into_iter().map(|values| values.into_iter().map(|value| value as f32).collect()));
         progress.update(logits.len() as u64, String::new);
     }
     Ok(Some(logits))
@@ -105,7 +110,8 @@ pub fn mean_loss(set: &FeatureSet, grouping: Grouping, logits: &[Vec<f32>]) -> f
         if grouping == Grouping::PerToken {
             // Pairs of a log-probability and whether the token is the likeliest; of rows without a target nothing counts.
             let targets = &set.features[feature].targets;
-            total -= logits.chunks_exact(2).zip(targets).filter(|(_, target)| **target >= 0).map(|(pair, _)| f64::from(pair[0])).sum::<f64>();
+            total -=
+                logits.chunks_exact(2).zip(targets).filter(|(_, target)| **target >= 0).map(|(pair, _)| f64::from(pair[0])).sum::<f64>();
             count += set.targets(feature);
             continue;
         }

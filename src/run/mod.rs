@@ -6,6 +6,7 @@ mod folder;
 pub mod interrupt;
 pub mod memory;
 mod options;
+mod pipeline;
 pub mod prepare;
 mod record;
 mod report;

@@ -240,7 +240,10 @@ impl TrainOptions {
             self.positions.get_or_insert(if shifted { Offset::Shifted } else { Offset::Unshifted });
             let known = metadata.words().map(|(labels, words)| LabelWords { labels, words });
             if !adapter.foreign && self.verbalizer.is_some() && self.verbalizer != known {
-                usage!("--verbalizer: the adapter of --init-adapter was trained with {}", known.map_or("none".into(), |known| known.to_string()));
+                usage!(
+                    "--verbalizer: the adapter of --init-adapter was trained with {}",
+                    known.map_or("none".into(), |known| known.to_string())
+                );
             }
             self.verbalizer = self.verbalizer.or(known);
             if self.task.is_none() {
@@ -331,7 +334,9 @@ pub fn check_language_task(task: TaskKind, cloze: bool, spec: &Specification) ->
             usage!("{flag} needs a causal language model (llama, gpt2, ...); {family} fills blanks: use --task classification --verbalizer")
         }
         (_, MaskKind::Full) if cloze => {
-            usage!("{flag} needs a language model (glm, or a causal one); {family} has no head here that predicts words: leave it out to train a head")
+            usage!(
+                "{flag} needs a language model (glm, or a causal one); {family} has no head here that predicts words: leave it out to train a head"
+            )
         }
         _ => Ok(()),
     }

@@ -158,7 +158,11 @@ impl Prepared {
         if let Some(tokens) = &prefix_tokens
             && tokens.len() > spec.longest_sequence(0)
         {
-            usage!("--prefix-init: the text has {} tokens, the model {} positions; use a shorter one", tokens.len(), spec.longest_sequence(0));
+            usage!(
+                "--prefix-init: the text has {} tokens, the model {} positions; use a shorter one",
+                tokens.len(),
+                spec.longest_sequence(0)
+            );
         }
         let mut inputs = BTreeMap::from([("model".to_string(), model.checkpoint.fingerprint())]);
         if let PrefixStart::File(path) = &settings.prefix_init {
@@ -283,6 +287,9 @@ impl Prepared {
             state,
             session: Session::default(),
         };
+        if checkpoint.is_some() {
+            trainer.tidy()?;
+        }
         if let Some(signal) = trainer.run()? {
             terminal.line(format!(
                 "stopped by {} after step {} of {}; go on with: ptune train --output {} --resume",

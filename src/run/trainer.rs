@@ -4,6 +4,7 @@
 use super::evaluate::{self, Evaluation};
 use super::folder::{Folder, TRAINER_STATE};
 use super::interrupt::Interrupt;
+use super::pipeline::{Contents, Pipeline};
 use super::prepare::Split;
 use super::record::Record;
 use super::schedule::LearningRate;
@@ -46,6 +47,8 @@ pub struct Trainer<'a> {
 pub struct Session {
     /// The order of the current epoch.
     order: Option<(u64, Vec<usize>)>,
+    /// Made at the first step.
+    pipeline: Option<Pipeline>,
     steps: u64,
     tokens: u64,
     /// Time in steps: evaluations and checkpoints are not in it.
@@ -121,10 +124,19 @@ impl Trainer<'_> {
         let set = &self.train.encoding.set;
         let targets: usize = features.iter().map(|&feature| set.targets(feature)).sum();
         self.engine.begin_step(step, targets);
-        let mut ordinal = 0;
-        for batch in features.chunks(self.settings.batch_size) {
-            self.engine.accumulate(set, batch, ordinal)?;
-            ordinal += batch.iter().map(|&feature| set.features[feature].sequences).sum::<usize>();
+        // The batches of this step, and the first one of the next.
+        let mut batches = self.micro_batches(&features);
+        if step + 1 < self.extent.total_steps {
+            let features = self.features(step + 1);
+            batches.extend(self.micro_batches(&features).into_iter().next());
+        }
+        let count = features.len().div_ceil(self.settings.batch_size);
+        let engine = &mut self.engine;
+        let pipeline = self.session.pipeline.get_or_insert_with(|| Pipeline::new(engine));
+        let mut batches = batches.into_iter().peekable();
+        for _ in 0..count {
+            let Some(batch) = batches.next() else { break };
+            pipeline.run(set, batch, batches.peek().cloned(), |batch| engine.accumulate_packed(batch))?;
         }
         if step == 0 && targets > 0 {
             self.check_prefix()?;
@@ -140,6 +152,17 @@ impl Trainer<'_> {
         self.session.tokens += tokens as u64;
         self.session.training += started.elapsed();
         self.take(report)
+    }
+
+    /// What the micro-batches of a step hold.
+    fn micro_batches(&self, features: &[usize]) -> Vec<Contents> {
+        let mut first_ordinal = 0;
+        let contents = |batch: &[usize]| {
+            let contents = Contents { features: batch.to_vec(), first_ordinal };
+            first_ordinal += batch.iter().map(|&feature| self.train.encoding.set.features[feature].sequences).sum::<usize>();
+            contents
+        };
+        features.chunks(self.settings.batch_size).map(contents).collect()
     }
 
     /// The features of a step: a stretch of its epoch's order.
@@ -285,8 +308,14 @@ impl Trainer<'_> {
         self.engine.check()?;
         let state = TrainingState { step, tensor_steps, trainer: serde_json::to_value(&self.state)? };
         write_checkpoint(self.folder.root(), &adapter, self.spec, &state, &mut self.engine)?;
+        self.tidy()
+    }
+
+    /// What follows a checkpoint of the current step: the trainer's state beside it, and the checkpoints that it makes
+    /// superfluous. A kill may have come in between, so a resumed run does this first.
+    pub fn tidy(&self) -> Result<()> {
         write_text(&self.folder.file(TRAINER_STATE), &self.state.to_trainer_state(&self.extent)?)?;
-        let extent = self.extent;
+        let (step, extent) = (self.state.step, self.extent);
         let is_regular = |step| extent.save_every.is_due(step, extent.steps_per_epoch, extent.total_steps);
         self.folder.prune(step, self.settings.save_limit, is_regular)
     }

@@ -445,7 +445,8 @@ mod tests {
         assert_eq!(words.to_string().parse(), Ok(words.clone()));
         let table: toml::Table = toml::from_str(&format!("verbalizer = {}", toml::Value::String(words.to_string()))).unwrap();
         assert_eq!(table["verbalizer"].clone().try_into::<LabelWords>().unwrap(), words);
-        for (text, part) in [("yes", "not a JSON object"), (r#"{"yes": 1}"#, "not a string"), (r#"{"yes": " Yes"}"#, "at least two labels")] {
+        for (text, part) in [("yes", "not a JSON object"), (r#"{"yes": 1}"#, "not a string"), (r#"{"yes": " Yes"}"#, "at least two labels")]
+        {
             assert!(text.parse::<LabelWords>().unwrap_err().contains(part), "{text}");
         }
     }

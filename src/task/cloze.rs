@@ -40,7 +40,8 @@ impl Verbalizer {
             ),
             MaskKind::Causal => None,
             MaskKind::Separator => {
-                let mark = |name: &str| tokenizer.token(name).with_context(|| format!("the tokenizer has no token {name}, which a cloze needs"));
+                let mark =
+                    |name: &str| tokenizer.token(name).with_context(|| format!("the tokenizer has no token {name}, which a cloze needs"));
                 Some([mark(BLANK)?, mark(START)?])
             }
         };
@@ -75,7 +76,10 @@ impl Verbalizer {
             bail!("the text has no {BLANK}, which marks where the label's word stands; write it into the text");
         };
         let Some([blank, start]) = self.marks else {
-            ensure!(behind.trim().is_empty(), "the {BLANK} must be at the end of the text, because a causal model does not see what follows");
+            ensure!(
+                behind.trim().is_empty(),
+                "the {BLANK} must be at the end of the text, because a causal model does not see what follows"
+            );
             let mut ids = tokenizer.encode_part(known.trim_end())?;
             let cut = (before.len() + ids.len()).saturating_sub(room);
             ensure!(cut < ids.len() || !before.is_empty() && cut == ids.len(), "nothing stands in front of the {BLANK}");
@@ -105,7 +109,10 @@ impl Verbalizer {
         let longest = self.tokens.iter().map(Vec::len).max().unwrap_or(1);
         let least = tokenizer.tokens_before().len() + tokenizer.tokens_after().len() + 1 + longest;
         let limit = limits.max_length;
-        ensure!(limit >= least, "--max-length {limit} leaves no room for a text beside the {BLANK} and its words; raise it to {least} at least");
+        ensure!(
+            limit >= least,
+            "--max-length {limit} leaves no room for a text beside the {BLANK} and its words; raise it to {least} at least"
+        );
         let (ids, blank, cut) = self.frame(text, tokenizer, limit - (longest - 1)).with_context(|| example.place.clone())?;
         let first = ids.len() as u32 - 1;
         let frame = Sequence { ids, separator: if blank.is_some() { first } else { 0 }, blank, ..Sequence::default() };

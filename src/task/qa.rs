@@ -38,11 +38,7 @@ pub(super) fn encode(example: &Example, tokenizer: &TextTokenizer, limits: &Limi
         let Window { ids, types, context, offsets, cls_index } = window;
         let readout = (0..ids.len() as u32).collect();
         let offsets = offsets.into_iter().map(|(first, end)| (first as u32, end as u32)).collect();
-        Item {
-            sequences: vec![Sequence::text(ids, types, readout)],
-            targets,
-            source: Source::Window { context, offsets, cls_index },
-        }
+        Item { sequences: vec![Sequence::text(ids, types, readout)], targets, source: Source::Window { context, offsets, cls_index } }
     });
     Ok(EncodedExample { items: items.collect(), truncated: false })
 }

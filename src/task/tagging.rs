@@ -77,11 +77,7 @@ pub(super) fn encode(example: &Example, labels: &Labels, tokenizer: &TextTokeniz
         }
         let encoded = tokenizer.wrap(ids);
         let targets = if tags.is_some() { rows.iter().map(|&word| tag_indices[word as usize]).collect() } else { Vec::new() };
-        items.push(Item {
-            sequences: vec![Sequence::text(encoded.ids, encoded.types, readout)],
-            targets,
-            source: Source::Words(rows),
-        });
+        items.push(Item { sequences: vec![Sequence::text(encoded.ids, encoded.types, readout)], targets, source: Source::Words(rows) });
     }
     Ok(EncodedExample { items, truncated: tokens.iter().any(|word| word.len() > frame.capacity) })
 }

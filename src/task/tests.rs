@@ -502,7 +502,9 @@ fn clozes_that_cannot_be_are_refused() {
     let (tokenizer, spec) = glm();
     let labels = strings(&["yes", "no"]);
     let new = |words: &[&str], spec: &Specification| Verbalizer::new(&labels, &strings(words), &tokenizer, spec);
-    for (words, part) in [(["", " No"], "has no token"), ([" No", " No"], "have the same tokens"), ([" Yes", "[UNK]"], "does not know the word")] {
+    for (words, part) in
+        [(["", " No"], "has no token"), ([" No", " No"], "have the same tokens"), ([" Yes", "[UNK]"], "does not know the word")]
+    {
         let message = format!("{:#}", new(&words, &spec).unwrap_err());
         assert!(message.contains("--verbalizer") && message.contains(part), "{message}");
     }

@@ -7,7 +7,9 @@ use ptune::backend::{Activation, NormKind, Stream};
 use ptune::checkpoint::{Checkpoint, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Pooling, Positions, SequenceState, Slot, Specification, TaskKind};
+use ptune::model::{
+    Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Pooling, Positions, SequenceState, Slot, Specification, TaskKind,
+};
 use safetensors::{Dtype, tensor::TensorView};
 
 const STEP: u64 = 3;

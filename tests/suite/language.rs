@@ -195,7 +195,8 @@ fn a_prefix_from_text_is_the_text() {
     const CUT: usize = 13;
     let set = texts(std::slice::from_ref(&whole), CUT);
     let bare = options(0, HeadSpec::next_tokens());
-    let mut plain = Engine::new(Box::new(Cpu::<f64>::new()), &model, bare.clone(), Capacity::for_items(&set, &bare.head, 1, false)).unwrap();
+    let mut plain =
+        Engine::new(Box::new(Cpu::<f64>::new()), &model, bare.clone(), Capacity::for_items(&set, &bare.head, 1, false)).unwrap();
     let expected = plain.forward(&set, &[0]).unwrap().concat();
 
     let rest = texts(&[whole[CUT..].to_vec()], 0);
@@ -218,7 +219,7 @@ fn glm_positions_are_the_bundles() {
     let bundle = Bundle::open("glm-cloze");
     let set = bundle.features();
     let head = bundle.head();
-    let packing = Packing { spec: &bundle.model.spec, shift: 0, grouping: head.grouping, columns: head.columns };
+    let packing = Packing { spec: bundle.model.spec.clone(), shift: 0, grouping: head.grouping, columns: head.columns };
     let mut batch = Batch::default();
     batch.pack(&packing, &set, &(0..set.features.len()).collect::<Vec<_>>(), 0).unwrap();
     let numbers = |values: &[i32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();

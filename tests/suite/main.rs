@@ -8,9 +8,9 @@ mod failures;
 mod golden;
 mod gradients;
 mod invariants;
-mod language;
 #[cfg(feature = "emulation")]
 mod kernels;
+mod language;
 mod machine_code;
 mod memory;
 #[cfg(feature = "emulation")]

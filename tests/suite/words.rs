@@ -18,7 +18,9 @@ const TRAIN: &str = "train --model model --task classification --data data.jsonl
 fn labels_of_several_tokens_are_trained_scored_and_predicted() {
     let place = Place::new("glm-cloze");
     let said = run(&place, TRAIN, &["--verbalizer", WORDS]).ok();
-    for part in ["entailment as \" Yes indeed\"", "vocabulary logits", "unshifted positions", "not PREFIX_TUNING: transformers has no class"] {
+    for part in
+        ["entailment as \" Yes indeed\"", "vocabulary logits", "unshifted positions", "not PREFIX_TUNING: transformers has no class"]
+    {
         assert!(said.contains(part), "{part:?} is not in {said}");
     }
     assert_eq!(tensors(&place.path("run/adapter_model.safetensors")).keys().collect::<Vec<_>>(), ["prompt_embeddings"]);

@@ -30,7 +30,8 @@ pub struct Operand {
     pub stride: usize,
 }
 
-/// c = a bᵀ, or c = a b, (+ c if `accumulate`): a and b of one 16-bit type, c of that or fp32, summed in fp32, rounded once.
+/// c = a bᵀ, or c = a b, (+ c if `accumulate`) (+ `bias` on every row): a and b of one 16-bit type, summed in fp32, rounded
+/// once to that type; or c in fp32, without bias and not accumulated.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     pub dtype: DType,
@@ -42,6 +43,8 @@ pub struct Product {
     pub transposed: bool,
     pub c: Operand,
     pub accumulate: bool,
+    /// A value a column of c.
+    pub bias: Option<Address>,
 }
 
 pub trait Driver: Send {

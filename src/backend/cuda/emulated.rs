@@ -151,14 +151,9 @@ impl Driver for Emulated {
         let (a, b) = (widen(&product.a), widen(&product.b));
         let Operand { rows: m, cols: n, stride, address } = product.c;
         let k = product.a.cols;
-        // SAFETY: the caller's promise.
-        let wide_row = |r: usize| unsafe { std::slice::from_raw_parts_mut((address as *mut f32).add(r * stride), n) };
         let wide = product.out == DType::F32;
-        let mut sums = match (product.accumulate, wide) {
-            (false, _) => vec![0.0; m * n],
-            (true, true) => (0..m).flat_map(|r| wide_row(r).to_vec()).collect(),
-            (true, false) => widen(&product.c),
-        };
+        ensure!(!wide || !product.accumulate && product.bias.is_none(), "{product:?} is not a product of the interface");
+        let mut sums = if product.accumulate { widen(&product.c) } else { vec![0.0; m * n] };
         let b_strides = if product.transposed { (1, k) } else { (n, 1) };
         // SAFETY: shapes are those of the buffers just made.
         unsafe {
@@ -184,9 +179,17 @@ impl Driver for Emulated {
                 gemm::Parallelism::None,
             );
         }
+        if let Some(bias) = product.bias {
+            let bias = widen(&Operand { address: bias, rows: 1, cols: n, stride: n });
+            for row in sums.chunks_exact_mut(n) {
+                row.iter_mut().zip(&bias).for_each(|(sum, bias)| *sum += bias);
+            }
+        }
         for (r, row) in sums.chunks_exact(n).enumerate() {
             if wide {
-                wide_row(r).copy_from_slice(row);
+                // SAFETY: the caller's promise.
+                let to = unsafe { std::slice::from_raw_parts_mut((address as *mut f32).add(r * stride), n) };
+                to.copy_from_slice(row);
                 continue;
             }
             // SAFETY: the caller's promise.

@@ -1,7 +1,8 @@
-//! Linear layers. A frozen matrix has the activations' 16-bit type: a product of the driver's library. What is trained
+//! Linear layers. A frozen matrix has the activations' 16-bit type: a product of the driver's library, which adds the bias
+//! while the sums are still in registers. What is trained
 //! (head, projection) is small and in fp32, with inputs and outputs of either type: the kernels of `matmul.cu`.
 
-use super::{Cuda, Driver, Operand, Product, rowwise};
+use super::{Cuda, Driver, Operand, Product};
 use crate::backend::*;
 
 /// Rows and columns of the tile of the output that a block of `matmul.cu` computes.
@@ -34,7 +35,7 @@ impl<D: Driver> Cuda<D> {
         Operand { address: self.arena.address(view), rows: view.rows, cols: view.cols, stride: view.stride }
     }
 
-    fn product(&mut self, a: View, b: View, transposed: bool, c: View, accumulate: bool) {
+    fn product(&mut self, a: View, b: View, transposed: bool, c: View, accumulate: bool, bias: Option<View>) {
         let (n, k) = if transposed { (b.rows, b.cols) } else { (b.cols, b.rows) };
         assert!(a.cols == k && c.rows == a.rows && c.cols == n);
         if c.is_empty() {
@@ -42,7 +43,12 @@ impl<D: Driver> Cuda<D> {
         }
         let (dtype, out) = (self.activation, if c.dtype == DType::F32 { DType::F32 } else { self.activation });
         let (a, b, c) = (self.operand(a, dtype), self.operand(b, dtype), self.operand(c, out));
-        let product = Product { dtype, out, a, b, transposed, c, accumulate };
+        assert!(out == dtype || bias.is_none() && !accumulate, "a product in fp32 is neither added to nor biased");
+        let bias = bias.map(|bias| {
+            assert!(bias.dtype == dtype && bias.len() == n, "a bias of {} {}", bias.len(), bias.dtype.name());
+            self.arena.address(bias)
+        });
+        let product = Product { dtype, out, a, b, transposed, c, accumulate, bias };
         // SAFETY: `operand` checked that the views lie in the arena; shapes agree; the engine gives an output of its own.
         self.attempt(|driver| unsafe { driver.product(&product) });
     }
@@ -50,11 +56,7 @@ impl<D: Driver> Cuda<D> {
 
 pub fn forward<D: Driver>(cuda: &mut Cuda<D>, x: View, weight: View, bias: Option<View>, out: View) {
     if weight.dtype != DType::F32 {
-        cuda.product(x, weight, true, out, false);
-        if let Some(bias) = bias {
-            rowwise::bias(cuda, out, bias);
-        }
-        return;
+        return cuda.product(x, weight, true, out, false, bias);
     }
     let arguments = cuda
         .arguments()
@@ -70,7 +72,7 @@ pub fn forward<D: Driver>(cuda: &mut Cuda<D>, x: View, weight: View, bias: Optio
 
 pub fn backward_input<D: Driver>(cuda: &mut Cuda<D>, dy: View, weight: View, dx: View, accumulate: bool) {
     if weight.dtype != DType::F32 {
-        return cuda.product(dy, weight, false, dx, accumulate);
+        return cuda.product(dy, weight, false, dx, accumulate, None);
     }
     let arguments = cuda
         .arguments()

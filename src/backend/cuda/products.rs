@@ -3,15 +3,16 @@
 //! in order, in the workspace.
 //!
 //! cuBLASLt's matrices are column-major, so c = a bᵀ is asked for as cᵀ = (bᵀ)ᵀ aᵀ, and c = a b as cᵀ = bᵀ aᵀ: the memory
-//! is the same.
+//! is the same. A bias has a value for each of cᵀ's rows, as the library's epilogue wants it.
 
 use super::driver::{Address, Operand, Product};
 use crate::backend::DType;
 use anyhow::{Context, Result};
 use cudarc::cublaslt::result;
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as DescAttribute,
-    cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayout_t, cudaDataType_t,
+    cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
+    cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayout_t,
+    cudaDataType_t,
 };
 use cudarc::driver::sys::CUstream;
 use std::collections::HashMap;
@@ -36,6 +37,7 @@ struct Shape {
     alignments: [u32; 3],
     transposed: bool,
     accumulate: bool,
+    bias: bool,
 }
 
 /// An algorithm with the descriptions that it is called with.
@@ -88,6 +90,16 @@ impl Products {
         unsafe {
             let operation = (&raw const operation).cast::<c_void>();
             result::set_matmul_desc_attribute(description, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, operation, size_of::<i32>())?;
+            if shape.bias {
+                let epilogue = cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+                let value = (&raw const epilogue).cast();
+                result::set_matmul_desc_attribute(
+                    description,
+                    DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE,
+                    value,
+                    size_of_val(&epilogue),
+                )?;
+            }
             let set = |attribute, value: *const c_void, bytes| result::set_matmul_pref_attribute(preference, attribute, value, bytes);
             set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const self.workspace_bytes).cast(), size_of::<usize>())?;
             set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const ORDERED_REDUCTION).cast(), 4)?;
@@ -112,7 +124,7 @@ impl Products {
     /// # Safety
     /// The operands lie in device memory, and `c` overlaps neither of the others; a workspace is set.
     pub unsafe fn run(&mut self, product: &Product, stream: CUstream) -> Result<()> {
-        let Product { a, b, c, transposed, accumulate, dtype, out } = *product;
+        let Product { a, b, c, transposed, accumulate, bias, dtype, out } = *product;
         let shape = Shape {
             dtype,
             out,
@@ -121,6 +133,7 @@ impl Products {
             alignments: [alignment(&a), alignment(&b), alignment(&c)],
             transposed,
             accumulate,
+            bias: bias.is_some(),
         };
         if !self.plans.contains_key(&shape) {
             let plan = self.plan(&shape)?;
@@ -129,8 +142,12 @@ impl Products {
         let plan = &self.plans[&shape];
         let (alpha, beta) = (1.0_f32, f32::from(u8::from(accumulate)));
         let [b_layout, a_layout, c_layout] = plan.layouts;
-        // SAFETY: the caller's promise; the plan is of these shapes.
+        // SAFETY: the caller's promise; the plan is of these shapes, and its description takes the pointer's value.
         unsafe {
+            if let Some(bias) = bias {
+                let (attribute, value) = (DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const bias).cast());
+                result::set_matmul_desc_attribute(plan.description, attribute, value, size_of::<Address>())?;
+            }
             result::matmul(
                 self.handle,
                 plan.description,

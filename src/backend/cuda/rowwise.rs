@@ -97,12 +97,6 @@ pub fn dropout<D: Driver>(cuda: &mut Cuda<D>, data: View, dropout: Dropout, rows
     cuda.launch(for_type!(cuda.activation, "dropout"), packs(data.rows, data.cols), [THREADS, 1], 0, arguments);
 }
 
-/// out += bias, on every row; also in fp32.
-pub fn bias<D: Driver>(cuda: &mut Cuda<D>, out: View, bias: View) {
-    let arguments = cuda.arguments().matrix(out.dtype, out).vector(DType::F32, bias).int(out.rows).int(out.cols);
-    cuda.launch(for_type!(out.dtype, "bias"), packs(out.rows, out.cols), [THREADS, 1], 0, arguments);
-}
-
 /// Also in fp32: the projection that makes a prefix.
 pub fn activation_forward<D: Driver>(cuda: &mut Cuda<D>, kind: Activation, z: View, out: View) {
     let t = z.dtype;

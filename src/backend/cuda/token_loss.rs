@@ -19,8 +19,7 @@ pub fn token_loss<D: Driver>(cuda: &mut Cuda<D>, loss: &TokenLoss) {
     // A block a row: a chunk has hundreds of rows, a row tens of thousands of logits.
     cuda.launch(for_type!(activation, "token_loss"), [logits.rows, 1, 1], [512, 1], 0, arguments);
     if let Some((sum, scale)) = gradient.as_ref().and_then(|gradient| Some((gradient.loss?, gradient.scale))) {
-        let arguments =
-            cuda.arguments().vector(DType::F32, *log_probability).int(logits.rows).float(-scale).vector(DType::F32, sum);
+        let arguments = cuda.arguments().vector(DType::F32, *log_probability).int(logits.rows).float(-scale).vector(DType::F32, sum);
         cuda.launch("token_loss_sum", [1, 1, 1], [256, 1], 0, arguments);
     }
 }
@@ -31,18 +30,12 @@ fn segments(offsets: View) -> [usize; 3] {
 }
 
 pub fn sum_segments<D: Driver>(cuda: &mut Cuda<D>, values: View, offsets: View, out: View) {
-    let arguments =
-        cuda.arguments().vector(DType::F32, values).vector(DType::I32, offsets).int(offsets.cols - 1).vector(DType::F32, out);
+    let arguments = cuda.arguments().vector(DType::F32, values).vector(DType::I32, offsets).int(offsets.cols - 1).vector(DType::F32, out);
     cuda.launch("sum_segments", segments(offsets), [128, 1], 0, arguments);
 }
 
 pub fn spread_segments<D: Driver>(cuda: &mut Cuda<D>, values: View, offsets: View, factor: f64, out: View) {
-    let arguments = cuda
-        .arguments()
-        .vector(DType::F32, values)
-        .vector(DType::I32, offsets)
-        .int(offsets.cols - 1)
-        .float(factor)
-        .vector(DType::F32, out);
+    let arguments =
+        cuda.arguments().vector(DType::F32, values).vector(DType::I32, offsets).int(offsets.cols - 1).float(factor).vector(DType::F32, out);
     cuda.launch("spread_segments", segments(offsets), [128, 1], 0, arguments);
 }

@@ -3,8 +3,10 @@
 
 use super::plain::{Plain, dot};
 use super::*;
+use crate::backend::{Attention, AttentionSaved, Dropout, Prefix};
 use Kind::*;
-use ptune::backend::{Attention, AttentionSaved, Dropout, Prefix};
+
+pub const OPERATIONS: &[Operation] = &[("attention, forward", forward), ("attention, backward", backward)];
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -153,22 +155,20 @@ fn every_shape(name: &str, mut test: impl FnMut(&mut Case, Shape)) {
     }
 }
 
-#[test]
-fn forward() {
+pub fn forward(judge: &mut Judge) {
     every_shape("attention forward", |case, shape| {
         let operands = Operands::new(case, shape);
         let out = case.output(Activation, operands.query_rows.count, operands.width()[0], Rounding::Activation);
         let log_sum_exp = case.output(Master, operands.query_rows.count, shape.heads[0], Rounding::Activation);
         let plain = operands.plain(case).forward();
-        case.check_beside(plain, |backend, view| {
+        judge.check_beside(case, plain, |backend, view| {
             operands.with(view, |attention| backend.attention_forward(attention, view[out], view[log_sum_exp]));
         });
     });
 }
 
 /// From the outputs that the f64 backend computes, as they would be stored.
-#[test]
-fn backward() {
+pub fn backward(judge: &mut Judge) {
     every_shape("attention backward", |case, shape| {
         let operands = Operands::new(case, shape);
         let (queries, keys) = (operands.query_rows.count, operands.key_rows.count);
@@ -178,8 +178,9 @@ fn backward() {
         let same = Operands::new(&mut forward, shape);
         let out = forward.output(Activation, queries, width, Rounding::Activation);
         let log_sum_exp = forward.output(Master, queries, heads, Rounding::Activation);
-        let saved = forward
-            .reference(|backend, view| same.with(view, |attention| backend.attention_forward(attention, view[out], view[log_sum_exp])));
+        let saved = judge.reference(&forward, |backend, view| {
+            same.with(view, |attention| backend.attention_forward(attention, view[out], view[log_sum_exp]));
+        });
 
         let stored = |dtype, values: &[f64]| values.iter().map(|&value| rounded(dtype, value)).collect();
         let out = case.given(Activation, queries, width, stored(case.dtype, &saved[0]));
@@ -196,7 +197,7 @@ fn backward() {
         let delta_values: Vec<f64> = delta_values.collect();
         let gradients = operands.plain(case).backward(values(log_sum_exp), &delta_values, values(d_out), d_prefix.map_or(&[], values));
         let plain = std::iter::once(delta_values).chain(gradients).take(if d_prefix.is_some() { 5 } else { 4 }).collect();
-        case.check_beside(plain, |backend, view| {
+        judge.check_beside(case, plain, |backend, view| {
             backend.attention_delta(view[out], view[d_out], heads, view[delta]);
             let saved = AttentionSaved { log_sum_exp: view[log_sum_exp], delta: view[delta], d_out: view[d_out] };
             operands.with(view, |attention| {

@@ -1,8 +1,17 @@
 //! Operations that work row by row, and the masks that they draw.
 
 use super::*;
+use crate::backend::{Activation as Function, Dropout, Embed, NormBackward, NormForward, NormKind};
 use Kind::*;
-use ptune::backend::{Activation as Function, Dropout, Embed, NormBackward, NormForward, NormKind};
+
+pub const OPERATIONS: &[Operation] = &[
+    ("embedding", embeddings),
+    ("norm, forward", norms_forward),
+    ("norm, backward", norms_backward),
+    ("dropout", masks_are_those_of_the_cpu),
+    ("activation", activations),
+    ("rows gathered and scattered", rows_are_gathered_and_scattered),
+];
 
 /// Widths around the 16-byte packs, a warp's registers and a whole block.
 const WIDTHS: [usize; 8] = [1, 5, 24, 64, 257, 384, 1024, 2056];
@@ -22,8 +31,7 @@ fn every(mut test: impl FnMut(DType, Place, usize)) {
     }
 }
 
-#[test]
-fn embeddings() {
+pub fn embeddings(judge: &mut Judge) {
     every(|dtype, place, width| {
         for (positions, types) in [(true, true), (true, false), (false, false)] {
             let mut case = Case::new(format!("embed {width}"), dtype, place);
@@ -34,7 +42,7 @@ fn embeddings() {
                 case.integers(&values)
             });
             let out = case.tight_output(Activation, 7, width, Rounding::Activation);
-            case.check(|backend, view| {
+            judge.check(&case, |backend, view| {
                 let [position, token_type] = tables.map(|table| table.map(|id| view[id]));
                 let (ids, positions, types) = (view[ids], view[at], view[kinds]);
                 backend.embed(&Embed { word: view[word], position, token_type, ids, positions, types, out: view[out] });
@@ -43,8 +51,7 @@ fn embeddings() {
     });
 }
 
-#[test]
-fn norms_forward() {
+pub fn norms_forward(judge: &mut Judge) {
     every(|dtype, place, width| {
         for (number, kind) in [NormKind::LayerNorm, NormKind::RmsNorm, NormKind::LayerNorm, NormKind::RmsNorm].into_iter().enumerate() {
             let mut case = Case::new(format!("{kind:?} forward {width} #{number}"), dtype, place);
@@ -57,7 +64,7 @@ fn norms_forward() {
             let normalized = case.output(Activation, 7, width, Rounding::Activation);
             let rstd = case.output(Master, 1, 7, Rounding::Activation);
             let out = case.output(Activation, 7, width, Rounding::Activation);
-            case.check(|backend, view| {
+            judge.check(&case, |backend, view| {
                 let rows = view.rows(rows);
                 backend.norm_forward(&NormForward {
                     kind,
@@ -77,8 +84,7 @@ fn norms_forward() {
     });
 }
 
-#[test]
-fn norms_backward() {
+pub fn norms_backward(judge: &mut Judge) {
     every(|dtype, place, width| {
         for (number, kind) in [NormKind::LayerNorm, NormKind::RmsNorm, NormKind::LayerNorm, NormKind::RmsNorm].into_iter().enumerate() {
             let mut case = Case::new(format!("{kind:?} backward {width} #{number}"), dtype, place);
@@ -95,7 +101,7 @@ fn norms_backward() {
             let rstd: Vec<f64> = (0..7).map(|row| f64::from(0.5 + 0.2 * row as f32)).collect();
             let rstd = case.given(Master, 1, 7, rstd);
             let d_branch = drops.then(|| case.output(Activation, 7, width, Rounding::Activation));
-            case.check(|backend, view| {
+            judge.check(&case, |backend, view| {
                 let rows = view.rows(rows);
                 backend.norm_backward(&NormBackward {
                     kind,
@@ -113,21 +119,19 @@ fn norms_backward() {
 }
 
 /// On ones, so that a mask that differs in one element differs by everything.
-#[test]
-fn masks_are_those_of_the_cpu() {
+pub fn masks_are_those_of_the_cpu(judge: &mut Judge) {
     for rate in [0.1, 0.5, 0.999] {
         every(|dtype, place, width| {
             let mut case = Case::new(format!("dropout {width} at {rate}"), dtype, place);
             let rows = case.rows(&LENGTHS, |token| token != 1);
             let id = case.push(Activation, rows.count, width, vec![1.0; rows.count * width], Some(Rounding::Activation));
             let dropout = Dropout::new(rate, [0xdead_beef, 0x1234_5678]).unwrap();
-            case.check_exactly(|backend, view| backend.dropout(view[id], dropout, &view.rows(rows)));
+            judge.check_exactly(&case, |backend, view| backend.dropout(view[id], dropout, &view.rows(rows)));
         });
     }
 }
 
-#[test]
-fn activations() {
+pub fn activations(judge: &mut Judge) {
     let kinds = [Function::GeluErf, Function::GeluTanh, Function::Relu, Function::Tanh];
     for (number, kind) in kinds.into_iter().enumerate() {
         for element in [Activation, Master] {
@@ -139,7 +143,7 @@ fn activations() {
                     let out = case.output(element, 5, width, rounding);
                     let in_place = case.updated(element, 5, width, 2.0, rounding);
                     let dz = case.updated(element, 5, width, 1.0, rounding);
-                    case.check(|backend, view| {
+                    judge.check(&case, |backend, view| {
                         backend.activation_forward(kind, view[z], view[out]);
                         backend.activation_forward(kind, view[in_place], view[in_place]);
                         backend.activation_backward(kind, view[z], view[dz]);
@@ -150,8 +154,7 @@ fn activations() {
     }
 }
 
-#[test]
-fn rows_are_gathered_and_scattered() {
+pub fn rows_are_gathered_and_scattered(judge: &mut Judge) {
     every(|dtype, place, width| {
         let mut case = Case::new(format!("rows {width}"), dtype, place);
         let x = case.input(Activation, 9, width, 1.0);
@@ -159,7 +162,7 @@ fn rows_are_gathered_and_scattered() {
         let gathered = case.output(Activation, 4, width, Rounding::Activation);
         let source = case.input(Activation, 4, width, 1.0);
         let sum = case.updated(Activation, 9, width, 1.0, Rounding::Activation);
-        case.check_exactly(|backend, view| {
+        judge.check_exactly(&case, |backend, view| {
             backend.gather_rows(view[x], view[index], view[gathered]);
             backend.scatter_add_rows(view[source], view[index], view[sum]);
         });

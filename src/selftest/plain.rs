@@ -3,7 +3,7 @@
 //! inside a product it sums in f64.
 
 use super::rounded;
-use ptune::backend::{DType, Dropout, philox};
+use crate::backend::{DType, Dropout, philox};
 
 /// Operands as numbers, of one type; rows are packed tokens.
 pub struct Plain<'a> {

@@ -1,0 +1,25 @@
+//! Whether a device computes the right thing: every operation of the seam against the CPU backend in f64. `ptune selftest`
+//! and the tests are both made of this.
+
+mod attention;
+mod case;
+mod judge;
+mod linear;
+mod numbers;
+mod plain;
+mod rowwise;
+mod runner;
+mod training;
+
+use crate::backend::{DType, View};
+use case::{Case, FIRST_ORDINAL, Id, Kind, PLACES, Place, Rounding, RowIds, TYPES, Views};
+pub use judge::{Judge, Opener, Row};
+use numbers::rounded;
+
+/// An operation's name, and what tries it on all of its cases.
+pub type Operation = (&'static str, fn(&mut Judge));
+
+/// Every operation of the seam.
+pub fn operations() -> impl Iterator<Item = Operation> {
+    [rowwise::OPERATIONS, linear::OPERATIONS, attention::OPERATIONS, training::OPERATIONS].into_iter().flatten().copied()
+}

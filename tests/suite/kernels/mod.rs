@@ -1,0 +1,53 @@
+//! The kernels of `cuda/` on the emulated driver: every operation as `ptune selftest` holds it to the CPU backend in f64,
+//! under several orders of threads, which all give the same bits; and whole training steps.
+
+mod engine;
+
+use ptune::backend::cuda::{Cuda, Emulated};
+use ptune::selftest::{Judge, operations};
+
+/// Orders of threads (see cuda/emulation/emulation.h).
+const ORDERS: u32 = 4;
+
+/// Tries an operation of a name.
+fn hold(name: &str) {
+    let (name, cases) = operations().find(|(operation, _)| *operation == name).unwrap_or_else(|| panic!("no operation {name}"));
+    let open = Box::new(|dtype, order| Ok(Box::new(Cuda::new(Emulated::new(order), dtype)?) as Box<_>));
+    let mut judge = Judge::new(open, ORDERS, false).unwrap();
+    let row = judge.operation(name, cases);
+    println!("{name}: {} cases, at worst {:.2} of what is allowed, in {}", row.cases, row.worst, row.worst_case);
+    assert!(row.failures.is_empty(), "{}", row.failures.join("\n"));
+}
+
+/// A test an operation, and one that none is forgotten.
+macro_rules! tests {
+    ($($test:ident: $name:literal,)*) => {
+        $(#[test] fn $test() { hold($name) })*
+
+        #[test]
+        fn every_operation_is_tried() {
+            assert_eq!(operations().map(|(name, _)| name).collect::<Vec<_>>(), [$($name),*]);
+        }
+    };
+}
+
+tests! {
+    embedding: "embedding",
+    norm_forward: "norm, forward",
+    norm_backward: "norm, backward",
+    dropout: "dropout",
+    activation: "activation",
+    rows: "rows gathered and scattered",
+    linear_frozen: "linear, frozen",
+    linear_frozen_wide: "linear, frozen, to fp32",
+    linear_trained: "linear, trained",
+    attention_forward: "attention, forward",
+    attention_backward: "attention, backward",
+    cross_entropy: "cross-entropy",
+    token_loss: "loss of tokens",
+    token_loss_in_place: "loss of tokens, in place",
+    segments: "sums over segments",
+    squared_norm: "squared norm",
+    adamw: "AdamW",
+    adamw_overflown: "AdamW, overflown",
+}
