@@ -115,7 +115,7 @@ fn a_prefix_starts_as_text() {
         std::fs::remove_dir_all(place.path("file/checkpoint-2")).unwrap();
         std::fs::remove_file(place.path("file/train_results.json")).unwrap();
         std::fs::copy(place.path("start.txt"), place.path("kept.txt")).unwrap();
-        place.write("start.txt", "The old water mill was repaired after the storm.");
+        place.write("start.txt", "The old mill water was repaired after the flood.");
         place.refuses(1, "train --output file --resume", &["--prefix-init", "contents differ"]);
         std::fs::copy(place.path("kept.txt"), place.path("start.txt")).unwrap();
         run(&place, "train --output file --resume --quiet", &[]).ok();
