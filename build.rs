@@ -38,18 +38,22 @@ fn sources() -> Vec<PathBuf> {
 fn tiles() {
     let header = std::fs::read_to_string("cuda/attention_tiles.cuh").expect("cuda/attention_tiles.cuh is a source of this program");
     let mut text = String::new();
-    for (from, to) in
-        [("kForward", "FORWARD"), ("kBackwardQuery", "BACKWARD_QUERY"), ("kBackwardKey", "BACKWARD_KEY"), ("kPrefix", "PREFIX")]
-    {
-        let start =
-            header.find(&format!("constexpr Tile {from}[4] = {{")).unwrap_or_else(|| panic!("attention_tiles.cuh has no table {from}"));
-        let table = header[start..].lines().skip(1).take(4).map(|line| {
+    for (from, to, count) in [
+        ("kForward", "FORWARD", 4),
+        ("kBackwardQuery", "BACKWARD_QUERY", 4),
+        ("kBackwardKey", "BACKWARD_KEY", 4),
+        ("kPrefix", "PREFIX", 4),
+        ("kRelative", "RELATIVE", 1),
+    ] {
+        let start = header.find(&format!("constexpr Tile {from}[{count}] = {{"));
+        let start = start.unwrap_or_else(|| panic!("attention_tiles.cuh has no table {from} of {count}"));
+        let table = header[start..].lines().skip(1).take(count).map(|line| {
             let values = line.split('{').nth(1).and_then(|rest| rest.split('}').next()).unwrap_or_default();
             let values: Vec<usize> = values.split(',').filter_map(|value| value.trim().parse().ok()).collect();
             let &[warps, blocks, step, _] = values.as_slice() else { panic!("attention_tiles.cuh: no tile in {line:?}") };
             format!("Tile {{ warps: {warps}, blocks: {blocks}, step: {step} }}, ")
         });
-        text += &format!("const {to}: [Tile; 4] = [{}];\n", table.collect::<String>());
+        text += &format!("const {to}: [Tile; {count}] = [{}];\n", table.collect::<String>());
     }
     let out = env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
     std::fs::write(Path::new(&out).join("tiles.rs"), text).expect("OUT_DIR can be written");

@@ -12,6 +12,7 @@
 //   attention_backward_query_T_D  kBackwardQuery  ceil(max_queries / own)             heads     sequences  row_major_bytes(tile, D, 2)
 //   attention_backward_key_T_D    kBackwardKey    ceil((P % 4 + max_keys) / own)      kv_heads  sequences  key_major_bytes(tile, D)
 //   prefix_gradient_partial_T_D   kPrefix         ceil(P / own)                       kv_heads  chunks     key_major_bytes(tile, D)
+//   attention_relative_*_T        see attention_relative.cu
 //   attention_delta_T             256 threads     ceil(rows * heads * lanes / 256)    1         1          0
 //   prefix_gradient_sum           256 threads     ceil(P * ceil(width / 4) / 256)     2         1          0
 // with lanes = the least power of two >= head_dim / 8.
@@ -53,6 +54,10 @@ constexpr Tile kPrefix[4] = {
     {4, 1, 64, 32},
     {4, 1, 32, 16},
 };
+// Of attention_relative.cu, for one padded head dim of 64.
+constexpr Tile kRelative[1] = {
+    {4, 1, 32, 32},  // bands of 95 rows of two tables in rings of 128: with what a warp picks out of them, 80 KB
+};
 __host__ __device__ constexpr int tile_index(int head_dim) { return head_dim <= 16 ? 0 : head_dim <= 32 ? 1 : head_dim <= 64 ? 2 : 3; }
 
 // Shared memory in bytes: own rows (`own` operands: queries, and their output gradients), then two stages of keys and
@@ -64,6 +69,9 @@ constexpr int row_major_bytes(Tile tile, int head_dim, int own) {
 constexpr int key_major_bytes(Tile tile, int head_dim) {
     return 2 * head_dim * (2 * 16 * tile.warps * tile.blocks + 2 * 2 * tile.step) + 2 * 4 * 4 * tile.step;
 }
+// Own rows of two operands, two stages of two and their numbers, rings of 128 rows of two tables, 16 rows of 56 products a
+// warp.
+constexpr int relative_bytes(Tile tile) { return key_major_bytes(tile, 64) + 2 * 64 * 2 * 128 + 4 * 16 * 56 * tile.warps; }
 constexpr int kSharedLimit = 99 * 1024;  // of a block on sm_86, sm_89 and sm_120
 constexpr bool tiles_fit(int index, int head_dim) {
     return row_major_bytes(kForward[index], head_dim, 1) <= kSharedLimit &&
@@ -280,8 +288,14 @@ struct LeftRows {
     }
 };
 
+// A row of a tile that is a ring of kRing rows, a power of two; 0: of a tile that is none.
+template <int kRing>
+__device__ __forceinline__ int ring_row(int row) {
+    return kRing > 0 ? row & (kRing - 1) : row;
+}
+
 // acc = left * (rows row .. row + 8 * N of `tile`)^T: a product over the head's dimensions.
-template <class T, int kDim, int M, int N, bool kHeld>
+template <class T, int kDim, int M, int N, int kRing = 0, bool kHeld>
 __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const LeftRows<T, kDim, M, kHeld>& left, const T* tile, int row) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -293,7 +307,8 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const LeftR
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t b[4];
-            load_matrices(b, tile + chunk_at<kDim>(row + n * 8 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+            const int from = ring_row<kRing>(row + n * 8 + lane / 16 * 8 + lane % 8);
+            load_matrices(b, tile + chunk_at<kDim>(from, k * 2 + lane / 8 % 2));
             const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
 #pragma unroll
             for (int m = 0; m < M; ++m) {

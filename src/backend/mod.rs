@@ -47,6 +47,15 @@ pub enum Activation {
     GeluTanh,
     Relu,
     Tanh,
+    /// Of columns \[gate | up\], twice as many as come out: gate σ(gate) * up.
+    SwiGlu,
+}
+
+impl Activation {
+    /// Columns that go in for each that comes out.
+    pub fn arity(self) -> usize {
+        if self == Activation::SwiGlu { 2 } else { 1 }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +134,7 @@ pub struct Attention<'a> {
     pub key: View,
     pub value: View,
     pub prefix: Option<Prefix>,
+    pub relative: Option<Relative>,
     pub query_rows: &'a Rows,
     pub key_rows: &'a Rows,
     /// int32, one a sequence: key j is visible to the query of token i where j <= i or j < separator (all 0: causal);
@@ -145,6 +155,32 @@ pub struct Prefix {
     pub value: View,
     /// Masks of keys and of values, drawn for each sequence: element (ordinal, prefix position, head, dim).
     pub dropout: Option<[Dropout; 2]>,
+}
+
+/// Relative positions in attention (DeBERTa): to the score of the query of token i and key j of its sequence, before the
+/// scale, is added q_i . key\[r\] + k_j . query\[r\] with r = clamp(i - j + span, 0, 2 span - 1), head by head; nothing to
+/// the scores of prefix columns. Tables have 2 `span` rows of A*D; None: without that term. There are as many key/value
+/// heads as heads, queries ascend within a sequence, and the tables get no gradient.
+#[derive(Clone, Copy)]
+pub struct Relative {
+    pub key: Option<View>,
+    pub query: Option<View>,
+    pub span: usize,
+}
+
+/// Queries or keys \[T, heads * D\], head by head: an RMS norm where there is a gamma, then the rotation of dims i and
+/// i + D/2 by the position's angles: out\[i\] = y\[i\] cos\[i\] - y\[i + D/2\] sin\[i\],
+/// out\[i + D/2\] = y\[i + D/2\] cos\[i\] + y\[i\] sin\[i\].
+pub struct Rotary {
+    pub x: View,
+    pub head_dim: usize,
+    /// \[D\].
+    pub gamma: Option<View>,
+    pub epsilon: f64,
+    /// \[positions, D\] in master precision: cosines, then sines.
+    pub table: View,
+    /// int32, one a row: the row of the table.
+    pub positions: View,
 }
 
 /// A group of logits that one softmax runs over: elements `start + i * stride`, i < `length`, of the logits' rows laid
@@ -264,8 +300,13 @@ pub trait Backend: Send {
 
     /// out = f(z); may be in place.
     fn activation_forward(&mut self, kind: Activation, z: View, out: View);
-    /// dz = dz * f'(z), in place.
-    fn activation_backward(&mut self, kind: Activation, z: View, dz: View);
+    /// dz = d_out * f'(z), of z's shape. `dz` may be `z` where the activation is gated, else `d_out`.
+    fn activation_backward(&mut self, kind: Activation, z: View, d_out: View, dz: View);
+
+    /// `out` may be `x`.
+    fn rotary_forward(&mut self, arguments: &Rotary, out: View);
+    /// From the gradient of the output to that of `x`, in place; `x` is read only where there is a norm.
+    fn rotary_backward(&mut self, arguments: &Rotary, d: View);
 
     /// out\[Tq, A*D\] and the scores' log-sum-exp \[Tq, A\].
     fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View);
@@ -306,6 +347,8 @@ pub struct ScratchNeed {
     pub longest: usize,
     pub prefix_length: usize,
     pub head_dim: usize,
+    /// Whether attention has relative positions.
+    pub relative: bool,
     /// Width of keys: G*D.
     pub kv_size: usize,
     pub tokens: usize,

@@ -33,6 +33,8 @@ pub enum Site {
     Initialisation = 9,
     /// Order of the examples of an epoch.
     Order = 10,
+    /// A layer's view of the table of relative positions: element (0, row, 0, column), one mask for the whole step.
+    RelativeEmbedding = 11,
 }
 
 /// One stream of random numbers: a key of (seed, optimizer step, site, layer). The counter of an element is

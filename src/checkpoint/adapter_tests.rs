@@ -40,8 +40,14 @@ fn written_files_are_pefts_to_the_letter() {
         ("bert-multiple-choice", TaskKind::MultipleChoice, true),
         ("bert-tagging", TaskKind::Tagging, true),
         ("bert-qa", TaskKind::Qa, false),
+        ("gpt2-classification", TaskKind::Classification, true),
+        ("llama-classification", TaskKind::Classification, true),
+        ("qwen2-classification", TaskKind::Classification, true),
+        ("qwen3-classification", TaskKind::Classification, true),
         ("roberta-classification", TaskKind::Classification, false),
         ("roberta-classification-peft", TaskKind::Classification, true),
+        ("deberta-classification", TaskKind::Classification, false),
+        ("deberta-tagging", TaskKind::Tagging, false),
     ];
     for (bundle, task, loads) in cases {
         let source = golden(bundle).join("adapter");
@@ -52,6 +58,7 @@ fn written_files_are_pefts_to_the_letter() {
         // PEFT would have trained the question answering one without token types.
         assert_eq!(adapter.check(&model).unwrap().len(), usize::from(task == TaskKind::Qa), "{bundle}");
         assert_eq!(adapter.metadata.head == HeadKind::Dense, bundle.ends_with("-peft"));
+        assert_eq!(adapter.metadata.head == HeadKind::Context, bundle == "deberta-classification");
 
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("new");

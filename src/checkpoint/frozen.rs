@@ -2,7 +2,7 @@
 
 use super::mapped::Tensor;
 use super::shards::Checkpoint;
-use crate::model::{Config, Family, Slot, Specification, describe};
+use crate::model::{Config, Family, Slot, Specification, Storage, describe};
 use anyhow::{Result, anyhow, bail};
 use std::path::{Path, PathBuf};
 
@@ -61,31 +61,55 @@ impl FrozenModel {
         self.pooler
     }
 
-    /// A slot's matrix [output, input], or a norm's gamma [H]; of query, key and value also their block of one matrix.
-    pub fn weight(&self, slot: Slot) -> Result<Tensor> {
-        let [rows, cols] = self.shape(slot)?;
-        if is_norm(slot) { self.find(slot, &["weight", "gamma"], &[cols]) } else { self.find(slot, &["weight"], &[rows, cols]) }
+    /// The tensor of a slot's matrix [output, input] (or as [`FrozenModel::storage`] says), or a norm's gamma [H].
+    pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
+        let ([rows, cols], base) = (self.shape(slot)?, self.base(slot)?);
+        if slot.is_norm() {
+            return self.find(slot, &base, &[".weight", ".gamma"], &[cols]);
+        }
+        let Storage { transposed, parts, .. } = self.storage(slot);
+        let shape = if transposed { [cols, parts * rows] } else { [parts * rows, cols] };
+        self.find(slot, &base, &[".weight"], &shape)
     }
 
-    /// A slot's bias [output], or a norm's beta [H]; None only where the specification has none.
-    pub fn bias(&self, slot: Slot) -> Result<Option<Tensor>> {
+    /// How the tensor of a slot's matrix holds it.
+    pub fn storage(&self, slot: Slot) -> Storage {
+        (self.family.storage)(&self.spec, slot)
+    }
+
+    /// How the tensor of a slot's bias holds it.
+    pub fn bias_storage(&self, slot: Slot) -> Storage {
+        if (self.family.bias_name)(slot).is_some() { Storage::PLAIN } else { Storage { transposed: false, ..self.storage(slot) } }
+    }
+
+    /// The tensor of a slot's bias [output], or a norm's beta [H]; None only where the specification has none.
+    pub fn bias(&self, slot: Slot) -> Result<Option<&Tensor>> {
         if !self.spec.has_bias(slot) {
             return Ok(None);
         }
         let [rows, cols] = self.shape(slot)?;
-        if is_norm(slot) { self.find(slot, &["bias", "beta"], &[cols]) } else { self.find(slot, &["bias"], &[rows]) }.map(Some)
+        let outputs = self.bias_storage(slot).parts * rows;
+        let tensor = match (self.family.bias_name)(slot) {
+            Some(name) => self.find(slot, &name, &[""], &[outputs]),
+            None if slot.is_norm() => self.find(slot, &self.base(slot)?, &[".bias", ".beta"], &[cols]),
+            None => self.find(slot, &self.base(slot)?, &[".bias"], &[outputs]),
+        };
+        tensor.map(Some)
+    }
+
+    fn base(&self, slot: Slot) -> Result<String> {
+        (self.family.tensor_name)(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))
     }
 
     fn shape(&self, slot: Slot) -> Result<[usize; 2]> {
         self.spec.shape(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))
     }
 
-    /// The first of a slot's possible names, checked.
-    fn find(&self, slot: Slot, endings: &[&str], shape: &[usize]) -> Result<Tensor> {
-        let base = (self.family.tensor_name)(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))?;
+    /// The first of a tensor's possible names, checked.
+    fn find(&self, slot: Slot, base: &str, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
         // A language-model head stands beside the model, not in it.
         let prefix = if slot == Slot::LanguageHead { "" } else { self.prefix };
-        let names: Vec<String> = endings.iter().map(|ending| format!("{prefix}{base}.{ending}")).collect();
+        let names: Vec<String> = endings.iter().map(|ending| format!("{prefix}{base}{ending}")).collect();
         for name in &names {
             if let Some((file, dtype)) = self.checkpoint.unsupported(name) {
                 bail!("{}: tensor {name} has element type {dtype}; only F16, BF16 and F32 are supported", file.display());
@@ -95,33 +119,11 @@ impl FrozenModel {
             bail!("{}: tensor {} is missing, which its config.json asks for", self.directory.display(), names[0]);
         };
         let file = self.checkpoint.file_name(tensor.file).display();
-        if let Some(block) = self.block(slot, tensor, shape) {
-            return Ok(block);
-        }
         if tensor.shape != shape {
             bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
         }
-        Ok(tensor.clone())
+        Ok(tensor)
     }
-
-    /// The rows of a slot in a tensor that holds query, key and value one behind the other; None where it does not.
-    fn block(&self, slot: Slot, tensor: &Tensor, shape: &[usize]) -> Option<Tensor> {
-        let (query, key) = (self.spec.query_size(), self.spec.kv_size());
-        let first = match slot {
-            Slot::Query(_) => 0,
-            Slot::Key(_) => query,
-            Slot::Value(_) => query + key,
-            _ => return None,
-        };
-        let whole = [&[query + 2 * key], &shape[1..]].concat();
-        let row_bytes = shape[1..].iter().product::<usize>() * tensor.dtype.size();
-        let (offset, bytes) = (tensor.offset + first * row_bytes, shape[0] * row_bytes);
-        (tensor.shape == whole).then(|| Tensor { shape: shape.to_vec(), offset, bytes, ..tensor.clone() })
-    }
-}
-
-fn is_norm(slot: Slot) -> bool {
-    matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm)
 }
 
 #[cfg(test)]
@@ -152,17 +154,18 @@ mod tests {
 
     #[test]
     fn golden_models_open() {
-        for bundle in ["bert-classification", "bert-qa", "bert-tagging", "roberta-classification"] {
+        for bundle in ["bert-classification", "bert-qa", "bert-tagging", "roberta-classification", "deberta-classification"] {
             let model = FrozenModel::open(&Path::new("tests/golden").join(bundle).join("model")).unwrap();
             let [rows, cols] = model.spec.shape(Slot::Up(1)).unwrap();
             let up = model.weight(Slot::Up(1)).unwrap();
             assert_eq!((up.dtype, up.shape.as_slice()), (DType::F16, [rows, cols].as_slice()));
             assert!(up.name.ends_with("encoder.layer.1.intermediate.dense.weight"));
-            assert!(model.has_pooler());
+            assert_eq!(model.has_pooler(), bundle != "deberta-classification");
             assert!(model.bias(Slot::WordEmbedding).unwrap().is_none());
             let tensors: usize = model.checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
             let hidden = model.spec.hidden_size;
-            assert_eq!(model.spec.parameters(), tensors - hidden * (hidden + 1), "all but the pooler");
+            let pooler = if model.has_pooler() { hidden * (hidden + 1) } else { 0 };
+            assert_eq!(model.spec.parameters(), tensors - pooler, "all but the pooler");
         }
     }
 

@@ -1,7 +1,7 @@
 //! PEFT's `adapter_config.json` for PREFIX_TUNING (peers.md §1.7), and when PEFT would not compute what was trained.
 
 use super::metadata::Metadata;
-use crate::model::{Config, HeadKind, MaskKind, SequenceState, Specification, TaskKind, family_of};
+use crate::model::{Config, HeadKind, MaskKind, Specification, TaskKind, family_of};
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -57,14 +57,17 @@ impl PeftConfig {
     }
 }
 
-/// The file as PEFT writes it: keys sorted, `modules_to_save` doubled.
+/// The file as PEFT writes it: keys sorted, `modules_to_save` doubled (but for heads that it has no class for).
 pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Result<Value> {
     let (task_type, modules) = match metadata.task {
-        Some(TaskKind::CausalLm) => ("CAUSAL_LM", [].as_slice()),
-        Some(_) if metadata.verbalizer.is_some() => ("CAUSAL_LM", [].as_slice()),
-        Some(TaskKind::Classification | TaskKind::MultipleChoice) => ("SEQ_CLS", ["classifier", "score"].as_slice()),
-        Some(TaskKind::Tagging) => ("TOKEN_CLS", ["classifier", "score"].as_slice()),
-        Some(TaskKind::Qa) => ("QUESTION_ANS", ["qa_outputs"].as_slice()),
+        Some(TaskKind::CausalLm) => ("CAUSAL_LM", vec![]),
+        Some(_) if metadata.verbalizer.is_some() => ("CAUSAL_LM", vec![]),
+        Some(TaskKind::Classification | TaskKind::MultipleChoice) if metadata.head == HeadKind::Context => {
+            ("SEQ_CLS", vec!["pooler", "classifier"])
+        }
+        Some(TaskKind::Classification | TaskKind::MultipleChoice) => ("SEQ_CLS", ["classifier", "score"].repeat(2)),
+        Some(TaskKind::Tagging) => ("TOKEN_CLS", ["classifier", "score"].repeat(2)),
+        Some(TaskKind::Qa) => ("QUESTION_ANS", ["qa_outputs"].repeat(2)),
         None => bail!("the adapter's task is not known; give it with --task"),
     };
     Ok(json!({
@@ -73,7 +76,7 @@ pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Res
         "encoder_hidden_size": metadata.prefix_projection.unwrap_or(spec.kv_size()),
         "inference_mode": true,
         "init_weights": null,
-        "modules_to_save": (!modules.is_empty()).then(|| [modules, modules].concat()),
+        "modules_to_save": (!modules.is_empty()).then_some(modules),
         "num_attention_heads": spec.kv_heads,
         "num_layers": metadata.prefix_layers.len(),
         "num_transformer_submodules": 1,
@@ -94,15 +97,17 @@ pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool)
     if spec.mask == MaskKind::Separator {
         reasons.push("transformers has no class for the GLM of 2021".into());
     }
+    if family.model_types.contains(&"deberta") {
+        reasons.push("transformers' DeBERTa takes no prefix".into());
+    }
     let cloze = metadata.verbalizer.is_some();
-    let whole = matches!(metadata.task, Some(TaskKind::Classification | TaskKind::MultipleChoice)) && !cloze;
-    let pooled = whole && spec.sequence_state == SequenceState::Pooled;
-    if pooled && metadata.head != family.transformers_head {
+    let whole = metadata.task.filter(|task| task.reads_sequences() && !cloze);
+    if whole.is_some_and(|task| metadata.head != (family.transformers_head)(task)) {
         reasons.push(match metadata.head {
             HeadKind::Linear => format!("its linear head reads the pooler, where PEFT has a dense head for {}", spec.family),
-            HeadKind::Dense => format!("its head is dense, where PEFT has a linear one for {}", spec.family),
+            kind => format!("its head is {}, where PEFT has another one for {}", kind.name(), spec.family),
         });
-    } else if pooled && stored_pooler {
+    } else if whole.is_some() && stored_pooler {
         reasons.push("its pooler, which the checkpoint lacks, is stored with it, and PEFT would not read it".into());
     }
     if metadata.prefix_length == 0 {
@@ -181,6 +186,7 @@ mod tests {
         assert!(reasons(&bert, TaskKind::Classification, |metadata| metadata.head = HeadKind::Dense).contains("dense"));
         assert!(reasons(&roberta, TaskKind::Classification, |_| ()).contains("linear head"));
         assert!(reasons(&roberta, TaskKind::MultipleChoice, |_| ()).contains("linear head"));
+        assert!(reasons(&spec("deberta-tagging"), TaskKind::Tagging, |_| ()).contains("DeBERTa takes no prefix"));
         assert!(reasons(&bert, TaskKind::Qa, |_| ()).contains("token types"));
         assert!(reasons(&bert, TaskKind::Tagging, |metadata| metadata.prefix_layers = vec![1, 2]).contains("only 2 of the 3 layers"));
         assert!(reasons(&bert, TaskKind::Tagging, |metadata| metadata.shifted_positions = false).contains("not shifted"));

@@ -1,13 +1,13 @@
 //! The frozen model's tensors: where each lies, and how it gets there. Where the backend reads files, a 16-bit matrix
-//! stays where its file is mapped; every other is copied into the arena once, in 16 bits. Norms (under 0.1 % of the bytes)
-//! are widened to the master type, so that kernels read them without conversion; biases have the type of what they are
-//! added to, as products that end with a bias want them.
+//! stays where its file is mapped, unless it is stored transposed or interleaved; every other is copied into the arena
+//! once, in 16 bits. Norms (under 0.1 % of the bytes) are widened to the master type, so that kernels read them without
+//! conversion; biases have the type of what they are added to, as products that end with a bias want them.
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
 use crate::checkpoint::{FrozenModel, Tensor};
-use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification};
+use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, Storage};
 use anyhow::{Result, bail};
 
 /// A linear layer: \[N, K\] and \[N\].
@@ -33,11 +33,16 @@ pub struct Norm {
 pub struct LayerWeights {
     /// Query, key and value, as few parts as memory allows: their outputs laid side by side are \[Q | K | V\].
     pub query_key_value: Vec<Linear>,
+    /// Gammas \[D\].
+    pub query_key_norm: Option<[View; 2]>,
     pub attention_output: Linear,
     pub attention_norm: Norm,
-    pub up: Linear,
+    /// Up, or gate and up, laid side by side.
+    pub up: Vec<Linear>,
     pub down: Linear,
     pub feed_forward_norm: Norm,
+    /// What projects the table of relative positions to keys and to queries.
+    pub relative: [Option<Linear>; 2],
 }
 
 pub struct Frozen {
@@ -46,6 +51,7 @@ pub struct Frozen {
     pub token_type: Option<View>,
     pub embedding_norm: Option<Norm>,
     pub embedding_projection: Option<Linear>,
+    pub relative: Option<View>,
     pub layers: Vec<LayerWeights>,
     pub final_norm: Option<Norm>,
     pub pooler: Option<Linear>,
@@ -80,16 +86,20 @@ struct Placer<'a> {
 }
 
 impl Placer<'_> {
-    /// Whether a matrix can stay in the mapped file: 16 bits wide and aligned.
-    fn stays(&self, tensor: &Tensor) -> bool {
-        self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)
+    /// Whether a matrix can stay in the mapped file: 16 bits wide, aligned and stored as it is used. Where: the tensor's row
+    /// that it begins at.
+    fn stays(&self, slot: Slot, tensor: &Tensor) -> Option<usize> {
+        let [rows, _] = self.model.spec.shape(slot)?;
+        let first = self.model.storage(slot).first_row(rows)?;
+        (self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)).then_some(first)
     }
 
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
         let tensor = self.model.weight(slot)?;
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        if self.stays(&tensor) {
-            return Ok(View { buffer: file_buffer(tensor.file), offset: tensor.offset, rows, cols, stride: cols, dtype: tensor.dtype });
+        if let Some(first) = self.stays(slot, tensor) {
+            let offset = tensor.offset + first * cols * tensor.dtype.size();
+            return Ok(View { buffer: file_buffer(tensor.file), offset, rows, cols, stride: cols, dtype: tensor.dtype });
         }
         let view = layout.matrix(rows, cols, self.precision.frozen(tensor.dtype));
         self.uploads.push((slot, Part::Matrix, view));
@@ -108,6 +118,11 @@ impl Placer<'_> {
         Ok(Linear { weight, bias })
     }
 
+    /// A linear layer that not every model has.
+    fn projection(&mut self, layout: &mut Layout, slot: Slot) -> Result<Option<Linear>> {
+        self.model.spec.shape(slot).map(|_| self.linear(layout, slot)).transpose()
+    }
+
     fn norm(&mut self, layout: &mut Layout, slot: Slot) -> Norm {
         let cols = self.model.spec.shape(slot).map_or(0, |[_, cols]| cols);
         let master = self.precision.master;
@@ -116,29 +131,41 @@ impl Placer<'_> {
         Norm { gamma, beta }
     }
 
-    /// One matrix where all three have to be copied anyway, or lie one behind the other in their file; else three.
-    fn query_key_value(&mut self, layout: &mut Layout, set: usize) -> Result<Vec<Linear>> {
-        let slots = [Slot::Query(set), Slot::Key(set), Slot::Value(set)];
+    /// Layers of one input: one matrix where all of them have to be copied anyway, or lie one behind the other in their
+    /// file; else each by itself.
+    fn side_by_side(&mut self, layout: &mut Layout, slots: &[Slot]) -> Result<Vec<Linear>> {
         let spec = &self.model.spec;
-        let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
+        let rows: Vec<usize> = slots.iter().filter_map(|&slot| spec.shape(slot)).map(|[rows, _]| rows).collect();
         let tensors = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
         let dtype = self.precision.frozen(tensors[0].dtype);
-        let follows = |pair: &[Tensor]| pair[0].file == pair[1].file && pair[0].offset + pair[0].bytes == pair[1].offset;
-        let joined = tensors.windows(2).all(follows) && tensors.iter().all(|tensor| self.stays(tensor) && tensor.dtype == tensors[0].dtype);
-        if !joined && tensors.iter().any(|tensor| self.stays(tensor) || self.precision.frozen(tensor.dtype) != dtype) {
+        let starts: Vec<Option<usize>> = slots
+            .iter()
+            .zip(&tensors)
+            .map(|(&slot, tensor)| Some(tensor.offset + self.stays(slot, tensor)? * spec.hidden_size * tensor.dtype.size()))
+            .collect();
+        let first = tensors[0];
+        let joined = (0..slots.len()).all(|i| {
+            let before = rows[..i].iter().sum::<usize>() * spec.hidden_size * first.dtype.size();
+            tensors[i].file == first.file
+                && tensors[i].dtype == first.dtype
+                && starts[0].is_some_and(|start| starts[i] == Some(start + before))
+        });
+        let apart = starts.iter().any(Option::is_some) || tensors.iter().any(|tensor| self.precision.frozen(tensor.dtype) != dtype);
+        if !joined && apart {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
         let weight = match joined {
             true => View { rows: rows.iter().sum(), ..self.matrix(layout, slots[0])? },
-            false => layout.matrix(rows.iter().sum(), hidden, dtype),
+            false => layout.matrix(rows.iter().sum(), spec.hidden_size, dtype),
         };
-        let bias = spec.has_bias(slots[0]).then(|| layout.vector(weight.rows, self.precision.activation));
+        // The part of one that has no bias stays zero, as the arena begins.
+        let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(weight.rows, self.precision.activation));
         let mut from = 0;
-        for (slot, rows) in slots.into_iter().zip(rows) {
+        for (&slot, rows) in slots.iter().zip(rows) {
             if !joined {
                 self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
             }
-            if let Some(bias) = bias {
+            if let Some(bias) = bias.filter(|_| spec.has_bias(slot)) {
                 self.uploads.push((slot, Part::Vector { bias: true }, bias.col_range(from, rows)));
             }
             from += rows;
@@ -157,16 +184,21 @@ impl Frozen {
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
         let token_type = has(Slot::TypeEmbedding).then(|| placer.matrix(layout, Slot::TypeEmbedding)).transpose()?;
         let embedding_norm = has(Slot::EmbeddingNorm).then(|| placer.norm(layout, Slot::EmbeddingNorm));
-        let embedding_projection = has(Slot::EmbeddingProjection).then(|| placer.linear(layout, Slot::EmbeddingProjection)).transpose()?;
+        let embedding_projection = placer.projection(layout, Slot::EmbeddingProjection)?;
+        let relative = has(Slot::RelativeEmbedding).then(|| placer.matrix(layout, Slot::RelativeEmbedding)).transpose()?;
         let mut layers = Vec::new();
         for set in 0..spec.weight_sets() {
+            let up = [Slot::Gate(set), Slot::Up(set)];
             layers.push(LayerWeights {
-                query_key_value: placer.query_key_value(layout, set)?,
+                query_key_value: placer.side_by_side(layout, &[Slot::Query(set), Slot::Key(set), Slot::Value(set)])?,
+                query_key_norm: has(Slot::QueryNorm(set))
+                    .then(|| [Slot::QueryNorm(set), Slot::KeyNorm(set)].map(|slot| placer.norm(layout, slot).gamma)),
                 attention_output: placer.linear(layout, Slot::AttentionOutput(set))?,
                 attention_norm: placer.norm(layout, Slot::AttentionNorm(set)),
-                up: placer.linear(layout, Slot::Up(set))?,
+                up: placer.side_by_side(layout, if has(up[0]) { &up } else { &up[1..] })?,
                 down: placer.linear(layout, Slot::Down(set))?,
                 feed_forward_norm: placer.norm(layout, Slot::FeedForwardNorm(set)),
+                relative: [placer.projection(layout, Slot::RelativeKey(set))?, placer.projection(layout, Slot::RelativeQuery(set))?],
             });
         }
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
@@ -202,6 +234,7 @@ impl Frozen {
             token_type,
             embedding_norm,
             embedding_projection,
+            relative,
             layers,
             final_norm,
             pooler,
@@ -243,11 +276,13 @@ impl Frozen {
     /// Bytes of matrices that are read in their files.
     pub fn mapped_bytes(&self) -> usize {
         let layers = self.layers.iter().flat_map(|layer| {
-            layer.query_key_value.iter().chain([&layer.attention_output, &layer.up, &layer.down]).map(|linear| linear.weight)
+            let joined = layer.query_key_value.iter().chain(&layer.up);
+            let others = [&layer.attention_output, &layer.down].into_iter().chain(layer.relative.iter().flatten());
+            joined.chain(others).map(|linear| linear.weight)
         });
         let linears = [self.embedding_projection, self.pooler].into_iter().flatten().map(|linear| linear.weight);
         let language_head = self.language_head.filter(|&head| head != self.word);
-        let tables = [Some(self.word), self.position, self.token_type, language_head].into_iter().flatten();
+        let tables = [Some(self.word), self.position, self.token_type, self.relative, language_head].into_iter().flatten();
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
     }
 
@@ -259,11 +294,16 @@ impl Frozen {
                 _ => Some(model.weight(slot)?),
             };
             let Some(tensor) = tensor else { bail!("{slot:?} has no bias in {}", model.directory.display()) };
-            let data = model.checkpoint.data(&tensor);
+            let (data, size) = (model.checkpoint.data(tensor), tensor.dtype.size());
             match part {
-                Part::Matrix => load_matrix(&tensor, data, view, backend)?,
+                Part::Matrix => match model.storage(slot) {
+                    storage if storage.transposed => load_transposed(tensor, data, storage, view, backend)?,
+                    storage => load_matrix(tensor, data, storage, view, backend)?,
+                },
                 Part::Vector { .. } => {
-                    let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
+                    let part = if slot.is_norm() { 0 } else { model.bias_storage(slot).part };
+                    let own = &data[part * view.len() * size..][..view.len() * size];
+                    let values = numbers::widen_frozen(&tensor.name, own, tensor.dtype)?;
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
@@ -282,13 +322,60 @@ impl Frozen {
     }
 }
 
-fn load_matrix(tensor: &Tensor, data: &[u8], view: View, backend: &mut dyn Backend) -> Result<()> {
-    for (to, chunk) in view.chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
-        if tensor.dtype == view.dtype {
-            backend.write(to, chunk);
-        } else {
-            backend.write(to, &numbers::round(&tensor.name, chunk, tensor.dtype, view.dtype)?);
+/// Copies a matrix, or its rows of a larger one, run by run and chunk by chunk.
+fn load_matrix(tensor: &Tensor, data: &[u8], storage: Storage, view: View, backend: &mut dyn Backend) -> Result<()> {
+    let row_bytes = view.cols * tensor.dtype.size();
+    for (to, from, count) in storage.runs(view.rows) {
+        let data = &data[from * row_bytes..(from + count) * row_bytes];
+        for (to, chunk) in view.row_range(to, count).chunks(CHUNK).zip(data.chunks(CHUNK * tensor.dtype.size())) {
+            write(tensor, chunk, to, backend)?;
         }
     }
     Ok(())
+}
+
+/// From \[input, outputs of all parts\], some outputs at a time.
+fn load_transposed(tensor: &Tensor, data: &[u8], storage: Storage, view: View, backend: &mut dyn Backend) -> Result<()> {
+    let step = (CHUNK / view.cols).max(1);
+    for first in (0..view.rows).step_by(step) {
+        let rows = step.min(view.rows - first);
+        let from = storage.part * view.rows + first;
+        let values = transposed_rows(data, tensor.dtype.size(), view.cols, from, rows);
+        write(tensor, &values, view.row_range(first, rows), backend)?;
+    }
+    Ok(())
+}
+
+/// Columns `from..from + count` of a matrix of `rows` rows of elements of `size` bytes, as rows.
+fn transposed_rows(data: &[u8], size: usize, rows: usize, from: usize, count: usize) -> Vec<u8> {
+    let mut out = vec![0; count * rows * size];
+    for (row, line) in data.chunks_exact(data.len() / rows).enumerate() {
+        for (column, value) in line[from * size..][..count * size].chunks_exact(size).enumerate() {
+            out[(column * rows + row) * size..][..size].copy_from_slice(value);
+        }
+    }
+    out
+}
+
+/// Writes values of the tensor's type, rounded where the view has another.
+fn write(tensor: &Tensor, values: &[u8], to: View, backend: &mut dyn Backend) -> Result<()> {
+    if tensor.dtype == to.dtype {
+        backend.write(to, values);
+    } else {
+        backend.write(to, &numbers::round(&tensor.name, values, tensor.dtype, to.dtype)?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::transposed_rows;
+
+    #[test]
+    fn columns_become_rows() {
+        // [2, 3] of 16-bit elements.
+        let data = [1, 0, 2, 0, 3, 0, 4, 1, 5, 1, 6, 1];
+        assert_eq!(transposed_rows(&data, 2, 2, 1, 2), [2, 0, 5, 1, 3, 0, 6, 1]);
+        assert_eq!(transposed_rows(&data, 2, 2, 0, 1), [1, 0, 4, 1]);
+    }
 }

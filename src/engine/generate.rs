@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::plan::RowViews;
 use super::{BatchRows, Engine, Mode};
 use crate::backend::{DType, Precision, Rows, View};
-use crate::data::{Batch, FeatureSet};
+use crate::data::FeatureSet;
 use crate::model::{MaskKind, Specification};
 use anyhow::{Context, Result, ensure};
 
@@ -70,10 +70,9 @@ impl Engine {
     pub fn generate(&mut self, set: &FeatureSet, features: &[usize], limit: usize, stops: &[u32]) -> Result<Vec<Vec<u32>>> {
         let cache = self.plan.cache.clone().context("the memory plan has no room for generated text")?;
         ensure!(self.spec.mask == MaskKind::Causal, "only causal models continue a text");
-        let mut batch = Batch::default();
-        batch.pack(&self.packing, set, features, 0)?;
-        let mut rows = self.load_batch(&batch)?;
-        let mut lengths: Vec<usize> = batch.all.offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).collect();
+        let mut rows = self.load_batch(set, features, 0)?;
+        let offsets = &self.batch.all.offsets;
+        let mut lengths: Vec<usize> = offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).collect();
         let longest = lengths.iter().max().copied().unwrap_or(0);
         ensure!(longest + limit <= cache.length, "{longest} tokens and {limit} more are beyond the memory plan's {}", cache.length);
         for &view in cache.layers.iter().flatten() {
@@ -106,7 +105,7 @@ impl Engine {
             if active.is_empty() || done + 1 == limit {
                 break;
             }
-            rows = self.load_continuation(&mut batch, &cache, &active, &next, &lengths);
+            rows = self.load_continuation(&cache, &active, &next, &lengths);
             for &slot in &active {
                 lengths[slot] += 1;
             }
@@ -120,11 +119,16 @@ impl Engine {
         self.plan.cache.as_ref().map(|cache| cache.layers[layer])
     }
 
+    /// Keys and values of a layer as attention sees them, once they are computed.
+    pub(super) fn keys_and_values(&self, layer: usize) -> [View; 2] {
+        let buffers = &self.plan.layers[layer];
+        [self.plan.rotated.map_or(buffers.key, |[_, key]| key), buffers.value]
+    }
+
     /// The batch's keys and values of a layer into the cache, where there is one: its rows are zero before.
     pub(super) fn store_keys_and_values(&mut self, layer: usize, rows: &BatchRows) {
         let (Some(cache), Some(cached)) = (&rows.cache, self.cached(layer)) else { return };
-        let buffers = self.plan.layers[layer];
-        for (from, to) in [buffers.key, buffers.value].into_iter().zip(cached) {
+        for (from, to) in self.keys_and_values(layer).into_iter().zip(cached) {
             self.backend.scatter_add_rows(from.first_rows(rows.all.count), cache.rows, to);
         }
     }
@@ -138,21 +142,15 @@ impl Engine {
     }
 
     /// A batch of one token a sequence: `tokens` behind the `lengths` tokens that the cache holds of each.
-    fn load_continuation(
-        &mut self,
-        batch: &mut Batch,
-        cache: &CacheBuffers,
-        slots: &[usize],
-        tokens: &[u32],
-        lengths: &[usize],
-    ) -> BatchRows {
+    fn load_continuation(&mut self, cache: &CacheBuffers, slots: &[usize], tokens: &[u32], lengths: &[usize]) -> BatchRows {
         let count = slots.len();
         let (mut places, mut keys, mut queries) = (Vec::new(), vec![0], vec![0]);
+        let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
         for (row, (&slot, &token)) in slots.iter().zip(tokens).enumerate() {
             let (length, start) = (lengths[slot], (slot * cache.length) as i32);
             batch.ids.push(token as i32);
-            batch.positions.push(self.spec.position_of(length, self.packing.shift) as i32);
+            batch.positions.push(self.spec.position_of(length, self.shift()) as i32);
             batch.types.push(0);
             batch.all.push_token(row as i32, length as i32);
             places.push(start + length as i32);
@@ -161,7 +159,8 @@ impl Engine {
             queries.extend([row as i32, row as i32 + 1]);
         }
         batch.read_every_token();
-        let mut rows = self.upload_batch(batch);
+        self.batch = batch;
+        let mut rows = self.upload_batch();
         let views = RowViews { offsets: cache.query_offsets, ..self.plan.batch.all };
         let of_rows = |view: View| view.col_range(0, count);
         let (ordinals, tokens) = (of_rows(views.ordinals), of_rows(views.tokens));

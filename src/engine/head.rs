@@ -6,11 +6,18 @@ use crate::data::Grouping;
 use crate::model::Pooling;
 
 impl Engine {
-    /// Weight and bias of the head's trained layer `index`, and their gradients.
-    fn head_layer(&self, index: usize) -> [View; 4] {
+    /// Weight and bias of the head's trained layer `index`.
+    fn head_layer(&self, index: usize) -> (View, Option<View>) {
         let (weight, bias) = self.plan.trainables.head[index];
         let list = &self.plan.trainables.list;
-        [list[weight].master, list[bias].master, list[weight].gradient, list[bias].gradient]
+        (list[weight].master, bias.map(|bias| list[bias].master))
+    }
+
+    /// Their gradients.
+    fn head_gradient(&self, index: usize) -> (View, Option<View>) {
+        let (weight, bias) = self.plan.trainables.head[index];
+        let list = &self.plan.trainables.list;
+        (list[weight].gradient, bias.map(|bias| list[bias].gradient))
     }
 
     fn head_dropout(&mut self, mode: Mode, site: Site, data: View, rows: &BatchRows) {
@@ -39,11 +46,13 @@ impl Engine {
                 self.backend.activation_forward(Activation::Tanh, sum, pooled);
                 pooled
             }
-            (Pooling::Dense, Some([sum, pooled])) => {
-                self.head_dropout(mode, Site::HeadInner, input, rows);
-                let [weight, bias, ..] = self.head_layer(0);
-                self.backend.linear(input, weight, Some(bias), sum);
-                self.backend.activation_forward(Activation::Tanh, sum, pooled);
+            (pooling @ (Pooling::Dense | Pooling::Context), Some([sum, pooled])) => {
+                if pooling == Pooling::Dense {
+                    self.head_dropout(mode, Site::HeadInner, input, rows);
+                }
+                let (weight, bias) = self.head_layer(0);
+                self.backend.linear(input, weight, bias, sum);
+                self.backend.activation_forward(pooling.activation(), sum, pooled);
                 pooled
             }
             _ => input,
@@ -52,16 +61,16 @@ impl Engine {
         if let Some(words) = self.plan.frozen.words() {
             return self.backend.linear(last, words, None, logits);
         }
-        let [weight, bias, ..] = self.head_layer(self.plan.trainables.head.len() - 1);
-        self.backend.linear(last, weight, Some(bias), logits);
+        let (weight, bias) = self.head_layer(self.plan.trainables.head.len() - 1);
+        self.backend.linear(last, weight, bias, logits);
     }
 
-    /// Loss over the batch's `groups` of logits and gradients of the head, down to the gradient of its input (where a prefix below wants it).
-    pub(super) fn backward_head(&mut self, rows: &BatchRows, groups: usize) {
+    /// Loss and gradients of the head, down to the gradient of its input (where a prefix below wants it).
+    pub(super) fn backward_head(&mut self, rows: &BatchRows) {
         let slot = (self.step % 2) as usize;
         let loss = self.plan.report.row_range(slot, 1).col_range(0, 1);
         if self.plan.head.vocabulary.is_some() {
-            return self.backward_vocabulary(rows, groups, loss);
+            return self.backward_vocabulary(rows, loss);
         }
         let count = rows.readout.count;
         let head = &self.plan.head;
@@ -69,7 +78,7 @@ impl Engine {
         let pooled = head.pooled.zip(head.d_pooled).map(|([sum, pooled], d_pooled)| [sum, pooled, d_pooled].map(|v| v.first_rows(count)));
         self.backend.cross_entropy(&CrossEntropy {
             logits,
-            groups: self.plan.batch.groups.first_rows(groups),
+            groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
             scale: self.scale / self.step_targets as f64,
             loss,
             d_logits,
@@ -79,27 +88,28 @@ impl Engine {
             return self.backend.linear_backward_input(d_logits, words, d_input, false);
         }
         let (last, d_last) = pooled.map_or((input, d_input), |[_, pooled, d_pooled]| (pooled, d_pooled));
-        let [weight, _, d_weight, d_bias] = self.head_layer(self.plan.trainables.head.len() - 1);
-        self.backend.linear_backward_weight(d_logits, last, d_weight, Some(d_bias));
-        let trains_pooling = self.options.head.pooling == Pooling::Dense;
-        if !needed && !trains_pooling {
+        let final_layer = self.plan.trainables.head.len() - 1;
+        let ((weight, _), (d_weight, d_bias)) = (self.head_layer(final_layer), self.head_gradient(final_layer));
+        self.backend.linear_backward_weight(d_logits, last, d_weight, d_bias);
+        let pooling = self.options.head.pooling;
+        if !needed && !pooling.trains() {
             return;
         }
         self.backend.linear_backward_input(d_logits, weight, d_last, false);
         self.head_dropout(Mode::Train, Site::Head, d_last, rows);
         let Some([sum, _, d_pooled]) = pooled else { return };
-        self.backend.activation_backward(Activation::Tanh, sum, d_pooled);
+        self.backend.activation_backward(pooling.activation(), sum, d_pooled, d_pooled);
         let weight = match self.plan.frozen.pooler {
             Some(pooler) => pooler.weight,
             None => {
-                let [weight, _, d_weight, d_bias] = self.head_layer(0);
-                self.backend.linear_backward_weight(d_pooled, input, d_weight, Some(d_bias));
+                let ((weight, _), (d_weight, d_bias)) = (self.head_layer(0), self.head_gradient(0));
+                self.backend.linear_backward_weight(d_pooled, input, d_weight, d_bias);
                 weight
             }
         };
         if needed {
             self.backend.linear_backward_input(d_pooled, weight, d_input, false);
-            if trains_pooling {
+            if pooling == Pooling::Dense {
                 self.head_dropout(Mode::Train, Site::HeadInner, d_input, rows);
             }
         }

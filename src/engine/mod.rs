@@ -12,6 +12,7 @@ mod numbers;
 mod options;
 mod plan;
 mod prefix;
+mod relative;
 mod scale;
 mod state;
 mod step;
@@ -27,7 +28,7 @@ pub use step::{StepReport, Update};
 use crate::backend::{Backend, DType, Dropout, Rows, Site, View, stream_key};
 use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Grouping, Packing, RowArrays};
-use crate::model::{MaskKind, Specification};
+use crate::model::{MaskKind, Positions, Specification};
 use anyhow::{Result, ensure};
 use plan::RowViews;
 use scale::LossScale;
@@ -39,8 +40,7 @@ pub struct Engine {
     spec: Specification,
     options: EngineOptions,
     plan: Plan,
-    packing: Packing,
-    /// Of the batches that the engine packs itself.
+    /// The batch at hand.
     batch: Batch,
     /// The step that runs, from 0; part of every mask's key.
     step: u64,
@@ -80,6 +80,8 @@ enum Mode {
 struct BatchRows {
     all: Rows,
     readout: Rows,
+    /// Positions of the tokens and of the head's rows.
+    positions: [View; 2],
     /// The model's mask: see [`crate::backend::Attention`].
     separators: Option<View>,
     /// In generation: where keys and values are kept.
@@ -102,14 +104,11 @@ impl Engine {
         plan.frozen.load(model, backend.as_mut())?;
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
         let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);
-        let packing =
-            Packing { spec: spec.clone(), shift: options.prefix.shift(), grouping: options.head.grouping, columns: options.head.columns };
         let mut engine = Engine {
             backend,
             spec,
             options,
             plan,
-            packing,
             batch: Batch::default(),
             step: 0,
             step_targets: 0,
@@ -121,10 +120,12 @@ impl Engine {
             made_pooler,
             bare: false,
         };
+        engine.write_rotations();
         engine.initialise(PrefixInit::Normal);
         if made_pooler {
             engine.make_pooler();
         }
+        engine.cache_relative();
         Ok(engine)
     }
 
@@ -152,51 +153,44 @@ impl Engine {
 
     /// How batches for [`Engine::forward_packed`] and [`Engine::accumulate_packed`] are to be packed: with a copy of it
     /// another thread can pack the next batch while this one is being computed.
-    pub fn packing(&self) -> &Packing {
-        &self.packing
-    }
-
-    /// Packs features and does something with the batch.
-    fn with_packed<T>(
-        &mut self,
-        set: &FeatureSet,
-        features: &[usize],
-        first_ordinal: usize,
-        then: impl FnOnce(&mut Engine, &Batch) -> Result<T>,
-    ) -> Result<T> {
-        let mut batch = std::mem::take(&mut self.batch);
-        let packed = batch.pack(&self.packing, set, features, first_ordinal);
-        let result = packed.and_then(|()| then(self, &batch));
-        self.batch = batch;
-        result
+    pub fn packing(&self) -> Packing {
+        Packing { spec: self.spec.clone(), shift: self.shift(), grouping: self.options.head.grouping, columns: self.options.head.columns }
     }
 
     /// Logits of features, without dropout: for each, \[rows, columns\] row-major. Of rows that predict tokens, pairs: the
     /// target's log-probability, and 1 where it is the likeliest token, else 0.
     pub fn forward(&mut self, set: &FeatureSet, features: &[usize]) -> Result<Vec<Vec<f64>>> {
-        self.with_packed(set, features, 0, |engine, batch| engine.forward_packed(batch))
+        let rows = self.load_batch(set, features, 0)?;
+        self.evaluate(&rows)
     }
 
-    /// [`Engine::forward`] of a batch that was packed before.
-    pub fn forward_packed(&mut self, batch: &Batch) -> Result<Vec<Vec<f64>>> {
-        let rows = self.load_batch(batch)?;
-        self.run_forward(Mode::Evaluate, &rows);
+    /// [`Engine::forward`] of a batch that was packed before; another one comes back in its place.
+    pub fn forward_packed(&mut self, batch: &mut Batch) -> Result<Vec<Vec<f64>>> {
+        std::mem::swap(&mut self.batch, batch);
+        let rows = self.load_packed()?;
+        self.evaluate(&rows)
+    }
+
+    /// Logits of the batch at hand.
+    fn evaluate(&mut self, rows: &BatchRows) -> Result<Vec<Vec<f64>>> {
+        self.run_forward(Mode::Evaluate, rows);
         let (values, columns) = match (self.options.head.grouping, self.plan.head.vocabulary) {
             (Grouping::PerToken, Some(buffers)) => {
                 let of_rows = |view: View| view.col_range(0, rows.readout.count);
                 let log_probabilities = self.read_values(of_rows(buffers.log_probability));
                 let best = self.read_values(of_rows(buffers.best));
-                let hits = best.iter().zip(&batch.row_targets).map(|(&best, &target)| f64::from(u8::from(best == f64::from(target))));
+                let hits = best.iter().zip(&self.batch.row_targets).map(|(&best, &target)| f64::from(u8::from(best == f64::from(target))));
                 (log_probabilities.into_iter().zip(hits).flat_map(|(log, hit)| [log, hit]).collect::<Vec<_>>(), 2)
             }
             _ => {
-                let count = batch.feature_rows.iter().sum();
+                let count = self.batch.feature_rows.iter().sum();
                 (self.read_values(self.plan.head.logits.first_rows(count)), self.options.head.columns)
             }
         };
         self.backend.check()?;
         let mut rest = values.as_slice();
-        Ok(batch
+        Ok(self
+            .batch
             .feature_rows
             .iter()
             .map(|&rows| {
@@ -207,9 +201,16 @@ impl Engine {
             .collect())
     }
 
-    /// Brings a batch to the backend.
-    fn load_batch(&mut self, batch: &Batch) -> Result<BatchRows> {
-        let capacity = self.plan.capacity;
+    /// Packs features and brings them to the backend.
+    fn load_batch(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<BatchRows> {
+        let packing = self.packing();
+        self.batch.pack(&packing, set, features, first_ordinal)?;
+        self.load_packed()
+    }
+
+    /// Brings the batch at hand to the backend.
+    fn load_packed(&mut self) -> Result<BatchRows> {
+        let (batch, capacity) = (&self.batch, self.plan.capacity);
         // Scratch is laid out for a prefix in front.
         let room = capacity.longest + if self.bare { self.options.prefix.length } else { 0 };
         let fits = batch.ids.len() <= capacity.tokens
@@ -218,7 +219,12 @@ impl Engine {
             && batch.groups.len() <= 4 * capacity.groups
             && batch.all.longest() <= room;
         ensure!(fits, "a batch of {} tokens is larger than the memory plan's capacity of {}", batch.ids.len(), capacity.tokens);
-        Ok(self.upload_batch(batch))
+        Ok(self.upload_batch())
+    }
+
+    /// What is added to token positions.
+    fn shift(&self) -> usize {
+        if self.bare { 0 } else { self.options.prefix.shift() }
     }
 
     /// Brings integers to the backend.
@@ -228,22 +234,24 @@ impl Engine {
         to
     }
 
-    /// Brings a batch to the backend that is within the plan.
-    fn upload_batch(&mut self, batch: &Batch) -> BatchRows {
-        let buffers = &self.plan.batch;
+    /// Brings the batch to the backend.
+    fn upload_batch(&mut self) -> BatchRows {
+        let (buffers, batch) = (&self.plan.batch, &self.batch);
         let mut upload = |to: View, values: &[i32]| {
             let to = to.reshape(1, to.len()).col_range(0, values.len());
             self.backend.write(to, bytemuck::cast_slice(values));
             to
         };
         upload(buffers.ids, &batch.ids);
-        upload(buffers.positions, &batch.positions);
+        let positions = upload(buffers.positions, &batch.positions);
         upload(buffers.types, &batch.types);
         upload(buffers.readout_rows, &batch.readout_rows);
         upload(buffers.groups, &batch.groups);
         if let Some(vocabulary) = self.plan.head.vocabulary {
             upload(vocabulary.targets, &batch.row_targets);
         }
+        let readout_positions = if self.plan.rotary.is_some() { batch.readout_positions.as_slice() } else { &[] };
+        let positions = [positions, upload(buffers.readout_positions, readout_positions)];
         let separators = (self.spec.mask != MaskKind::Full).then(|| upload(buffers.separators, &batch.separators));
         let mut rows = |views: &RowViews, arrays: &RowArrays| Rows {
             ordinals: upload(views.ordinals, &arrays.ordinals),
@@ -252,7 +260,22 @@ impl Engine {
             count: arrays.count(),
             longest: arrays.longest(),
         };
-        BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout), separators, cache: None }
+        BatchRows {
+            all: rows(&buffers.all, &batch.all),
+            readout: rows(&buffers.readout, &batch.readout),
+            positions,
+            separators,
+            cache: None,
+        }
+    }
+
+    /// Fills the table of rotations.
+    fn write_rotations(&mut self) {
+        let (Some(table), Positions::Rotary(rotary)) = (self.plan.rotary, &self.spec.positions) else { return };
+        for position in 0..table.rows {
+            let angles: Vec<f64> = rotary.angles(position).collect();
+            self.backend.write(table.row_range(position, 1), &numbers::to_bytes(&angles, table.dtype));
+        }
     }
 
     /// The mask of a site in the running step; none in evaluation.
@@ -264,7 +287,9 @@ impl Engine {
     }
 
     fn hidden_mask(&self, mode: Mode, site: Site, layer: usize) -> Option<Dropout> {
-        self.mask(mode, self.options.hidden_dropout, site, layer)
+        let in_blocks = matches!(site, Site::Embedding | Site::AttentionOutput | Site::FeedForwardOutput);
+        let rate = if in_blocks && !self.spec.block_dropout { 0.0 } else { self.options.hidden_dropout };
+        self.mask(mode, rate, site, layer)
     }
 
     /// Forward of model and head on the batch that is loaded.

@@ -2,7 +2,7 @@
 //! that the host never waits for the step it has just queued.
 
 use super::trainable::PrefixBuffers;
-use super::{Engine, Mode, numbers};
+use super::{BatchRows, Engine, Mode, numbers};
 use crate::backend::{AdamW, Readback};
 use crate::data::{Batch, FeatureSet};
 use anyhow::{Result, ensure};
@@ -63,24 +63,36 @@ impl Engine {
 
     /// Forward and backward of a micro-batch, gradients added. `first_ordinal` counts the step's sequences before it.
     pub fn accumulate(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
-        self.with_packed(set, features, first_ordinal, |engine, batch| engine.accumulate_packed(batch))
+        self.check_training()?;
+        let rows = self.load_batch(set, features, first_ordinal)?;
+        self.accumulate_loaded(&rows);
+        Ok(())
     }
 
-    /// [`Engine::accumulate`] of a batch that was packed before.
-    pub fn accumulate_packed(&mut self, batch: &Batch) -> Result<()> {
+    /// [`Engine::accumulate`] of a batch that was packed before; another one comes back in its place.
+    pub fn accumulate_packed(&mut self, batch: &mut Batch) -> Result<()> {
+        self.check_training()?;
+        std::mem::swap(&mut self.batch, batch);
+        let rows = self.load_packed()?;
+        self.accumulate_loaded(&rows);
+        Ok(())
+    }
+
+    fn check_training(&self) -> Result<()> {
         ensure!(self.plan.capacity.training, "this engine was laid out for evaluation only");
-        self.backend.check()?;
-        let rows = self.load_batch(batch)?;
-        if batch.targets == 0 {
-            return Ok(());
+        self.backend.check()
+    }
+
+    fn accumulate_loaded(&mut self, rows: &BatchRows) {
+        if self.batch.targets == 0 {
+            return;
         }
-        self.run_forward(Mode::Train, &rows);
-        self.backward_head(&rows, batch.groups.len() / 4);
-        self.run_backward(&rows);
+        self.run_forward(Mode::Train, rows);
+        self.backward_head(rows);
+        self.run_backward(rows);
         for trainable in &mut self.plan.trainables.list {
             trainable.used = true;
         }
-        Ok(())
     }
 
     /// Norm, clipping and AdamW over what the step used; what it did not use keeps its moments and step count.

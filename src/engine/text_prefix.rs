@@ -2,7 +2,7 @@
 //! keys as attention sees them (after their rotation), as PEFT has it.
 
 use super::{Engine, Mode, numbers};
-use crate::data::{Batch, Feature, FeatureSet, Packing, Sequence};
+use crate::data::{Feature, FeatureSet, Sequence};
 use anyhow::{Result, ensure};
 
 impl Engine {
@@ -25,17 +25,14 @@ impl Engine {
     }
 
     fn compute_prefix(&mut self, set: &FeatureSet, table: crate::backend::View) -> Result<()> {
-        let mut batch = Batch::default();
-        batch.pack(&Packing { shift: 0, ..self.packing.clone() }, set, &[0], 0)?;
-        let rows = self.load_batch(&batch)?;
+        let rows = self.load_batch(set, &[0], 0)?;
         self.forward_embeddings(Mode::Evaluate, &rows);
         let last = self.options.prefix.layers.last().copied().unwrap_or(0);
         for layer in 0..=last {
             self.forward_layer(Mode::Evaluate, &rows, layer);
             // Read before the next layer, which may use the same buffers.
             let Some(index) = self.prefix_index(layer) else { continue };
-            let buffers = self.plan.layers[layer];
-            for (from, to) in [buffers.key, buffers.value].into_iter().zip(self.prefix_columns(table, index)) {
+            for (from, to) in self.keys_and_values(layer).into_iter().zip(self.prefix_columns(table, index)) {
                 for row in 0..rows.all.count {
                     let values = self.read_values(from.row_range(row, 1));
                     self.backend.write(to.row_range(row, 1), &numbers::to_bytes(&values, to.dtype));

@@ -95,7 +95,7 @@ impl Engine {
 
     /// Loss, and the gradient of the head's input. Tokens: the mean over the step's targets of -log p; sequences: the
     /// cross-entropy of their scores (which [`Engine::forward_vocabulary`] made), whose gradient weighs the rows'.
-    pub(super) fn backward_vocabulary(&mut self, rows: &BatchRows, groups: usize, loss: View) {
+    pub(super) fn backward_vocabulary(&mut self, rows: &BatchRows, loss: View) {
         let Some(buffers) = self.plan.head.vocabulary else { return };
         let count = rows.readout.count;
         let scale = self.scale / self.step_targets as f64;
@@ -104,7 +104,7 @@ impl Engine {
         }
         let sequences = rows.readout.sequences();
         let [logits, d_logits] = [self.plan.head.logits, self.plan.head.d_logits].map(|view| view.first_rows(sequences));
-        let groups = self.plan.batch.groups.first_rows(groups);
+        let groups = self.plan.batch.groups.first_rows(self.batch.groups.len() / 4);
         self.backend.cross_entropy(&CrossEntropy { logits, groups, scale, loss, d_logits });
         // A score is a sum of log-probabilities, and d(-log p) = softmax - [target].
         let weights = buffers.weights.col_range(0, count);

@@ -1,6 +1,8 @@
 //! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
 
-use super::spec::{SequenceState, Specification};
+use super::Specification;
+use super::family::has_pooler;
+use crate::backend::Activation;
 use crate::data::Grouping;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +32,11 @@ impl TaskKind {
             TaskKind::CausalLm => "causal-lm",
         }
     }
+
+    /// Whether its head reads one row a sequence.
+    pub fn reads_sequences(self) -> bool {
+        matches!(self, TaskKind::Classification | TaskKind::MultipleChoice)
+    }
 }
 
 /// The head for sequences: the released code's, or the one of transformers' RoBERTa classes.
@@ -40,6 +47,32 @@ pub enum HeadKind {
     Linear,
     /// A trained dense layer, tanh and a trained output layer; the pooler is not used.
     Dense,
+    /// DeBERTa's: a trained pooler (dense layer and GELU), then one trained linear layer.
+    Context,
+    /// Of transformers' decoder classes: a linear layer named `score` on the last token, without a bias; for tagging on
+    /// the tokens, with one.
+    Score,
+}
+
+impl HeadKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            HeadKind::Linear => "linear",
+            HeadKind::Dense => "dense",
+            HeadKind::Context => "context",
+            HeadKind::Score => "score",
+        }
+    }
+}
+
+/// The rows that a head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// One a sequence.
+    Sequences,
+    /// The first token of every word.
+    Words,
+    Tokens,
 }
 
 /// What stands between the rows that a head reads and its output layer.
@@ -48,19 +81,24 @@ pub enum Pooling {
     None,
     /// tanh(W h + b) with the model's frozen pooler.
     Frozen,
-    /// The same with a trained dense layer.
+    /// The same with a trained dense layer, with hidden dropout in front.
     Dense,
+    /// gelu(W h + b), trained, without it.
+    Context,
 }
 
-/// Which tokens' final states a head reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reads {
-    /// One of every sequence.
-    One,
-    /// Those that have a target.
-    Some,
-    /// Every one, so that the last layer computes all of them.
-    Every,
+impl Pooling {
+    /// Whether its layer is trained.
+    pub fn trains(self) -> bool {
+        matches!(self, Pooling::Dense | Pooling::Context)
+    }
+
+    pub fn activation(self) -> Activation {
+        match self {
+            Pooling::Context => Activation::GeluErf,
+            _ => Activation::Tanh,
+        }
+    }
 }
 
 /// The last layer of a head.
@@ -80,9 +118,11 @@ pub enum Output {
 pub struct HeadSpec {
     pub pooling: Pooling,
     pub output: Output,
-    pub reads: Reads,
     /// Outputs of the last layer.
     pub columns: usize,
+    /// Whether the last layer has a bias.
+    pub bias: bool,
+    pub reads: Reads,
     pub grouping: Grouping,
     /// Whether hidden dropout acts on the last layer's input.
     pub dropout: bool,
@@ -90,23 +130,47 @@ pub struct HeadSpec {
     pub module: &'static str,
 }
 
+/// A trained layer of a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadLayer {
+    /// As the adapter's file names it, without `.weight` and `.bias`.
+    pub name: String,
+    /// \[output, input\].
+    pub shape: [usize; 2],
+    pub bias: bool,
+}
+
 impl HeadSpec {
     /// The head of a task on a model. `classes` counts labels; multiple choice and question answering have a fixed number
     /// of columns.
     pub fn new(task: TaskKind, kind: HeadKind, classes: usize, spec: &Specification) -> HeadSpec {
-        let pooling = match (kind, spec.sequence_state) {
-            (HeadKind::Dense, _) => Pooling::Dense,
-            (HeadKind::Linear, SequenceState::Pooled) => Pooling::Frozen,
-            (HeadKind::Linear, SequenceState::First) => Pooling::None,
+        let score = kind == HeadKind::Score;
+        let pooling = match kind {
+            HeadKind::Linear if has_pooler(spec) => Pooling::Frozen,
+            HeadKind::Linear => Pooling::None,
+            HeadKind::Dense => Pooling::Dense,
+            HeadKind::Context => Pooling::Context,
+            HeadKind::Score => Pooling::None,
         };
-        let (pooling, columns, reads, dropout, module) = match task {
-            TaskKind::Classification => (pooling, classes, Reads::One, true, "classifier"),
-            TaskKind::MultipleChoice => (pooling, 1, Reads::One, true, "classifier"),
-            TaskKind::Tagging => (Pooling::None, classes, Reads::Some, true, "classifier"),
-            TaskKind::Qa => (Pooling::None, 2, Reads::Every, false, "qa_outputs"),
-            TaskKind::CausalLm => return HeadSpec::next_tokens(),
+        let module = if score { "score" } else { "classifier" };
+        let whole = HeadSpec {
+            pooling,
+            output: Output::Trained,
+            columns: classes,
+            bias: !score,
+            reads: Reads::Sequences,
+            grouping: HeadSpec::grouping(task),
+            dropout: !score,
+            module,
         };
-        HeadSpec { pooling, output: Output::Trained, reads, columns, grouping: HeadSpec::grouping(task), dropout, module }
+        let tokens = HeadSpec { pooling: Pooling::None, bias: true, reads: Reads::Words, dropout: true, ..whole.clone() };
+        match task {
+            TaskKind::Classification => whole,
+            TaskKind::MultipleChoice => HeadSpec { columns: 1, ..whole },
+            TaskKind::Tagging => tokens,
+            TaskKind::Qa => HeadSpec { columns: 2, reads: Reads::Tokens, dropout: false, module: "qa_outputs", ..tokens },
+            TaskKind::CausalLm => HeadSpec::next_tokens(),
+        }
     }
 
     /// How the logits of a task fall into groups, unless its labels are words.
@@ -135,8 +199,8 @@ impl HeadSpec {
     }
 
     fn frozen(output: Output, columns: usize, grouping: Grouping) -> HeadSpec {
-        let reads = if grouping == Grouping::PerRow { Reads::One } else { Reads::Some };
-        HeadSpec { pooling: Pooling::None, output, reads, columns, grouping, dropout: false, module: "" }
+        let reads = if grouping == Grouping::PerRow { Reads::Sequences } else { Reads::Words };
+        HeadSpec { pooling: Pooling::None, output, columns, bias: false, reads, grouping, dropout: false, module: "" }
     }
 
     /// Whether anything of the head is trained.
@@ -146,21 +210,24 @@ impl HeadSpec {
 
     /// Whether the head reads every token, so that the last layer computes all of them.
     pub fn reads_every_token(&self) -> bool {
-        self.reads == Reads::Every
+        self.reads == Reads::Tokens
     }
 
-    /// Names and [output, input] of the trained layers, first to last, as the adapter's file names them without
-    /// `.weight` and `.bias`.
-    pub fn layers(&self, hidden_size: usize) -> Vec<(String, [usize; 2])> {
+    /// The trained layers, first to last.
+    pub fn layers(&self, hidden_size: usize) -> Vec<HeadLayer> {
         if !self.is_trained() {
             return Vec::new();
         }
         let module = format!("base_model.{}", self.module);
+        let layer = |name, outputs, bias| HeadLayer { name, shape: [outputs, hidden_size], bias };
         match self.pooling {
             Pooling::Dense => {
-                vec![(format!("{module}.dense"), [hidden_size, hidden_size]), (format!("{module}.out_proj"), [self.columns, hidden_size])]
+                vec![layer(format!("{module}.dense"), hidden_size, true), layer(format!("{module}.out_proj"), self.columns, self.bias)]
             }
-            Pooling::None | Pooling::Frozen => vec![(module, [self.columns, hidden_size])],
+            Pooling::Context => {
+                vec![layer("base_model.pooler.dense".into(), hidden_size, true), layer(module, self.columns, self.bias)]
+            }
+            Pooling::None | Pooling::Frozen => vec![layer(module, self.columns, self.bias)],
         }
     }
 }

@@ -3,13 +3,20 @@
 
 mod bert;
 mod config;
+mod deberta;
 mod family;
 mod glm;
+mod gpt2;
 mod head;
+mod llama;
+mod mistral;
+mod qwen;
 mod roberta;
+mod rotary;
 mod spec;
 
 pub use config::Config;
-pub use family::{FAMILIES, Family, describe, family_of};
-pub use head::{HeadKind, HeadSpec, Output, Pooling, Reads, TaskKind};
-pub use spec::{Biases, MaskKind, NormPlace, Positions, SequenceState, Slot, Specification};
+pub use family::{FAMILIES, Family, Storage, default_head, describe, family_of, offers_head};
+pub use head::{HeadKind, HeadLayer, HeadSpec, Output, Pooling, Reads, TaskKind};
+pub use rotary::Rotary;
+pub use spec::{Biases, MaskKind, NormPlace, Positions, Readout, Slot, Specification};

@@ -3,16 +3,18 @@
 
 use super::bert::{encoder, padding_id, tensor_name};
 use super::family::Family;
-use super::{Config, HeadKind, Positions, Specification};
+use super::{Config, HeadKind, Positions, Specification, Storage};
 use anyhow::Result;
 
 pub static FAMILY: Family = Family {
     model_types: &["roberta", "xlm-roberta"],
     architectures: &["Roberta", "XLMRoberta"],
     prefixes: &["roberta.", ""],
-    transformers_head: HeadKind::Dense,
+    transformers_head: |task| if task.reads_sequences() { HeadKind::Dense } else { HeadKind::Linear },
     specification,
     tensor_name,
+    storage: |_, _| Storage::PLAIN,
+    bias_name: |_| None,
 };
 
 fn specification(config: &Config) -> Result<Specification> {

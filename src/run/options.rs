@@ -80,7 +80,8 @@ pub struct TrainOptions {
     /// Token positions: shifted by the prefix length, or unshifted [default: shifted; glm: unshifted]
     #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = "Prefix and head")]
     pub positions: Option<Offset>,
-    /// Head for whole sequences: linear (on the frozen pooler) or dense (a trained dense layer first) [default: linear]
+    /// Head for whole sequences: linear (on the frozen pooler), dense (a trained dense layer first) or context (DeBERTa's
+    /// trained pooler) [default: linear; context for DeBERTa]
     #[arg(long, value_name = "HEAD", hide_possible_values = true, help_heading = "Prefix and head")]
     pub head: Option<HeadKind>,
     /// Classify by the words that fill the blank [MASK] of the text, with no head to train: '{"LABEL": " word", ...}'

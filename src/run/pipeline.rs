@@ -22,7 +22,7 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn new(engine: &Engine) -> Pipeline {
-        Pipeline { packing: engine.packing().clone(), ready: None, spare: Batch::default() }
+        Pipeline { packing: engine.packing(), ready: None, spare: Batch::default() }
     }
 
     /// Lets the engine work on one batch and packs `next` meanwhile.
@@ -31,15 +31,15 @@ impl Pipeline {
         set: &FeatureSet,
         now: Contents,
         next: Option<Contents>,
-        work: impl FnOnce(&Batch) -> Result<T> + Send,
+        work: impl FnOnce(&mut Batch) -> Result<T> + Send,
     ) -> Result<T> {
-        let (batch, packed) = match self.ready.take() {
+        let (mut batch, packed) = match self.ready.take() {
             Some((contents, batch, packed)) if contents == now => (batch, packed),
             _ => self.pack(set, &now),
         };
         packed?;
         let (result, ready) = rayon::join(
-            || work(&batch),
+            || work(&mut batch),
             || {
                 next.map(|next| {
                     let (batch, packed) = self.pack(set, &next);

@@ -3,7 +3,7 @@
 
 use super::plain::{Plain, dot};
 use super::*;
-use crate::backend::{Attention, AttentionSaved, Dropout, Prefix};
+use crate::backend::{Attention, AttentionSaved, Dropout, Prefix, Relative};
 use Kind::*;
 
 pub const OPERATIONS: &[Operation] = &[("attention, forward", forward), ("attention, backward", backward)];
@@ -20,17 +20,24 @@ struct Shape {
     drops_prefix: bool,
     /// One a sequence; empty: no mask.
     separators: &'static [i32],
+    /// Span of relative positions, and which of their terms there are: of keys, of queries. 0: there are none.
+    span: usize,
+    terms: [bool; 2],
 }
 
 const fn shape(head_dim: usize, heads: [usize; 2], prefix: usize, lengths: &'static [usize], every: usize, drops: [bool; 2]) -> Shape {
-    Shape { head_dim, heads, prefix, lengths, every, drops: drops[0], drops_prefix: drops[1], separators: &[] }
+    Shape { head_dim, heads, prefix, lengths, every, drops: drops[0], drops_prefix: drops[1], separators: &[], span: 0, terms: [true; 2] }
 }
 
 const fn masked(shape: Shape, separators: &'static [i32]) -> Shape {
     Shape { separators, ..shape }
 }
 
-const SHAPES: [Shape; 18] = [
+const fn relative(shape: Shape, span: usize, terms: [bool; 2]) -> Shape {
+    Shape { span, terms, ..shape }
+}
+
+const SHAPES: [Shape; 25] = [
     shape(8, [1, 1], 0, &[1], 1, [false, false]),
     shape(8, [4, 2], 7, &[33, 1, 5], 1, [true, true]),
     shape(16, [3, 3], 1, &[92, 17], 1, [true, false]),
@@ -49,6 +56,13 @@ const SHAPES: [Shape; 18] = [
     masked(shape(64, [1, 1], 1, &[260, 131, 9], 7, [false, false]), &[150, 0, 9]),
     masked(shape(128, [2, 1], 128, &[150, 64, 7], 3, [false, true]), &[0, 40, 0]),
     masked(shape(16, [2, 1], 0, &[257, 64], 1000, [true, false]), &[0, 30]),
+    relative(shape(16, [2, 2], 0, &[1], 1, [false, false]), 4, [true, true]),
+    relative(shape(8, [1, 1], 7, &[65, 1, 33], 1, [true, true]), 8, [true, true]),
+    relative(shape(24, [2, 2], 5, &[3, 130, 1, 40], 3, [true, false]), 20, [true, true]),
+    relative(shape(64, [2, 2], 1, &[200], 1, [true, true]), 512, [true, true]),
+    relative(shape(64, [1, 1], 128, &[97, 64], 1, [false, false]), 50, [true, true]),
+    relative(shape(40, [1, 1], 37, &[70, 257], 1000, [true, false]), 33, [true, false]),
+    relative(shape(64, [1, 1], 7, &[150], 2, [false, true]), 1, [false, true]),
 ];
 
 /// The operands that forward and backward share.
@@ -61,6 +75,8 @@ struct Operands {
     query_rows: RowIds,
     key_rows: RowIds,
     separators: Option<Id>,
+    /// Tables of relative positions: [2 span, A*D] keys and queries.
+    relative: [Option<Id>; 2],
 }
 
 impl Operands {
@@ -78,6 +94,9 @@ impl Operands {
             query_rows,
             key_rows,
             separators: (!shape.separators.is_empty()).then(|| case.integers(shape.separators)),
+            relative: shape
+                .terms
+                .map(|term| (term && shape.span > 0).then(|| case.input(Activation, 2 * shape.span, heads * head_dim, 1.0))),
         }
     }
 
@@ -110,6 +129,8 @@ impl Operands {
             lengths,
             every,
             separators,
+            relative: self.relative.map(|table| table.map(|table| case.values(table))),
+            span: self.shape.span,
             heads,
             kv_heads,
             head_dim,
@@ -129,6 +150,10 @@ impl Operands {
             prefix: self.prefix.map(|table| {
                 let [key, value] = self.columns(view[table]);
                 Prefix { key, value, dropout: self.prefix_dropout() }
+            }),
+            relative: (self.shape.span > 0).then(|| {
+                let [key, query] = self.relative.map(|table| table.map(|table| view[table]));
+                Relative { key, query, span: self.shape.span }
             }),
             query_rows: &query_rows,
             key_rows: &key_rows,

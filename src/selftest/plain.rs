@@ -19,6 +19,9 @@ pub struct Plain<'a> {
     pub every: usize,
     /// One a sequence: key j is seen where j <= token or j < separator; empty: all are.
     pub separators: &'a [i32],
+    /// Tables of relative keys and queries, \[2 span, A*D\].
+    pub relative: [Option<&'a [f64]>; 2],
+    pub span: usize,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -106,10 +109,28 @@ impl Plain<'_> {
         prefix.chain((0..block.keys[1]).map(|key| own[self.key_row(block, key)].to_vec())).collect()
     }
 
+    /// The rows of the tables of relative keys and queries that query `index` and a column meet; None: the column is the
+    /// prefix's, or there is no such table.
+    fn relative_rows(&self, block: &Block, index: usize, column: usize) -> [Option<&[f64]>; 2] {
+        let key = column.checked_sub(self.prefix_length);
+        self.relative.map(|table| {
+            let (table, key) = (table?, key?);
+            let span = self.span as i64;
+            let row = ((index * self.every) as i64 - key as i64 + span).clamp(0, 2 * span - 1) as usize;
+            let start = (row * self.heads + block.head) * self.head_dim;
+            Some(&table[start..start + self.head_dim])
+        })
+    }
+
     fn scores(&self, block: &Block, index: usize, keys: &[Vec<f64>]) -> Vec<f64> {
         let query = &self.query[self.query_row(block, index)];
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let scores = keys.iter().map(|key| self.round(scale * dot(query, key)));
+        let scores = keys.iter().enumerate().map(|(column, key)| {
+            let [relative_key, relative_query] = self.relative_rows(block, index, column);
+            let terms =
+                [Some((query, key.as_slice())), relative_key.map(|row| (query, row)), relative_query.map(|row| (key.as_slice(), row))];
+            self.round(terms.into_iter().flatten().map(|(a, b)| self.round(scale * dot(a, b))).sum())
+        });
         let seen = |column: usize| match (self.separators.get(block.sequence), column.checked_sub(self.prefix_length)) {
             (Some(&separator), Some(key)) => key <= index * self.every || key < separator as usize,
             _ => true,
@@ -163,6 +184,9 @@ impl Plain<'_> {
                     add(&mut d_values[column], self.round(probability * masks[column]), &d_out[query.clone()]);
                     add(&mut d_keys[column], d_score * scale, &self.query[query.clone()]);
                     add(&mut d_query[query.clone()], d_score * scale, &keys[column]);
+                    let [relative_key, relative_query] = self.relative_rows(&block, index, column);
+                    relative_key.into_iter().for_each(|row| add(&mut d_query[query.clone()], d_score * scale, row));
+                    relative_query.into_iter().for_each(|row| add(&mut d_keys[column], d_score * scale, row));
                 }
             }
             for (value, gradients) in [(false, &d_keys), (true, &d_values)] {

@@ -13,6 +13,7 @@ const NEED: ScratchNeed = ScratchNeed {
     longest: 700,
     prefix_length: 128,
     head_dim: 128,
+    relative: false,
     kv_size: 512,
     tokens: 2048,
     sequences: 64,

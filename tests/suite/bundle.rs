@@ -4,11 +4,11 @@ use ptune::backend::Backend;
 use ptune::checkpoint::{Adapter, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
-use ptune::model::{HeadKind, HeadSpec, TaskKind};
+use ptune::model::{HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const BUNDLES: [&str; 9] = [
+pub const BUNDLES: [&str; 16] = [
     "bert-classification",
     "bert-classification-d64",
     "bert-multiple-choice",
@@ -16,8 +16,15 @@ pub const BUNDLES: [&str; 9] = [
     "bert-tagging",
     "glm-classification",
     "glm-cloze",
+    "gpt2-classification",
+    "llama-causal-lm",
+    "llama-classification",
+    "qwen2-classification",
+    "qwen3-classification",
     "roberta-classification",
     "roberta-classification-peft",
+    "deberta-classification",
+    "deberta-tagging",
 ];
 
 pub struct Bundle {
@@ -90,7 +97,11 @@ impl Bundle {
     /// Features made of the bundle's own token ids: the engine is tested apart from tokenization.
     pub fn features(&self) -> FeatureSet {
         let (ids, lengths) = (self.integers("input_ids"), self.integers("input_lengths"));
-        let types = if self.has("token_type_ids") { self.integers("token_type_ids") } else { vec![0; ids.len()] };
+        let types = if self.has("token_type_ids") && self.model.spec.token_types > 0 {
+            self.integers("token_type_ids")
+        } else {
+            vec![0; ids.len()]
+        };
         let mut words = if self.has("word_first_token") { self.integers("word_first_token") } else { Vec::new() }.into_iter();
         let lines = std::fs::read_to_string(self.directory.join("data.jsonl")).unwrap();
         let examples: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -115,12 +126,13 @@ impl Bundle {
                 at = range.end;
                 continue;
             }
+            let sequence: Vec<u32> = ids[range.clone()].iter().map(|&id| id as u32).collect();
             let separator = if self.has("sep") { self.integers("sep")[number] as u32 } else { 0 };
             let cloze = self.case["task"] == "cloze";
             let blank = cloze.then(|| self.integers("positions")[range.start + separator as usize] as u32);
             let readout = match self.task {
                 TaskKind::Classification if cloze => vec![separator],
-                TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::CausalLm => vec![0],
+                TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::CausalLm => vec![self.model.spec.readout.of(&sequence)],
                 TaskKind::Qa => (0..length as u32).collect(),
                 TaskKind::Tagging => {
                     let count = examples[number]["tokens"].as_array().unwrap().len();
@@ -128,8 +140,9 @@ impl Bundle {
                 }
             };
             set.sequences.push(Sequence {
-                ids: ids[range.clone()].iter().map(|&id| id as u32).collect(),
-                types: types[range].iter().map(|&kind| kind as u32).collect(),
+                ids: sequence,
+                // Of a model without token types the reference saw none.
+                types: if self.model.spec.token_types == 0 { Vec::new() } else { types[range].iter().map(|&kind| kind as u32).collect() },
                 readout,
                 separator,
                 blank,
@@ -174,9 +187,8 @@ impl Bundle {
         if let Some(words) = self.case.get("verbalizer_ids") {
             return HeadSpec::words(words.as_object().unwrap().values().map(|id| id.as_u64().unwrap() as u32).collect());
         }
-        let dense = self.adapter.tensors.keys().any(|name| name.contains("classifier.dense"));
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
-        HeadSpec::new(self.task, if dense { HeadKind::Dense } else { HeadKind::Linear }, classes, &self.model.spec)
+        HeadSpec::new(self.task, self.adapter.metadata.head, classes, &self.model.spec)
     }
 
     /// The bundle's settings: no dropout anywhere.

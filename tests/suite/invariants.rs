@@ -74,7 +74,7 @@ fn three_steps(bundle: &Bundle, options: EngineOptions) -> (State, Vec<StepRepor
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    for name in ["bert-qa", "bert-tagging", "roberta-classification-peft"] {
+    for name in ["bert-qa", "bert-tagging", "roberta-classification-peft", "deberta-tagging"] {
         let bundle = Bundle::open(name);
         let mut options = options(&bundle);
         options.prefix.projection = (name == "bert-tagging").then_some(9);
@@ -91,7 +91,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 /// terms) only if every mask is the same: any other mask changes the loss in the second digit.
 #[test]
 fn accumulation_equals_the_large_batch() {
-    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging"] {
+    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging", "deberta-classification"] {
         let bundle = Bundle::open(name);
         let set = bundle.features();
         let features: Vec<usize> = (3..11).collect();
@@ -123,7 +123,7 @@ fn accumulation_equals_the_large_batch() {
 /// A sequence's logits do not depend on what is packed beside it.
 #[test]
 fn packing_does_not_leak() {
-    for name in ["bert-classification", "bert-tagging", "bert-qa"] {
+    for name in ["bert-classification", "bert-tagging", "bert-qa", "deberta-classification", "deberta-tagging"] {
         let bundle = Bundle::open(name);
         let set = bundle.features();
         let mut engine = engine::<f64>(&bundle, &set, bundle.options());
@@ -175,6 +175,37 @@ fn a_step_without_targets_leaves_the_trainables_alone() {
     let report = step(&mut engine, &set, 1, &[2], 1);
     assert_eq!((report.loss, report.grad_norm), (0.0, 0.0));
     assert_eq!(State::of(&mut engine), before);
+}
+
+/// Evaluation does not depend on whether the tables of relative positions are kept or, for their dropout, made anew in
+/// each layer, nor on how many of their rows the plan's longest text reaches.
+#[test]
+fn relative_tables_kept_and_made_anew_agree() {
+    for name in ["deberta-classification", "deberta-tagging"] {
+        let bundle = Bundle::open(name);
+        let set = bundle.features();
+        let shortest = (0..set.features.len()).min_by_key(|&feature| set.tokens(feature)).unwrap();
+        let mut dropping = engine::<f64>(&bundle, &set, options(&bundle));
+        step(&mut dropping, &set, 0, &[0, 1, 2], 3);
+        let mut keeping = engine::<f64>(&bundle, &set, bundle.options());
+        let small = ptune::data::FeatureSet { features: vec![set.features[shortest].clone()], ..bundle.features() };
+        let sequences = set.sequences_of(shortest).to_vec();
+        let small = ptune::data::FeatureSet {
+            features: vec![ptune::data::Feature { first_sequence: 0, ..small.features[0].clone() }],
+            sequences,
+            ..small
+        };
+        let mut short = engine::<f64>(&bundle, &small, bundle.options());
+        for tensor in dropping.trainables() {
+            let values = dropping.values(&tensor.name).unwrap();
+            keeping.set_values(&tensor.name, &values).unwrap();
+            short.set_values(&tensor.name, &values).unwrap();
+        }
+        let expected = dropping.forward(&set, &[shortest]).unwrap().concat();
+        let near = |found: Vec<Vec<f64>>| found.concat().iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(near(keeping.forward(&set, &[shortest]).unwrap()), "{name}: kept");
+        assert!(near(short.forward(&small, &[0]).unwrap()), "{name}: fewer rows");
+    }
 }
 
 /// A gradient that is not finite must not reach what is trained.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Kernels of these families multiply on tensor cores.
-const TENSOR_CORES: [&str; 4] = ["attention_forward_", "attention_backward_query_", "attention_backward_key_", "prefix_gradient_partial_"];
+const TENSOR_CORES: [&str; 5] =
+    ["attention_forward_", "attention_backward_query_", "attention_backward_key_", "attention_relative_", "prefix_gradient_partial_"];
 const MOST_BYTES: u64 = 16 << 20;
 const MOST_ATTENTION_KERNELS: usize = 64;
 

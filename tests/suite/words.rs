@@ -139,3 +139,78 @@ fn texts_that_cannot_start_a_prefix() {
     place.write("long.txt", "mill ".repeat(400));
     place.refuses_training(2, "--prefix-init file:long.txt", &["the text has 401 tokens", "192 positions"]);
 }
+
+#[test]
+fn responses_are_trained_scored_and_generated() {
+    let place = Place::new("llama-causal-lm");
+    let train = "train --model model --task causal-lm --data data.jsonl --validation data.jsonl --prefix-length 4 --batch-size 8 \
+                 --prefix-dropout 0 --learning-rate 5e-2 --max-steps 12 --eval-every 6 --output run";
+    let said = run(&place, train, &[]).ok();
+    for part in ["vocabulary logits", "chunks of", "token_accuracy", "peft_type PREFIX_TUNING"] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    assert_eq!(tensors(&place.path("run/adapter_model.safetensors")).keys().collect::<Vec<_>>(), ["prompt_embeddings"]);
+    let losses: Vec<f64> = json_lines(&place.path("run/metrics.jsonl")).iter().filter_map(|row| row["eval_loss"].as_f64()).collect();
+    assert!(losses.len() == 2 && losses[1] < losses[0], "{losses:?}");
+    let scores: serde_json::Value =
+        serde_json::from_str(&run(&place, "eval --model model --adapter run --data data.jsonl --json", &[]).ok()).unwrap();
+    let score = |name: &str| scores[name].as_f64().unwrap();
+    assert!((score("perplexity") - score("loss").exp()).abs() < 1e-9 * score("perplexity"), "{scores}");
+    assert!((score("loss") - losses[1]).abs() < 1e-6 && (0.0..=1.0).contains(&score("token_accuracy")), "{scores} and {losses:?}");
+
+    // With responses: their log-probabilities, whose sum is the loss's; nothing but prompts: text alone.
+    let predict = "predict --model model --adapter run --output out.jsonl --quiet --max-new-tokens 5";
+    run(&place, &format!("{predict} --input data.jsonl --with logits,input_ids"), &[]).ok();
+    let scored = json_lines(&place.path("out.jsonl"));
+    let total: f64 = scored.iter().map(|line| line["logits"].as_f64().unwrap()).sum();
+    let tokens = response_tokens();
+    assert!((total / tokens as f64 + score("loss")).abs() < 1e-4, "{total} over {tokens} tokens");
+    let prompts: String = json_lines(&place.path("data.jsonl"))
+        .iter()
+        .map(|line| serde_json::json!({ "prompt": line["prompt"] }).to_string() + "\n")
+        .collect();
+    place.write("prompts.jsonl", prompts);
+    run(&place, &format!("{predict} --input prompts.jsonl"), &[]).ok();
+    let generated = json_lines(&place.path("out.jsonl"));
+    let texts = |lines: &[serde_json::Value]| lines.iter().map(|line| line["prediction"].as_str().unwrap().to_string()).collect::<Vec<_>>();
+    assert_eq!((texts(&generated), generated[0].get("logits")), (texts(&scored), None));
+    run(&place, "predict --model model --adapter run --output out.jsonl --quiet --max-new-tokens 0 --input data.jsonl --with logits", &[])
+        .ok();
+    let only = json_lines(&place.path("out.jsonl"));
+    assert_eq!((&only[3]["logits"], only[3].get("prediction")), (&scored[3]["logits"], None));
+    // One at a time, as in a batch.
+    run(&place, &format!("{predict} --input prompts.jsonl --batch-size 1"), &[]).ok();
+    assert_eq!(texts(&json_lines(&place.path("out.jsonl"))), texts(&scored));
+
+    place.refuses(1, "eval --model model --adapter run --data prompts.jsonl", &["prompts.jsonl, line 1", "no response"]);
+    place.refuses(1, &format!("{predict} --input prompts.jsonl --max-new-tokens 500"), &["--max-new-tokens 500", "positions"]);
+    place.refuses(2, &format!("{train} --head dense").replace("run", "other"), &["language-model head"]);
+    place.refuses(
+        2,
+        "predict --model model --adapter run --output out.jsonl --input data.jsonl --max-new-tokens 99999999",
+        &["--max-new-tokens"],
+    );
+}
+
+/// Tokens of all responses, ends included, by the bundle.
+fn response_tokens() -> usize {
+    crate::bundle::Bundle::open("llama-causal-lm").expected("labels").iter().filter(|&&label| label >= 0.0).count()
+}
+
+/// On the emulated device text is generated with the kernels' attention over the cache, in fp16.
+#[cfg(feature = "emulation")]
+#[test]
+fn text_is_generated_on_cuda() {
+    let place = Place::new("llama-causal-lm");
+    let found = ["cpu", "emulated"].map(|device| {
+        let line = "predict --model model --adapter adapter --output out.jsonl --quiet --max-new-tokens 4 --input data.jsonl --with logits --device";
+        run(&place, &format!("{line} {device}"), &[]).ok();
+        json_lines(&place.path("out.jsonl"))
+    });
+    let same = found[0].iter().zip(&found[1]).filter(|(cpu, cuda)| cpu["prediction"] == cuda["prediction"]).count();
+    // Rounding may choose the other of two near tokens now and then.
+    assert!(4 * same >= 3 * found[0].len(), "{same} of {} texts are the same", found[0].len());
+    for (cpu, cuda) in found[0].iter().zip(&found[1]) {
+        assert!((cpu["logits"].as_f64().unwrap() - cuda["logits"].as_f64().unwrap()).abs() < 0.07, "{cpu} and {cuda}");
+    }
+}

@@ -1,6 +1,6 @@
 //! Attention with a prefix in front of every sequence's keys and values. One task is one (sequence, key/value head)
 //! and walks its queries in blocks: the scores of a block live in the worker's scratch, nothing of size tokens²
-//! exists. S = [Q Kpᵀ | Q Kᵀ] * scale; P = softmax(S) over what the query sees; A = dropout(P); O = A [Vp; V]. Keys that
+//! exists. S = [Q Kpᵀ | Q Kᵀ (+ relative)] * scale; P = softmax(S) over what the query sees; A = dropout(P); O = A [Vp; V]. Keys that
 //! no query of a block sees are not computed.
 //!
 //! FLOPs of one head and sequence of n queries, m keys, prefix p, dimension d: forward 4 n (p + m) d; backward
@@ -9,16 +9,19 @@
 use super::memory::{Element, Matrix};
 use super::product::{product, product_transposed, transposed_product};
 use super::real::{Real, reduce};
+use super::relative::{self, Relative};
 use super::{RowIndex, Workers, loss, mask, parallel_rows};
-use crate::backend::Dropout;
+use crate::backend::{Dropout, ScratchNeed};
 use rayon::prelude::*;
 
 /// Queries of a block: enough for the products to run at speed, few enough that two blocks of scores stay in cache.
-const QUERIES: usize = 64;
+pub const QUERIES: usize = 64;
 
-/// Elements of scratch that a worker needs: two blocks of scores, and the prefix's keys, values and their gradients.
-pub const fn scratch_elements(longest: usize, prefix_length: usize, head_dim: usize) -> usize {
-    2 * QUERIES * longest + 4 * prefix_length * head_dim
+/// Elements of scratch that a worker needs: two blocks of scores, the prefix's keys, values and their gradients, and the
+/// products with a band of relative positions.
+pub const fn scratch_elements(need: &ScratchNeed) -> usize {
+    let band = if need.relative { relative::scratch_elements(need.longest) } else { 0 };
+    2 * QUERIES * need.longest + 4 * need.prefix_length * need.head_dim + band
 }
 
 /// Keys and values \[P, G*D\], and their masks.
@@ -35,6 +38,7 @@ pub struct Operands<'a, T> {
     pub key: Matrix<T>,
     pub value: Matrix<T>,
     pub prefix: Option<PrefixOperands<T>>,
+    pub relative: Option<Relative<T>>,
     pub query_rows: RowIndex<'a>,
     pub key_rows: RowIndex<'a>,
     pub separators: Option<&'a [i32]>,
@@ -46,11 +50,13 @@ pub struct Operands<'a, T> {
 }
 
 /// One task's worker scratch, cut up.
-struct Scratch<T> {
+struct Scratch<T: 'static> {
     scores: Matrix<T>,
     gradients: Matrix<T>,
     prefix: [Matrix<T>; 2],
     prefix_gradient: [Matrix<T>; 2],
+    /// What is left.
+    band: &'static mut [T],
 }
 
 impl<T: Real + Element> Operands<'_, T> {
@@ -82,12 +88,14 @@ impl<T: Real + Element> Operands<'_, T> {
             Matrix { start: start.as_mut_ptr(), rows, cols, stride: cols }
         };
         let (p, d) = (self.prefix_length(), self.head_dim);
-        Scratch {
-            scores: take(QUERIES, columns),
-            gradients: take(QUERIES, columns),
-            prefix: [take(p, d), take(p, d)],
-            prefix_gradient: [take(p, d), take(p, d)],
-        }
+        let (scores, gradients) = (take(QUERIES, columns), take(QUERIES, columns));
+        let (prefix, prefix_gradient) = ([take(p, d), take(p, d)], [take(p, d), take(p, d)]);
+        Scratch { scores, gradients, prefix, prefix_gradient, band: rest }
+    }
+
+    /// Where a block of queries and its sequence's keys stand in the table of relative positions.
+    fn band(&self, relative: Relative<T>, head: usize, row: usize, rows: usize) -> relative::Block<'_, T> {
+        relative::Block { relative, first_column: head * self.head_dim, tokens: &self.query_rows.tokens[row..row + rows] }
     }
 
     /// Prefix keys and values of head `g` as sequence `ordinal` sees them: through its own masks where there is
@@ -135,7 +143,11 @@ pub fn forward<T: Real + Element>(workers: &Workers<T>, operands: Operands<T>, o
                 let query = operands.query.block(row, rows, head * d, d);
                 let scores = scratch.scores.block(0, rows, 0, p + seen);
                 product_transposed(query, prefix_key, scores.block(0, rows, 0, p), false);
-                product_transposed(query, key.block(0, seen, 0, d), scores.block(0, rows, p, seen), false);
+                let key = key.block(0, seen, 0, d);
+                product_transposed(query, key, scores.block(0, rows, p, seen), false);
+                if let Some(relative) = operands.relative {
+                    operands.band(relative, head, row, rows).add_scores(query, key, scores.block(0, rows, p, seen), scratch.band);
+                }
                 for r in 0..rows {
                     let token = operands.query_rows.tokens[row + r];
                     let (visible, hidden) = scores.row_mut(r).split_at_mut(p + operands.visible(b, token, seen));
@@ -239,6 +251,9 @@ pub fn backward<T: Real + Element>(
                 let (scores, gradients) = (scratch.scores.block(0, rows, 0, p + seen), scratch.gradients.block(0, rows, 0, p + seen));
                 product_transposed(query, prefix_key, scores.block(0, rows, 0, p), false);
                 product_transposed(query, key, scores.block(0, rows, p, seen), false);
+                if let Some(relative) = operands.relative {
+                    operands.band(relative, head, row, rows).add_scores(query, key, scores.block(0, rows, p, seen), scratch.band);
+                }
                 product_transposed(d_out, prefix_value, gradients.block(0, rows, 0, p), false);
                 product_transposed(d_out, value, gradients.block(0, rows, p, seen), false);
                 softmax_backward(&operands, &saved, head, row, [b, ordinal as usize], scores, gradients);
@@ -248,6 +263,10 @@ pub fn backward<T: Real + Element>(
                 let later = start > 0 || head > g * operands.group || operands.separators.is_some();
                 transposed_product(gradients.block(0, rows, p, seen), query, d_key, later);
                 transposed_product(scores.block(0, rows, p, seen), d_out, d_value, later);
+                if let Some(relative) = operands.relative {
+                    let gradients = gradients.block(0, rows, p, seen);
+                    operands.band(relative, head, row, rows).add_gradients(gradients, d_query, d_key, scratch.band);
+                }
             }
         }
     });

@@ -10,6 +10,8 @@ mod norm;
 mod pointwise;
 mod product;
 mod real;
+mod relative;
+mod rotary;
 mod token_loss;
 
 use super::*;
@@ -116,6 +118,11 @@ impl<T: Number> Cpu<T> {
                 value: self.matrix(prefix.value),
                 dropout: prefix.dropout,
             }),
+            relative: arguments.relative.map(|relative| relative::Relative {
+                key: relative.key.map(|view| self.matrix(view)),
+                query: relative.query.map(|view| self.matrix(view)),
+                span: relative.span,
+            }),
             query_rows: self.rows(arguments.query_rows),
             key_rows: self.rows(arguments.key_rows),
             separators: arguments.separators.map(|view| self.integers(view)),
@@ -124,6 +131,17 @@ impl<T: Number> Cpu<T> {
             head_dim: arguments.head_dim,
             scale: T::of(arguments.scale),
             dropout: arguments.dropout,
+        }
+    }
+
+    fn rotary(&self, arguments: &Rotary) -> rotary::Operands<'_, T> {
+        rotary::Operands {
+            x: self.matrix(arguments.x),
+            head_dim: arguments.head_dim,
+            gamma: arguments.gamma.map(|view| self.vector(view)),
+            epsilon: T::of(arguments.epsilon),
+            table: self.matrix(arguments.table),
+            positions: self.integers(arguments.positions),
         }
     }
 
@@ -143,7 +161,7 @@ impl<T: Number> Backend for Cpu<T> {
     }
 
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize> {
-        let attention = attention::scratch_elements(need.longest, need.prefix_length, need.head_dim);
+        let attention = attention::scratch_elements(need);
         Ok(self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>())
     }
 
@@ -246,8 +264,16 @@ impl<T: Number> Backend for Cpu<T> {
         pointwise::activation_forward(kind, self.matrix(z), self.matrix(out));
     }
 
-    fn activation_backward(&mut self, kind: Activation, z: View, dz: View) {
-        pointwise::activation_backward(kind, self.matrix(z), self.matrix(dz));
+    fn activation_backward(&mut self, kind: Activation, z: View, d_out: View, dz: View) {
+        pointwise::activation_backward(kind, self.matrix(z), self.matrix(d_out), self.matrix(dz));
+    }
+
+    fn rotary_forward(&mut self, arguments: &Rotary, out: View) {
+        rotary::forward(self.rotary(arguments), self.matrix(out));
+    }
+
+    fn rotary_backward(&mut self, arguments: &Rotary, d: View) {
+        rotary::backward(self.rotary(arguments), self.matrix(d));
     }
 
     fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View) {

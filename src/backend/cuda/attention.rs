@@ -1,4 +1,4 @@
-//! Launches of attention: `attention_forward.cu`, `attention_backward.cu`, `prefix_gradient.cu`.
+//! Launches of attention: `attention_forward.cu`, `attention_backward.cu`, `attention_relative.cu`, `prefix_gradient.cu`.
 
 use super::arguments::Arguments;
 use super::{Cuda, Driver, for_type};
@@ -13,7 +13,8 @@ struct Tile {
     step: usize,
 }
 
-// By padded head dim, 16, 32, 64 and 128: FORWARD, BACKWARD_QUERY, BACKWARD_KEY, PREFIX, from cuda/attention_tiles.cuh.
+// By padded head dim, 16, 32, 64 and 128: FORWARD, BACKWARD_QUERY, BACKWARD_KEY, PREFIX; for 64, RELATIVE; all from
+// cuda/attention_tiles.cuh.
 include!(concat!(env!("OUT_DIR"), "/tiles.rs"));
 
 impl Tile {
@@ -34,10 +35,23 @@ impl Tile {
 }
 
 /// An error for a head dim that the kernels do not cover.
-pub fn supports(head_dim: usize) -> anyhow::Result<()> {
+pub fn supports(head_dim: usize, relative: bool) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !relative || head_dim <= RELATIVE_HEAD_DIM,
+        "attention heads of {head_dim} dimensions with relative positions: the GPU's kernels take up to {RELATIVE_HEAD_DIM}; use --device cpu"
+    );
     let covered = (8..=128).contains(&head_dim) && head_dim.is_multiple_of(8);
     anyhow::ensure!(covered, "attention heads of {head_dim} dimensions: the GPU's kernels take multiples of 8 up to 128; use --device cpu");
     Ok(())
+}
+
+/// Padded head dim of `attention_relative.cu`.
+const RELATIVE_HEAD_DIM: usize = 64;
+
+/// Shared memory of its blocks (`relative_bytes` in attention_tiles.cuh): beside own and streamed rows four numbers a
+/// streamed row, rings of 128 rows of two tables, and 16 rows of 56 products a warp.
+const fn relative_shared(tile: Tile) -> usize {
+    tile.shared(2, RELATIVE_HEAD_DIM) + 32 * tile.step + 2 * 2 * RELATIVE_HEAD_DIM * 128 + 4 * 16 * 56 * tile.warps
 }
 
 /// Which of the kernels of a head dim is launched: 0 for up to 16, then 32, 64, 128.
@@ -105,13 +119,32 @@ impl<D: Driver> Cuda<D> {
             .optional_vector(DType::I32, operands.separators)
     }
 
-    /// `operands`, and what the backward kernels read of the forward.
-    fn saved(&self, operands: &Attention, saved: &AttentionSaved) -> Arguments {
-        self.operands(operands).matrix(DType::F32, saved.log_sum_exp).matrix(DType::F32, saved.delta).matrix(self.activation, saved.d_out)
+    /// `operands` and, for `attention_relative.cu`, the tables.
+    fn relative_operands(&self, operands: &Attention, relative: &Relative) -> Arguments {
+        assert!(operands.separators.is_none(), "relative positions are for models without a mask");
+        assert_eq!(operands.heads, operands.kv_heads, "relative positions are for as many key/value heads as heads");
+        let t = self.activation;
+        self.operands(operands).optional_matrix(t, relative.key).optional_matrix(t, relative.query).int(relative.span)
+    }
+
+    /// Launches a kernel of `attention_relative.cu` over `rows` rows of the longest sequence.
+    fn launch_relative(&mut self, kernel: &'static str, operands: &Attention, rows: usize, arguments: Arguments) {
+        let grid = [rows.div_ceil(RELATIVE[0].rows()), operands.heads, operands.key_rows.sequences()];
+        self.launch(kernel, grid, RELATIVE[0].block(), relative_shared(RELATIVE[0]), arguments);
+    }
+
+    /// What the backward kernels read of the forward, behind the operands.
+    fn saved(&self, arguments: Arguments, saved: &AttentionSaved) -> Arguments {
+        arguments.matrix(DType::F32, saved.log_sum_exp).matrix(DType::F32, saved.delta).matrix(self.activation, saved.d_out)
     }
 }
 
 pub fn forward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, out: View, log_sum_exp: View) {
+    if let Some(relative) = &operands.relative {
+        let t = cuda.activation;
+        let arguments = cuda.relative_operands(operands, relative).matrix(t, out).matrix(DType::F32, log_sum_exp);
+        return cuda.launch_relative(for_type!(t, "attention_relative_forward"), operands, operands.key_rows.longest, arguments);
+    }
     let (t, class, rows) = (cuda.activation, size_class(operands.head_dim), operands.query_rows);
     let tile = FORWARD[class];
     let arguments = cuda.operands(operands).matrix(t, out).matrix(DType::F32, log_sum_exp);
@@ -132,17 +165,23 @@ pub fn delta<D: Driver>(cuda: &mut Cuda<D>, out: View, d_out: View, heads: usize
 pub fn backward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, saved: &AttentionSaved, d_query: View, d_key: View, d_value: View) {
     let (t, class) = (cuda.activation, size_class(operands.head_dim));
     let (queries, keys) = (operands.query_rows, operands.key_rows);
-
-    let tile = BACKWARD_KEY[class];
-    let arguments = cuda.saved(operands, saved).matrix(t, d_key).matrix(t, d_value).int(keys.longest);
     // Columns begin where those of a mask's random words do: at a multiple of four, prefix columns first.
     let columns = operands.prefix.map_or(0, |prefix| prefix.key.rows % 4) + keys.longest;
+    if let Some(relative) = &operands.relative {
+        let arguments = cuda.saved(cuda.relative_operands(operands, relative), saved).matrix(t, d_key).matrix(t, d_value);
+        cuda.launch_relative(for_type!(t, "attention_relative_key"), operands, columns, arguments);
+        let arguments = cuda.saved(cuda.relative_operands(operands, relative), saved).matrix(t, d_query);
+        return cuda.launch_relative(for_type!(t, "attention_relative_query"), operands, keys.longest, arguments);
+    }
+
+    let tile = BACKWARD_KEY[class];
+    let arguments = cuda.saved(cuda.operands(operands), saved).matrix(t, d_key).matrix(t, d_value).int(keys.longest);
     let grid = [columns.div_ceil(tile.rows()), operands.kv_heads, keys.sequences()];
     let shared = tile.shared(2, 16 << class) + 32 * tile.step;
     cuda.launch(sized!(t, class, "attention_backward_key"), grid, tile.block(), shared, arguments);
 
     let tile = BACKWARD_QUERY[class];
-    let arguments = cuda.saved(operands, saved).matrix(t, d_query);
+    let arguments = cuda.saved(cuda.operands(operands), saved).matrix(t, d_query);
     let grid = [queries.longest.div_ceil(tile.rows()), operands.heads, queries.sequences()];
     cuda.launch(sized!(t, class, "attention_backward_query"), grid, tile.block(), tile.shared(2, 16 << class), arguments);
 }
@@ -156,8 +195,12 @@ pub fn prefix_gradient<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, save
     let partial = cuda.scratch.rows(2 * chunks * length, width);
     let [partial_key, partial_value] = [0, 1].map(|side| partial.row_range(side * chunks * length, chunks * length));
     let tile = PREFIX[class];
-    let arguments =
-        cuda.saved(operands, saved).vector(DType::F32, partial_key).vector(DType::F32, partial_value).int(chunks).int(rows.count);
+    let arguments = cuda
+        .saved(cuda.operands(operands), saved)
+        .vector(DType::F32, partial_key)
+        .vector(DType::F32, partial_value)
+        .int(chunks)
+        .int(rows.count);
     let grid = [length.div_ceil(tile.rows()), operands.kv_heads, chunks];
     let shared = tile.shared(2, 16 << class) + 32 * tile.step;
     cuda.launch(sized!(t, class, "prefix_gradient_partial"), grid, tile.block(), shared, arguments);

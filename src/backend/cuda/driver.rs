@@ -30,8 +30,8 @@ pub struct Operand {
     pub stride: usize,
 }
 
-/// c = a bᵀ, or c = a b, (+ c if `accumulate`) (+ `bias` on every row): a and b of one 16-bit type, summed in fp32, rounded
-/// once to that type; or c in fp32, without bias and not accumulated.
+/// c = a bᵀ, or c = a b, (+ c if `accumulate`) (+ `bias` on every row): a and b of one 16-bit type, c of that or fp32,
+/// summed in fp32, rounded once.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     pub dtype: DType,

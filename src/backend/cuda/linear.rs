@@ -43,9 +43,13 @@ impl<D: Driver> Cuda<D> {
         }
         let (dtype, out) = (self.activation, if c.dtype == DType::F32 { DType::F32 } else { self.activation });
         let (a, b, c) = (self.operand(a, dtype), self.operand(b, dtype), self.operand(c, out));
-        assert!(out == dtype || bias.is_none() && !accumulate, "a product in fp32 is neither added to nor biased");
         let bias = bias.map(|bias| {
-            assert!(bias.dtype == dtype && bias.len() == n, "a bias of {} {}", bias.len(), bias.dtype.name());
+            assert!(
+                bias.dtype == self.activation && out == self.activation && bias.len() == n,
+                "a bias of {} {}",
+                bias.len(),
+                bias.dtype.name()
+            );
             self.arena.address(bias)
         });
         let product = Product { dtype, out, a, b, transposed, c, accumulate, bias };

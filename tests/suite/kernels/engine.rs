@@ -60,7 +60,13 @@ fn run(bundle: &Bundle, options: EngineOptions, dtype: DType, order: u32) -> (St
 /// Every kind of head and readout, with all dropouts on, in both types.
 #[test]
 fn any_order_of_threads_gives_the_same_bits() {
-    for (name, dtype) in [("bert-qa", DType::F16), ("bert-tagging", DType::BF16), ("roberta-classification-peft", DType::F16)] {
+    for (name, dtype) in [
+        ("bert-qa", DType::F16),
+        ("bert-tagging", DType::BF16),
+        ("roberta-classification-peft", DType::F16),
+        ("deberta-tagging", DType::F16),
+        ("deberta-classification", DType::BF16),
+    ] {
         let bundle = Bundle::open(name);
         let mut options = options(&bundle);
         options.prefix.projection = (name == "bert-tagging").then_some(9);
@@ -74,7 +80,7 @@ fn any_order_of_threads_gives_the_same_bits() {
 /// The masks are the CPU backend's: with others, losses and gradients would differ in the second digit.
 #[test]
 fn a_step_with_dropout_is_the_cpus() {
-    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging"] {
+    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging", "deberta-classification", "deberta-tagging"] {
         let bundle = Bundle::open(name);
         let set = bundle.features();
         let features: Vec<usize> = (3..9).collect();
