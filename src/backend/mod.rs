@@ -299,7 +299,8 @@ pub trait Backend: Instruments + Send {
     /// data *= mask / (1 - rate), in place, on rows.
     fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows);
 
-    /// out\[T, N\] = x\[T, K\] weight\[N, K\]ᵀ + bias\[N\]; out is of activations' or master type.
+    /// out\[T, N\] = x\[T, K\] weight\[N, K\]ᵀ + bias\[N\]; out is of activations' type, or without
+    /// bias of master type.
     fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View);
     /// dx\[T, K\] = dy\[T, N\] weight\[N, K\] (+ dx if `accumulate`).
     fn linear_backward_input(&mut self, dy: View, weight: View, dx: View, accumulate: bool);

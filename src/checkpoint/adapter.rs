@@ -115,7 +115,7 @@ impl Adapter {
                 warnings.push(format!("tensors of the adapter that are not used: {}", unused.join(", ")));
             }
         }
-        let pooled = self.head().is_some_and(|head| head.pooling == Pooling::Frozen);
+        let pooled = self.head(&model.spec).is_some_and(|head| head.pooling == Pooling::Frozen);
         if pooled && !model.has_pooler() && !used.contains(&format!("{POOLER}.weight")) {
             bail!("the adapter's head reads the model's pooler, but neither {name} nor the adapter has one");
         }
@@ -134,10 +134,10 @@ impl Adapter {
     }
 
     /// The head by task, kind and the output layer's shape; None where the task is not known.
-    fn head(&self) -> Option<HeadSpec> {
-        let last = self.metadata.head_spec(0)?.layers(0).pop();
+    fn head(&self, spec: &Specification) -> Option<HeadSpec> {
+        let last = self.metadata.head_spec(0, spec)?.layers(0).pop();
         let last = last.and_then(|layer| self.tensors.get(&format!("{}.weight", layer.name)));
-        self.metadata.head_spec(last.and_then(|weight| weight.shape.first().copied()).unwrap_or(0))
+        self.metadata.head_spec(last.and_then(|weight| weight.shape.first().copied()).unwrap_or(0), spec)
     }
 
     /// Key or value elements of a prefix position in a layer, by the tensor's shape; None without a prefix.
@@ -171,8 +171,8 @@ impl Adapter {
             bail!("the adapter's keys and values have size {width}, the model's {}", spec.kv_size());
         }
         let mut used = BTreeSet::from([PREFIX.to_string()]);
-        let (Some(task), Some(head)) = (metadata.task, self.head()) else { return Ok(used) };
-        if !offers_head(spec, task, metadata.head) {
+        let (Some(task), Some(head)) = (metadata.task, self.head(spec)) else { return Ok(used) };
+        if head.is_trained() && !offers_head(spec, task, metadata.head) {
             bail!("the adapter's head for {} is {}, which a {} model does not have", task.name(), metadata.head.name(), spec.family);
         }
         let mut expect = |name: String, shape: &[usize]| match self.tensors.get(&name) {

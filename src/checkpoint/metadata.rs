@@ -1,7 +1,7 @@
 //! `ptune.json`: what the engine knows of an adapter beyond PEFT's `adapter_config.json`.
 
 use super::atomic::write_atomically;
-use crate::model::{HeadKind, HeadSpec, TaskKind};
+use crate::model::{HeadKind, HeadSpec, Specification, TaskKind};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -58,9 +58,9 @@ impl Metadata {
     }
 
     /// The head, whose last layer has `columns` outputs where it is trained; None where the task is not known.
-    pub fn head_spec(&self, columns: usize) -> Option<HeadSpec> {
+    pub fn head_spec(&self, columns: usize, spec: &Specification) -> Option<HeadSpec> {
         let task = self.task?;
-        Some(if self.verbalizer.is_some() { HeadSpec::scored_sequences() } else { HeadSpec::new(task, self.head, columns) })
+        Some(if self.verbalizer.is_some() { HeadSpec::scored_sequences() } else { HeadSpec::new(task, self.head, columns, spec) })
     }
 
     /// Reads `ptune.json`; None where there is none.

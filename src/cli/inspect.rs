@@ -78,7 +78,7 @@ fn model(directory: &Path) -> Result<String> {
     if let Some(window) = spec.window {
         line(&mut text, "window", format!("{window} positions, prefix included; longer is not supported"));
     }
-    let head = HeadSpec::new(TaskKind::Classification, default_head(spec, TaskKind::Classification), 2);
+    let head = HeadSpec::new(TaskKind::Classification, default_head(spec, TaskKind::Classification), 2, spec);
     if head.pooling == Pooling::Frozen {
         line(&mut text, "pooler", if model.has_pooler() { "yes" } else { "no (a frozen random one is stored with the adapter)" });
     }
@@ -177,7 +177,7 @@ fn adapter(directory: &Path) -> Result<String> {
         line(&mut text, "warning", warning);
     }
     line(&mut text, "share", format!("{:.2} % of the model", 100.0 * total as f64 / model.spec.parameters() as f64));
-    if let Some(head) = metadata.head_spec(metadata.labels.as_ref().map_or(2, Vec::len)) {
+    if let Some(head) = metadata.head_spec(metadata.labels.as_ref().map_or(2, Vec::len), &model.spec) {
         let prefix = PrefixOptions {
             length: metadata.prefix_length,
             layers: metadata.prefix_layers.clone(),

@@ -119,13 +119,16 @@ impl Engine {
         self.plan.cache.as_ref().map(|cache| cache.layers[layer])
     }
 
+    /// Keys and values of a layer as attention sees them, once they are computed.
+    pub(super) fn keys_and_values(&self, layer: usize) -> [View; 2] {
+        let buffers = &self.plan.layers[layer];
+        [self.plan.rotated.map_or(buffers.key, |[_, key]| key), buffers.value]
+    }
+
     /// The batch's keys and values of a layer into the cache, where there is one: its rows are zero before.
     pub(super) fn store_keys_and_values(&mut self, layer: usize, rows: &BatchRows) {
         let (Some(cache), Some(cached)) = (&rows.cache, self.cached(layer)) else { return };
-        let buffers = self.plan.layers[layer];
-        // As attention sees them.
-        let key = self.plan.rotated.map_or(buffers.key, |[_, key]| key);
-        for (from, to) in [key, buffers.value].into_iter().zip(cached) {
+        for (from, to) in self.keys_and_values(layer).into_iter().zip(cached) {
             self.backend.scatter_add_rows(from.first_rows(rows.all.count), cache.rows, to);
         }
     }

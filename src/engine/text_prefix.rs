@@ -32,8 +32,7 @@ impl Engine {
             self.forward_layer(Mode::Evaluate, &rows, layer);
             // Read before the next layer, which may use the same buffers.
             let Some(index) = self.prefix_index(layer) else { continue };
-            let buffers = self.plan.layers[layer];
-            for (from, to) in [buffers.key, buffers.value].into_iter().zip(self.prefix_columns(table, index)) {
+            for (from, to) in self.keys_and_values(layer).into_iter().zip(self.prefix_columns(table, index)) {
                 for row in 0..rows.all.count {
                     let values = self.read_values(from.row_range(row, 1));
                     self.backend.write(to.row_range(row, 1), &numbers::to_bytes(&values, to.dtype));

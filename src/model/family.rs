@@ -75,6 +75,11 @@ pub fn family_of(model_type: &str) -> Option<&'static Family> {
     FAMILIES.iter().copied().find(|family| family.model_types.contains(&model_type))
 }
 
+/// Whether the model's family has a pooler, through which a linear head for whole sequences reads its token.
+pub fn has_pooler(spec: &Specification) -> bool {
+    family_of(&spec.family).is_none_or(|family| (family.tensor_name)(Slot::Pooler).is_some())
+}
+
 /// The head of a task where nothing else is said: transformers', but on encoders the released code's linear one.
 pub fn default_head(spec: &Specification, task: TaskKind) -> HeadKind {
     match family_of(&spec.family).map_or(HeadKind::Linear, |family| (family.transformers_head)(task)) {

@@ -1,5 +1,7 @@
 //! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
 
+use super::Specification;
+use super::family::has_pooler;
 use crate::backend::Activation;
 use crate::data::Grouping;
 use serde::{Deserialize, Serialize};
@@ -41,7 +43,7 @@ impl TaskKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadKind {
-    /// The model's frozen pooler, then one trained linear layer.
+    /// The model's frozen pooler (where its family has one), then one trained linear layer.
     Linear,
     /// A trained dense layer, tanh and a trained output layer; the pooler is not used.
     Dense,
@@ -139,11 +141,13 @@ pub struct HeadLayer {
 }
 
 impl HeadSpec {
-    /// `classes` counts labels; multiple choice and question answering have a fixed number of columns.
-    pub fn new(task: TaskKind, kind: HeadKind, classes: usize) -> HeadSpec {
+    /// The head of a task on a model. `classes` counts labels; multiple choice and question answering have a fixed number
+    /// of columns.
+    pub fn new(task: TaskKind, kind: HeadKind, classes: usize, spec: &Specification) -> HeadSpec {
         let score = kind == HeadKind::Score;
         let pooling = match kind {
-            HeadKind::Linear => Pooling::Frozen,
+            HeadKind::Linear if has_pooler(spec) => Pooling::Frozen,
+            HeadKind::Linear => Pooling::None,
             HeadKind::Dense => Pooling::Dense,
             HeadKind::Context => Pooling::Context,
             HeadKind::Score => Pooling::None,
@@ -155,20 +159,32 @@ impl HeadSpec {
             columns: classes,
             bias: !score,
             reads: Reads::Sequences,
-            grouping: Grouping::PerRow,
+            grouping: HeadSpec::grouping(task),
             dropout: !score,
             module,
         };
         let tokens = HeadSpec { pooling: Pooling::None, bias: true, reads: Reads::Words, dropout: true, ..whole.clone() };
         match task {
             TaskKind::Classification => whole,
-            TaskKind::MultipleChoice => HeadSpec { columns: 1, grouping: Grouping::PerColumn, ..whole },
+            TaskKind::MultipleChoice => HeadSpec { columns: 1, ..whole },
             TaskKind::Tagging => tokens,
-            TaskKind::Qa => {
-                HeadSpec { columns: 2, reads: Reads::Tokens, grouping: Grouping::PerColumn, dropout: false, module: "qa_outputs", ..tokens }
-            }
-            TaskKind::CausalLm => HeadSpec::frozen(Output::Vocabulary, 0, Grouping::PerToken),
+            TaskKind::Qa => HeadSpec { columns: 2, reads: Reads::Tokens, dropout: false, module: "qa_outputs", ..tokens },
+            TaskKind::CausalLm => HeadSpec::next_tokens(),
         }
+    }
+
+    /// How the logits of a task fall into groups, unless its labels are words.
+    pub fn grouping(task: TaskKind) -> Grouping {
+        match task {
+            TaskKind::Classification | TaskKind::Tagging => Grouping::PerRow,
+            TaskKind::MultipleChoice | TaskKind::Qa => Grouping::PerColumn,
+            TaskKind::CausalLm => Grouping::PerToken,
+        }
+    }
+
+    /// The language-model head over its whole vocabulary.
+    pub fn next_tokens() -> HeadSpec {
+        HeadSpec::frozen(Output::Vocabulary, 0, Grouping::PerToken)
     }
 
     /// Labels as words of one token each.
@@ -183,7 +199,8 @@ impl HeadSpec {
     }
 
     fn frozen(output: Output, columns: usize, grouping: Grouping) -> HeadSpec {
-        HeadSpec { pooling: Pooling::None, output, columns, bias: false, reads: Reads::Words, grouping, dropout: false, module: "" }
+        let reads = if grouping == Grouping::PerRow { Reads::Sequences } else { Reads::Words };
+        HeadSpec { pooling: Pooling::None, output, columns, bias: false, reads, grouping, dropout: false, module: "" }
     }
 
     /// Whether anything of the head is trained.

@@ -71,7 +71,7 @@ impl Evaluation {
         check_finite(&encoding.set, examples, logits)?;
         let predictions: Vec<Prediction> = task.predict(examples, encoding, logits);
         let scores = task.score(examples, &predictions)?;
-        let loss = mean_loss(&encoding.set, grouping(task), logits);
+        let loss = mean_loss(&encoding.set, task.grouping(), logits);
         Ok(Evaluation { scores, loss })
     }
 
@@ -91,11 +91,6 @@ impl Evaluation {
     pub fn value(&self, metric: &str) -> Option<f64> {
         if metric == "loss" { Some(self.loss) } else { self.scores.get(metric) }
     }
-}
-
-/// How the logits of a task fall into groups.
-pub fn grouping(task: &Task) -> Grouping {
-    task.head(crate::model::HeadKind::Linear).grouping
 }
 
 /// An error for the first example whose logits are not all finite.

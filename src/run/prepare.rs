@@ -119,7 +119,7 @@ pub fn labels(
 
 /// Rows of the last layer of an adapter's head.
 fn head_outputs(kind: TaskKind, head: HeadKind, spec: &Specification, adapter: &Adapter) -> Option<usize> {
-    let last = crate::model::HeadSpec::new(kind, head, 1).layers(spec.hidden_size).pop()?;
+    let last = crate::model::HeadSpec::new(kind, head, 1, spec).layers(spec.hidden_size).pop()?;
     adapter.tensors.get(&format!("{}.weight", last.name)).map(|tensor| tensor.shape[0])
 }
 

@@ -112,7 +112,7 @@ impl Scoring {
             let longest = prompts.set.longest_sequence() + generate;
             prefix.check_positions(&model.spec, longest).with_context(|| format!("prompts with --max-new-tokens {generate}"))?;
         }
-        let head = task.head(metadata.head);
+        let head = task.head(metadata.head, &model.spec);
         let mut capacity = Capacity::for_items(set, &head, options.batch_size, false);
         if let Some(prompts) = &prompts {
             let prompts = Capacity::for_items(&prompts.set, &head, options.batch_size, false);

@@ -287,7 +287,7 @@ impl TrainOptions {
         if head == HeadKind::Dense && !task.reads_sequences() {
             usage!("--head dense is for whole sequences; {} has a linear head on its tokens", task.name());
         }
-        if task != TaskKind::CausalLm && !offers_head(spec, task, head) {
+        if task != TaskKind::CausalLm && self.verbalizer.is_none() && !offers_head(spec, task, head) {
             usage!("--head {}: {} on a {} model has the head {}", head.name(), task.name(), spec.family, default_head(spec, task).name());
         }
         check_language_task(task, self.verbalizer.is_some(), spec)?;

@@ -99,6 +99,10 @@ impl Prepared {
             None => None,
         };
         if let Some(tokens) = &prefix_tokens {
+            let room = model.spec.longest_sequence(0);
+            if tokens.len() > room {
+                usage!("--prefix-init: the text has {} tokens, the model {room} positions; use a shorter one", tokens.len());
+            }
             options.set_prefix_length(tokens.len())?;
         }
         options = options.complete(&model.spec, adapter.as_ref())?;
@@ -146,7 +150,7 @@ impl Prepared {
             bail!("{}: no example has a single token to train on", settings.data.display());
         }
 
-        let head = task.head(settings.head);
+        let head = task.head(settings.head, spec);
         let prefix = PrefixOptions {
             length: settings.prefix_length,
             layers: settings.layer_indices(spec.layers)?,
@@ -156,15 +160,6 @@ impl Prepared {
         };
         for split in [Some(&train), validation.as_ref()].into_iter().flatten() {
             prefix.check_positions(spec, split.encoding.set.longest_sequence())?;
-        }
-        if let Some(tokens) = &prefix_tokens
-            && tokens.len() > spec.longest_sequence(0)
-        {
-            usage!(
-                "--prefix-init: the text has {} tokens, the model {} positions; use a shorter one",
-                tokens.len(),
-                spec.longest_sequence(0)
-            );
         }
         let mut inputs = BTreeMap::from([("model".to_string(), model.fingerprint())]);
         if let PrefixStart::File(path) = &settings.prefix_init {

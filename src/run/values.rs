@@ -466,4 +466,26 @@ mod tests {
         assert_eq!((all.every, all.ratio), (Every::Steps(50), Warmup::Ratio(0.1)));
         assert_eq!(toml::from_str::<All>(&toml::to_string(&all).unwrap()).unwrap(), all);
     }
+
+    #[test]
+    fn starts_of_a_prefix() {
+        for text in ["normal", "zero", "text:Classify: x", "file:a/b:c.txt", "text:"] {
+            assert_eq!(text.parse::<PrefixStart>().unwrap().to_string(), text);
+        }
+        assert_eq!("text:a: b".parse(), Ok(PrefixStart::Text("a: b".into())));
+        assert!("texts:a".parse::<PrefixStart>().unwrap_err().contains("file:PATH"));
+    }
+
+    #[test]
+    fn words_of_labels_keep_their_order() {
+        let words: LabelWords = r#"{"no": " No", "yes": " \"Yes\""}"#.parse().unwrap();
+        assert_eq!((words.labels.join(","), words.words.join(",")), ("no,yes".into(), r#" No, "Yes""#.into()));
+        assert_eq!(words.to_string().parse(), Ok(words.clone()));
+        let table: toml::Table = toml::from_str(&format!("verbalizer = {}", toml::Value::String(words.to_string()))).unwrap();
+        assert_eq!(table["verbalizer"].clone().try_into::<LabelWords>().unwrap(), words);
+        for (text, part) in [("yes", "not a JSON object"), (r#"{"yes": 1}"#, "not a string"), (r#"{"yes": " Yes"}"#, "at least two labels")]
+        {
+            assert!(text.parse::<LabelWords>().unwrap_err().contains(part), "{text}");
+        }
+    }
 }

@@ -195,7 +195,7 @@ impl Model {
             shifted: self.spec.shifts(),
             dropout: 0.2,
         };
-        let head = HeadSpec::new(self.task, self.head, LABELS);
+        let head = HeadSpec::new(self.task, self.head, LABELS, &self.spec);
         EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: 0.1, seed: 7 }
     }
 

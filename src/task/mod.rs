@@ -15,9 +15,9 @@ pub use encoding::{Encoding, Limits};
 pub use labels::{Labels, labels_for, labels_of_head, require_labels};
 pub use prediction::{Outcome, Prediction, Scores, With};
 
-use crate::data::{Content, Example, TextTokenizer};
+use crate::data::{Content, Example, Grouping, TextTokenizer};
 use crate::metric::entities::EntityCounts;
-use crate::model::{HeadKind, HeadSpec, TaskKind};
+use crate::model::{HeadKind, HeadSpec, Specification, TaskKind};
 use anyhow::{Result, bail};
 use encoding::EncodedExample;
 use rayon::prelude::*;
@@ -58,11 +58,19 @@ impl Task {
         self.labels.names()
     }
 
-    pub fn head(&self, kind: HeadKind) -> HeadSpec {
+    pub fn head(&self, kind: HeadKind, spec: &Specification) -> HeadSpec {
         match self.verbalizer.as_ref().map(Verbalizer::single_tokens) {
             Some(Some(tokens)) => HeadSpec::words(tokens),
             Some(None) => HeadSpec::scored_sequences(),
-            None => HeadSpec::new(self.kind, kind, self.labels.names().len()),
+            None => HeadSpec::new(self.kind, kind, self.labels.names().len(), spec),
+        }
+    }
+
+    /// How its logits fall into groups.
+    pub fn grouping(&self) -> Grouping {
+        match self.verbalizer.as_ref().map(Verbalizer::single_tokens) {
+            Some(None) => Grouping::PerSequence,
+            _ => HeadSpec::grouping(self.kind),
         }
     }
 

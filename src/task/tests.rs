@@ -58,7 +58,7 @@ impl Bundle {
     /// The reference's logits, feature by feature.
     fn logits(&self, encoding: &Encoding) -> Vec<Vec<f32>> {
         let all = self.words("logits", f32::from_le_bytes);
-        let columns = self.task.head(HeadKind::Linear).columns;
+        let columns = self.task.head(HeadKind::Linear, &specification(None)).columns;
         let mut rest = all.as_slice();
         let logits = (0..encoding.set.features.len())
             .map(|feature| {
@@ -353,4 +353,190 @@ fn the_majority_is_the_most_frequent_label_and_its_share() {
     // Of equally frequent ones the first.
     assert_eq!(task.majority(&examples[..1]), Some(("B-x".to_string(), 0.5)));
     assert_eq!(task.majority(&[]), None);
+}
+
+/// Examples of `{prompt, response}` and a tokenizer that puts a token before a text.
+fn prompts() -> (Vec<Example>, TextTokenizer, Vec<u8>) {
+    let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama-causal-lm"));
+    let examples = read_examples(&directory.join("data.jsonl"), TaskKind::CausalLm, &Columns::default()).unwrap();
+    let tokenizer = TextTokenizer::open(&directory.join("model"), &specification(None)).unwrap();
+    (examples, tokenizer, std::fs::read(directory.join("expected.safetensors")).unwrap())
+}
+
+fn sequences(encoding: &Encoding) -> Vec<(Vec<u32>, Vec<u32>, Vec<i32>)> {
+    let set = &encoding.set;
+    let of = |sequence: &crate::data::Sequence, targets: &[i32]| (sequence.ids.clone(), sequence.readout.clone(), targets.to_vec());
+    set.sequences.iter().zip(&set.features).map(|(sequence, feature)| of(sequence, &feature.targets)).collect()
+}
+
+#[test]
+fn prompts_and_responses_are_the_bundles() {
+    let (examples, tokenizer, expected) = prompts();
+    let task = Task::new(TaskKind::CausalLm, Vec::new());
+    let encoding = task.encode(&examples, &tokenizer, &Limits { max_length: 128, doc_stride: 0 }).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&expected).unwrap();
+    let integers = |name: &str| -> Vec<i32> {
+        tensors.tensor(name).unwrap().data().chunks_exact(4).map(|bytes| i32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    };
+    let (mut ids, mut labels) = (Vec::new(), Vec::new());
+    for (own, readout, targets) in sequences(&encoding) {
+        let start = labels.len();
+        ids.extend(own.iter().map(|&id| id as i32));
+        labels.resize(ids.len(), -100);
+        for (row, target) in readout.iter().zip(targets) {
+            labels[start + *row as usize + 1] = target;
+        }
+    }
+    assert_eq!((ids, labels, encoding.truncated), (integers("input_ids"), integers("labels"), 0));
+}
+
+#[test]
+fn long_prompts_lose_their_beginning_and_then_responses_their_end() {
+    let (mut examples, tokenizer, _) = prompts();
+    let task = Task::new(TaskKind::CausalLm, Vec::new());
+    let encode = |examples: &[Example], max_length| {
+        let encoding = task.encode(&examples[..1], &tokenizer, &Limits { max_length, doc_stride: 0 })?;
+        Ok::<_, anyhow::Error>((sequences(&encoding).remove(0), encoding.truncated))
+    };
+    let ((whole, rows, targets), truncated) = encode(&examples, 99).unwrap();
+    let (length, response) = (whole.len(), targets.len());
+    assert_eq!((truncated, rows[0] as usize, targets[response - 1]), (0, length - response - 1, 418));
+    for cut in 1..length - 2 {
+        let ((ids, rows, targets), truncated) = encode(&examples, length - cut).unwrap();
+        let kept = response.min(length - cut - 1);
+        assert_eq!((ids.len(), truncated, rows.len(), targets.len()), (length - cut, 1, kept, kept));
+        let prompt = length - cut - kept;
+        assert_eq!((ids[0], rows[0] as usize), (whole[0], prompt - 1), "BOS stays");
+        assert_eq!(ids[1..prompt], whole[length - response - (prompt - 1)..length - response]);
+        assert_eq!(ids[prompt..], whole[length - response..][..kept]);
+        assert_eq!(targets.last() == Some(&418), kept == response);
+    }
+    assert!(encode(&examples, 2).unwrap_err().to_string().contains("--max-length 2"));
+
+    // A prompt alone: its last row is read, and there is nothing to be right about.
+    let prompt = task.encode_prompts(&examples[..1], &tokenizer, &Limits { max_length: 6, doc_stride: 0 }).unwrap();
+    let (ids, rows, targets) = sequences(&prompt).remove(0);
+    assert_eq!((ids.len(), rows, targets), (6, vec![5], vec![]));
+    assert_eq!(ids[1..], whole[length - response - 5..length - response]);
+    examples[0].content.remove_label();
+    assert_eq!(encode(&examples, 6).unwrap().0, (ids, vec![5], vec![]));
+    examples[0].content = Content::Prompt { prompt: String::new(), response: Some(" x".to_string()) };
+    assert_eq!(encode(&examples, 99).unwrap().0.1[0], 0, "BOS predicts the first token");
+}
+
+#[test]
+fn responses_are_scored_by_their_tokens() {
+    let (examples, tokenizer, _) = prompts();
+    let task = Task::new(TaskKind::CausalLm, Vec::new());
+    let encoding = task.encode(&examples[..2], &tokenizer, &Limits { max_length: 99, doc_stride: 0 }).unwrap();
+    let logits = vec![vec![-1.0, 1.0, -2.0, 0.0, -0.5, 1.0], vec![-0.25, 1.0]];
+    let predictions = task.predict(&examples[..2], &encoding, &logits);
+    let scores = task.score(&examples[..2], &predictions).unwrap();
+    assert_eq!(scores.get("token_accuracy"), Some(0.75));
+    assert!((scores.get("perplexity").unwrap() - (3.75f64 / 4.0).exp()).abs() < 1e-12);
+    let line = predictions[0].to_json(0, &With { logits: true, input_ids: false });
+    assert_eq!(line, json!({"index": 0, "logits": -3.5}));
+    assert_eq!((task.default_metric(), task.majority(&examples)), ("loss", None));
+}
+
+fn glm() -> (TextTokenizer, Specification) {
+    let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/glm-cloze/model"));
+    let spec = crate::model::describe(&crate::model::Config::of_model(directory).unwrap()).unwrap().1;
+    (TextTokenizer::open(directory, &spec).unwrap(), spec)
+}
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| word.to_string()).collect()
+}
+
+fn text(text: &str, label: &str) -> Example {
+    let content = Content::Text { text: text.to_string(), pair: None, label: Some(Label::Name(label.to_string())) };
+    Example { content, place: "data.jsonl, line 3".to_string() }
+}
+
+#[test]
+fn a_cloze_keeps_its_blank_and_fills_it_with_every_label() {
+    let (tokenizer, spec) = glm();
+    let labels = strings(&["yes", "no"]);
+    let task = |words: &[&str]| {
+        let verbalizer = Verbalizer::new(&labels, &strings(words), &tokenizer, &spec).unwrap();
+        Task::new(TaskKind::Classification, labels.clone()).with_verbalizer(Some(verbalizer))
+    };
+    let [cls, end, mask, start] = ["[CLS]", "<|endoftext|>", "[MASK]", "<|startofpiece|>"].map(|name| tokenizer.token(name).unwrap());
+    let example = text("The old mill by the lake was sold? [MASK]. The ferry left the harbour in March", "no");
+    let single = task(&[" Yes", " No"]);
+    let encode = |task: &Task, max_length| task.encode(&[example.clone()], &tokenizer, &Limits { max_length, doc_stride: 0 });
+    let whole = encode(&single, 99).unwrap().set.sequences.remove(0);
+    let (length, blank) = (whole.ids.len(), whole.blank.unwrap() as usize);
+    assert_eq!((whole.ids[0], whole.ids[blank], &whole.ids[length - 2..]), (cls, mask, &[end, start][..]));
+    assert_eq!((whole.separator as usize, &whole.readout), (length - 1, &vec![length as u32 - 1]));
+    for max_length in 4..length {
+        let encoding = encode(&single, max_length).unwrap();
+        let sequence = &encoding.set.sequences[0];
+        let at = sequence.blank.unwrap() as usize;
+        assert_eq!((sequence.ids.len(), sequence.ids[at], encoding.truncated), (max_length, mask, 1));
+        // Behind the blank nothing is left before anything in front of it is cut.
+        assert!(at == blank || max_length == at + 3, "{max_length}");
+        assert_eq!(sequence.ids[1..max_length - 2], whole.ids[1 + blank - at..][..max_length - 3]);
+    }
+    assert!(encode(&single, 3).unwrap_err().to_string().contains("raise it to 4"));
+
+    // Several tokens: one sequence a label, of the same frame.
+    let several = task(&[" Yes indeed", " No"]);
+    let tokens = tokenizer.encode_part(" Yes indeed").unwrap();
+    assert!(tokens.len() > 1);
+    let encoding = encode(&several, 99).unwrap();
+    let [yes, no] = encoding.set.sequences.as_slice() else { panic!() };
+    assert_eq!((no.ids.as_slice(), no.blank, no.separator), (whole.ids.as_slice(), whole.blank, whole.separator));
+    assert_eq!(yes.ids, [whole.ids.as_slice(), &tokens[..tokens.len() - 1]].concat());
+    assert_eq!((&yes.predicts, yes.readout[0] as usize, yes.readout.len()), (&tokens, length - 1, tokens.len()));
+    assert_eq!(encoding.set.features[0].targets, [1]);
+    assert_eq!(encode(&several, 12).unwrap().set.longest_sequence(), 12, "the longest label fits too");
+    assert_eq!((single.grouping(), several.grouping()), (Grouping::PerRow, Grouping::PerSequence));
+    let predictions = [vec![-3.0, -2.5]];
+    assert_eq!(several.predict(&[example.clone()], &encoding, &predictions)[0].outcome, Outcome::Label(1));
+}
+
+#[test]
+fn clozes_that_cannot_be_are_refused() {
+    let (tokenizer, spec) = glm();
+    let labels = strings(&["yes", "no"]);
+    let new = |words: &[&str], spec: &Specification| Verbalizer::new(&labels, &strings(words), &tokenizer, spec);
+    for (words, part) in
+        [(["", " No"], "has no token"), ([" No", " No"], "have the same tokens"), ([" Yes", "[UNK]"], "does not know the word")]
+    {
+        let message = format!("{:#}", new(&words, &spec).unwrap_err());
+        assert!(message.contains("--verbalizer") && message.contains(part), "{message}");
+    }
+    assert!(new(&["a", "b"], &specification(None)).unwrap_err().to_string().contains("needs a language model"));
+    let task = Task::new(TaskKind::Classification, labels.clone()).with_verbalizer(Some(new(&[" Yes", " No"], &spec).unwrap()));
+    let limits = Limits { max_length: 64, doc_stride: 0 };
+    let message = |example: Example| format!("{:#}", task.encode(&[example], &tokenizer, &limits).unwrap_err());
+    assert!(message(text("nothing to fill", "no")).starts_with("data.jsonl, line 3: the text has no [MASK]"));
+    assert!(message(text("a [MASK]", "maybe")).contains("unknown label \"maybe\""));
+    let mut pair = text("a [MASK]", "no");
+    pair.content = Content::Text { text: "a [MASK]".into(), pair: Some("b".into()), label: None };
+    assert!(message(pair).contains("put both into it"));
+}
+
+/// A causal model knows only what stands before the blank.
+#[test]
+fn a_causal_cloze_ends_with_its_blank() {
+    let (_, tokenizer, _) = prompts();
+    let spec = Specification { mask: crate::model::MaskKind::Causal, ..specification(None) };
+    let labels = strings(&["yes", "no"]);
+    let verbalizer = Verbalizer::new(&labels, &strings(&[" Yes of course", " No"]), &tokenizer, &spec).unwrap();
+    let task = Task::new(TaskKind::Classification, labels).with_verbalizer(Some(verbalizer));
+    let encode = |example: &str, max_length| task.encode(&[text(example, "yes")], &tokenizer, &Limits { max_length, doc_stride: 0 });
+    let set = encode("The ferry left late. True?  [MASK] ", 99).unwrap().set;
+    let frame = [&[417], tokenizer.encode_part("The ferry left late. True?").unwrap().as_slice()].concat();
+    let [yes, no] = [" Yes of course", " No"].map(|word| tokenizer.encode_part(word).unwrap());
+    let longest = yes.len();
+    for (sequence, word) in set.sequences.iter().zip([&yes, &no]) {
+        assert_eq!(sequence.ids, [frame.as_slice(), &word[..word.len() - 1]].concat());
+        assert_eq!((sequence.readout[0] as usize, &sequence.predicts, sequence.blank), (frame.len() - 1, word, None));
+    }
+    let cut = encode("The ferry left late. True? [MASK]", 3 + longest).unwrap();
+    assert_eq!((cut.truncated, cut.set.longest_sequence(), cut.set.sequences[1].ids[0]), (1, 3 + longest, 417), "BOS stays");
+    assert!(format!("{:#}", encode("True? [MASK]. The ferry", 99).unwrap_err()).contains("at the end of the text"));
 }

@@ -8,14 +8,16 @@ use ptune::model::{HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const BUNDLES: [&str; 14] = [
+pub const BUNDLES: [&str; 16] = [
     "bert-classification",
     "bert-classification-d64",
     "bert-multiple-choice",
     "bert-qa",
     "bert-tagging",
+    "glm-classification",
     "glm-cloze",
     "gpt2-classification",
+    "llama-causal-lm",
     "llama-classification",
     "qwen2-classification",
     "qwen3-classification",
@@ -186,7 +188,7 @@ impl Bundle {
             return HeadSpec::words(words.as_object().unwrap().values().map(|id| id.as_u64().unwrap() as u32).collect());
         }
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
-        HeadSpec::new(self.task, self.adapter.metadata.head, classes)
+        HeadSpec::new(self.task, self.adapter.metadata.head, classes, &self.model.spec)
     }
 
     /// The bundle's settings: no dropout anywhere.

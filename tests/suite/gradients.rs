@@ -215,7 +215,7 @@ fn one_forward_and_backward_serve_every_specification() {
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
-                head: HeadSpec::new(task, head, 3),
+                head: HeadSpec::new(task, head, 3, &model.spec),
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
@@ -260,7 +260,7 @@ fn frozen_language_model_heads() {
     let two_dimensional = Positions::TwoDimensional { table: 101 };
     let learned = Positions::Learned { table: 100, first: 0, padding_id: None };
     for (mask, positions, tied_head, head) in [
-        (MaskKind::Causal, learned, false, HeadSpec::new(TaskKind::CausalLm, HeadKind::Linear, 0)),
+        (MaskKind::Causal, learned, false, HeadSpec::next_tokens()),
         (MaskKind::Separator, two_dimensional.clone(), true, HeadSpec::scored_sequences()),
         (MaskKind::Separator, two_dimensional, false, HeadSpec::words(vec![5, 0, 49])),
     ] {
@@ -294,7 +294,7 @@ fn relative_positions() {
         for task in [TaskKind::Classification, TaskKind::Tagging] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
-                head: HeadSpec::new(task, HeadKind::Context, 3),
+                head: HeadSpec::new(task, HeadKind::Context, 3, &model.spec),
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,

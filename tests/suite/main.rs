@@ -22,3 +22,4 @@ mod program;
 mod readme;
 mod resume;
 mod transformers;
+mod words;

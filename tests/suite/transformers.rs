@@ -60,7 +60,7 @@ impl Reference {
 /// The last hidden state of every token: logits of a tagging head whose matrix is the identity.
 fn hidden_states(backend: Box<dyn Backend>, model: &FrozenModel, set: &FeatureSet) -> Vec<f64> {
     let width = model.spec.hidden_size;
-    let head = HeadSpec::new(TaskKind::Tagging, HeadKind::Linear, width);
+    let head = HeadSpec::new(TaskKind::Tagging, HeadKind::Linear, width, &model.spec);
     let capacity = Capacity::for_items(set, &head, set.features.len(), false);
     let prefix = PrefixOptions { length: 0, layers: vec![], projection: None, shifted: true, dropout: 0.0 };
     let options = EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0 };

@@ -349,3 +349,62 @@ fn sentence_pieces() {
     assert!(failure(&model[9..], "xlm-roberta").contains("sentencepiece.bpe.model"));
     assert!(failure(&model, "camembert").contains("xlm-roberta only"));
 }
+
+/// GLM's tokens from the vocabulary files of its published checkpoints: the ids of the bundle's tokenizer.json.
+#[test]
+fn glm_from_vocabulary_files() {
+    let bundle = Bundle::open("glm-classification");
+    let spec = specification("glm", 448, 0);
+    let whole = TextTokenizer::open(&bundle.path.join("model"), &spec).unwrap();
+    let file: Value = serde_json::from_slice(&std::fs::read(bundle.path.join("model/tokenizer.json")).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+    write("vocab.json", file["model"]["vocab"].to_string());
+    let merges = file["model"]["merges"].as_array().unwrap().iter();
+    write("merges.txt", merges.map(|pair| format!("{} {}\n", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())).collect());
+    write("tokenizer_config.json", json!({"tokenizer_class": "GLMGPT2Tokenizer"}).to_string());
+    let added = file["added_tokens"].as_array().unwrap().iter();
+    let added: serde_json::Map<String, Value> =
+        added.map(|token| (token["content"].as_str().unwrap().to_string(), token["id"].clone())).collect();
+    let mut sequences = Vec::new();
+    for with_ids in [false, true] {
+        if with_ids {
+            write("added_tokens.json", Value::Object(added.clone()).to_string());
+        }
+        let tokenizer = TextTokenizer::open(folder.path(), &spec).unwrap();
+        sequences.clear();
+        for content in bundle.examples(TaskKind::Classification) {
+            let Content::Text { text, pair, .. } = content else { unreachable!() };
+            let encoded = tokenizer.encode_text(&text, pair.as_deref(), 128).unwrap();
+            assert_eq!(encoded, whole.encode_text(&text, pair.as_deref(), 128).unwrap());
+            sequences.push((encoded.ids, encoded.types));
+        }
+        bundle.check(&sequences);
+        assert_eq!((tokenizer.token("[MASK]"), tokenizer.token("<|startofpiece|>")), (Some(415), Some(412)));
+        assert_eq!(tokenizer.end_tokens().err().map(|error| error.to_string().contains("eos_token")), Some(true));
+    }
+    write("tokenizer_config.json", json!({"tokenizer_class": "RobertaTokenizer"}).to_string());
+    assert!(format!("{:#}", TextTokenizer::open(folder.path(), &spec).err().unwrap()).contains("RobertaTokenizer cannot be built"));
+}
+
+#[test]
+fn tokens_that_end_a_text() {
+    let bundle = Bundle::open("llama-causal-lm");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(bundle.path.join("model").join(name), folder.path().join(name)).unwrap();
+    }
+    let tokenizer = TextTokenizer::open(folder.path(), &specification("llama", 420, 0)).unwrap();
+    assert_eq!((tokenizer.tokens_before(), tokenizer.tokens_after()), (&[417][..], &[][..]));
+    let write = |name: &str, value: Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+    assert_eq!(tokenizer.end_tokens().unwrap(), [418]);
+    write("config.json", json!({"eos_token_id": [3, 418]}));
+    write("generation_config.json", json!({"eos_token_id": 9999}));
+    assert_eq!(tokenizer.end_tokens().unwrap(), [418, 3], "the tokenizer's own first, and none that the model does not have");
+    write("tokenizer_config.json", json!({}));
+    assert_eq!(tokenizer.end_tokens().unwrap(), [3, 418]);
+    write("special_tokens_map.json", json!({"eos_token": {"content": "nowhere"}}));
+    assert!(tokenizer.end_tokens().unwrap_err().to_string().contains("\"nowhere\" is not in the vocabulary"));
+    assert_eq!(tokenizer.decode(&tokenizer.encode_part(" the water was boiling.").unwrap()).unwrap(), " the water was boiling.");
+    assert_eq!(tokenizer.decode(&[417, 418]).unwrap(), "");
+}

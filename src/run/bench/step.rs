@@ -105,7 +105,7 @@ impl StepOptions {
                 shifted: self.positions == Offset::Shifted,
                 dropout: self.prefix_dropout,
             },
-            head: HeadSpec::new(TaskKind::Classification, head, 2),
+            head: HeadSpec::new(TaskKind::Classification, head, 2, spec),
             hidden_dropout: self.hidden_dropout,
             attention_dropout: self.attention_dropout.unwrap_or(spec.attention_dropout),
             seed: self.seed,
