@@ -73,17 +73,53 @@ __device__ __forceinline__ void activation_forward(const T* z, int ld_z, T* out,
     });
 }
 
-// dz *= f'(z).
+// dz = d_out * f'(z); dz may be d_out.
 template <int kKind, class T>
-__device__ __forceinline__ void activation_backward(const T* z, int ld_z, T* dz, int ld_dz, int rows, int width) {
-    const bool wide = rows_are_wide(z, ld_z) && rows_are_wide(dz, ld_dz);
+__device__ __forceinline__ void activation_backward(const T* z, int ld_z, const T* d_out, int ld_d_out, T* dz, int ld_dz, int rows, int width) {
+    const bool wide = rows_are_wide(z, ld_z) && rows_are_wide(d_out, ld_d_out) && rows_are_wide(dz, ld_dz);
     for_each_pack(rows, width, [&](int row, int column) {
         float x[8], d[8];
         load_some(row_of(z, row, ld_z), column, width, wide, x);
-        load_some(row_of(dz, row, ld_dz), column, width, wide, d);
+        load_some(row_of(d_out, row, ld_d_out), column, width, wide, d);
 #pragma unroll
         for (int i = 0; i < 8; ++i) d[i] *= slope<kKind>(x[i]);
         store_some(row_of(dz, row, ld_dz), column, width, wide, d);
+    });
+}
+
+// SwiGLU: z is [gate | up], twice `width` columns; out = gate / (1 + exp(-gate)) * up.
+template <class T>
+__device__ __forceinline__ void gated_forward(const T* z, int ld_z, T* out, int ld_out, int rows, int width) {
+    const bool wide = rows_are_wide(z, ld_z) && rows_are_wide(z + width, ld_z) && rows_are_wide(out, ld_out);
+    for_each_pack(rows, width, [&](int row, int column) {
+        float gate[8], up[8];
+        load_some(row_of(z, row, ld_z), column, width, wide, gate);
+        load_some(row_of(z, row, ld_z) + width, column, width, wide, up);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) up[i] *= gate[i] / (1.0f + expf(-gate[i]));
+        store_some(row_of(out, row, ld_out), column, width, wide, up);
+    });
+}
+
+// dz = [d_out * up * f'(gate) | d_out * f(gate)] with f(x) = x s(x), f'(x) = s(x) (1 + x (1 - s(x))), s the logistic
+// function; dz may be z.
+template <class T>
+__device__ __forceinline__ void gated_backward(const T* z, int ld_z, const T* d_out, int ld_d_out, T* dz, int ld_dz, int rows, int width) {
+    const bool wide = rows_are_wide(z, ld_z) && rows_are_wide(z + width, ld_z) && rows_are_wide(d_out, ld_d_out) && rows_are_wide(dz, ld_dz) &&
+                      rows_are_wide(dz + width, ld_dz);
+    for_each_pack(rows, width, [&](int row, int column) {
+        float gate[8], up[8], d[8];
+        load_some(row_of(z, row, ld_z), column, width, wide, gate);
+        load_some(row_of(z, row, ld_z) + width, column, width, wide, up);
+        load_some(row_of(d_out, row, ld_d_out), column, width, wide, d);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const float logistic = 1.0f / (1.0f + expf(-gate[i])), x = gate[i];
+            gate[i] = d[i] * up[i] * logistic * (1.0f + x * (1.0f - logistic));
+            up[i] = d[i] * x * logistic;
+        }
+        store_some(row_of(dz, row, ld_dz), column, width, wide, gate);
+        store_some(row_of(dz, row, ld_dz) + width, column, width, wide, up);
     });
 }
 
@@ -151,10 +187,21 @@ __device__ __forceinline__ void zero_bytes(unsigned char* start, int64_t bytes, 
     }                                                                                                                                  \
     KERNEL_ENTRY(activation_forward_##suffix);                                                                                         \
     extern "C" __global__ void __launch_bounds__(256)                                                                                  \
-        activation_backward_##suffix(int kind, const T* z, int ld_z, T* dz, int ld_dz, int rows, int width) {                          \
-        BY_KIND(kind, activation_backward, z, ld_z, dz, ld_dz, rows, width)                                                            \
+        activation_backward_##suffix(int kind, const T* z, int ld_z, const T* d_out, int ld_d_out, T* dz, int ld_dz, int rows,         \
+                                     int width) {                                                                                      \
+        BY_KIND(kind, activation_backward, z, ld_z, d_out, ld_d_out, dz, ld_dz, rows, width)                                           \
     }                                                                                                                                  \
     KERNEL_ENTRY(activation_backward_##suffix);                                                                                        \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                  \
+        gated_forward_##suffix(const T* z, int ld_z, T* out, int ld_out, int rows, int width) {                                        \
+        gated_forward<T>(z, ld_z, out, ld_out, rows, width);                                                                           \
+    }                                                                                                                                  \
+    KERNEL_ENTRY(gated_forward_##suffix);                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256)                                                                                  \
+        gated_backward_##suffix(const T* z, int ld_z, const T* d_out, int ld_d_out, T* dz, int ld_dz, int rows, int width) {           \
+        gated_backward<T>(z, ld_z, d_out, ld_d_out, dz, ld_dz, rows, width);                                                           \
+    }                                                                                                                                  \
+    KERNEL_ENTRY(gated_backward_##suffix);                                                                                             \
     extern "C" __global__ void __launch_bounds__(256)                                                                                  \
         gather_rows_##suffix(const T* x, int ld_x, const int* index, T* out, int ld_out, int rows, int width) {                        \
         gather_rows<T>(x, ld_x, index, out, ld_out, rows, width);                                                                      \

@@ -47,6 +47,15 @@ pub enum Activation {
     GeluTanh,
     Relu,
     Tanh,
+    /// Of columns \[gate | up\], twice as many as come out: gate σ(gate) * up.
+    SwiGlu,
+}
+
+impl Activation {
+    /// Columns that go in for each that comes out.
+    pub fn arity(self) -> usize {
+        if self == Activation::SwiGlu { 2 } else { 1 }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +166,21 @@ pub struct Relative {
     pub key: Option<View>,
     pub query: Option<View>,
     pub span: usize,
+}
+
+/// Queries or keys \[T, heads * D\], head by head: an RMS norm where there is a gamma, then the rotation of dims i and
+/// i + D/2 by the position's angles: out\[i\] = y\[i\] cos\[i\] - y\[i + D/2\] sin\[i\],
+/// out\[i + D/2\] = y\[i + D/2\] cos\[i\] + y\[i\] sin\[i\].
+pub struct Rotary {
+    pub x: View,
+    pub head_dim: usize,
+    /// \[D\].
+    pub gamma: Option<View>,
+    pub epsilon: f64,
+    /// \[positions, D\] in master precision: cosines, then sines.
+    pub table: View,
+    /// int32, one a row: the row of the table.
+    pub positions: View,
 }
 
 /// A group of logits that one softmax runs over: elements `start + i * stride`, i < `length`, of the logits' rows laid
@@ -275,8 +299,13 @@ pub trait Backend: Send {
 
     /// out = f(z); may be in place.
     fn activation_forward(&mut self, kind: Activation, z: View, out: View);
-    /// dz = dz * f'(z), in place.
-    fn activation_backward(&mut self, kind: Activation, z: View, dz: View);
+    /// dz = d_out * f'(z), of z's shape. `dz` may be `z` where the activation is gated, else `d_out`.
+    fn activation_backward(&mut self, kind: Activation, z: View, d_out: View, dz: View);
+
+    /// `out` may be `x`.
+    fn rotary_forward(&mut self, arguments: &Rotary, out: View);
+    /// From the gradient of the output to that of `x`, in place; `x` is read only where there is a norm.
+    fn rotary_backward(&mut self, arguments: &Rotary, d: View);
 
     /// out\[Tq, A*D\] and the scores' log-sum-exp \[Tq, A\].
     fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View);

@@ -5,7 +5,7 @@ use super::frozen::FrozenModel;
 use super::host::{HostTensor, read_tensors, write_tensors};
 use super::metadata::{Metadata, write_json};
 use super::peft::{self, PREFIX_TUNING, PTUNE_PREFIX, PeftConfig};
-use crate::model::{HeadKind, HeadSpec, Pooling, Specification, TaskKind};
+use crate::model::{HeadKind, HeadLayer, HeadSpec, Pooling, Specification, TaskKind, offers_head};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -136,7 +136,7 @@ impl Adapter {
     /// The head by task, kind and the output layer's shape; None where the task is not known.
     fn head(&self) -> Option<HeadSpec> {
         let last = self.metadata.head_spec(0)?.layers(0).pop();
-        let last = last.and_then(|(name, _)| self.tensors.get(&format!("{name}.weight")));
+        let last = last.and_then(|layer| self.tensors.get(&format!("{}.weight", layer.name)));
         self.metadata.head_spec(last.and_then(|weight| weight.shape.first().copied()).unwrap_or(0))
     }
 
@@ -172,6 +172,9 @@ impl Adapter {
         }
         let mut used = BTreeSet::from([PREFIX.to_string()]);
         let (Some(task), Some(head)) = (metadata.task, self.head()) else { return Ok(used) };
+        if !offers_head(spec, task, metadata.head) {
+            bail!("the adapter's head for {} is {}, which a {} model does not have", task.name(), metadata.head.name(), spec.family);
+        }
         let mut expect = |name: String, shape: &[usize]| match self.tensors.get(&name) {
             None => bail!("the adapter has no tensor {name}, which {} needs; it has {}", task.name(), self.names()),
             Some(tensor) if tensor.shape != shape => {
@@ -182,9 +185,11 @@ impl Adapter {
                 Ok(())
             }
         };
-        for (name, [outputs, inputs]) in head.layers(spec.hidden_size) {
-            expect(format!("{name}.weight"), &[outputs, inputs])?;
-            expect(format!("{name}.bias"), &[outputs])?;
+        for HeadLayer { name, shape, bias } in head.layers(spec.hidden_size) {
+            expect(format!("{name}.weight"), &shape)?;
+            if bias {
+                expect(format!("{name}.bias"), &shape[..1])?;
+            }
         }
         if head.pooling == Pooling::Frozen && self.tensors.contains_key(&format!("{POOLER}.weight")) {
             expect(format!("{POOLER}.weight"), &[spec.hidden_size, spec.hidden_size])?;
@@ -207,10 +212,15 @@ impl Adapter {
 
 /// What the files of a PEFT adapter tell. PEFT has a prefix in every layer, shifts positions and has no prefix dropout.
 fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -> Result<Metadata> {
-    let head = match ["classifier.dense", "pooler.dense"].map(|name| tensors.contains_key(&format!("base_model.{name}.weight"))) {
-        [true, _] => HeadKind::Dense,
-        [false, true] => HeadKind::Context,
-        [false, false] => HeadKind::Linear,
+    let has = |name: &str| tensors.contains_key(&format!("base_model.{name}.weight"));
+    let head = if has("classifier.dense") {
+        HeadKind::Dense
+    } else if has("pooler.dense") {
+        HeadKind::Context
+    } else if has("score") {
+        HeadKind::Score
+    } else {
+        HeadKind::Linear
     };
     let Some(&[_, columns]) = tensors.get(PREFIX).map(|tensor| tensor.shape.as_slice()) else {
         bail!("{TENSORS} has no matrix {PREFIX}; is it a prefix-tuning adapter?");

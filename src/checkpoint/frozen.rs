@@ -2,7 +2,7 @@
 
 use super::mapped::Tensor;
 use super::shards::Checkpoint;
-use crate::model::{Config, Family, Slot, Specification, TensorRows, describe};
+use crate::model::{Config, Family, Slot, Specification, Storage, describe};
 use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -66,34 +66,40 @@ impl FrozenModel {
         self.pooler
     }
 
-    /// The tensor that holds a slot's matrix [output, input] ([`FrozenModel::part`] tells which of its rows), or a
-    /// norm's gamma [H]; of query, key and value also their block of one matrix.
-    pub fn weight(&self, slot: Slot) -> Result<Tensor> {
+    /// The tensor of a slot's matrix [output, input] (or as [`FrozenModel::storage`] says), or a norm's gamma [H].
+    pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
         let ([rows, cols], base) = (self.shape(slot)?, self.base(slot)?);
-        if is_norm(slot) {
+        if slot.is_norm() {
             return self.find(slot, &base, &[".weight", ".gamma"], &[cols]);
         }
-        let rows = self.part(slot).map_or(rows, |part| part.of);
-        self.find(slot, &base, &[".weight"], &[rows, cols])
+        let Storage { transposed, parts, .. } = self.storage(slot);
+        let shape = if transposed { [cols, parts * rows] } else { [parts * rows, cols] };
+        self.find(slot, &base, &[".weight"], &shape)
     }
 
-    /// A slot's bias [output], or a norm's beta [H]; None only where the specification has none.
-    pub fn bias(&self, slot: Slot) -> Result<Option<Tensor>> {
+    /// How the tensor of a slot's matrix holds it.
+    pub fn storage(&self, slot: Slot) -> Storage {
+        (self.family.storage)(&self.spec, slot)
+    }
+
+    /// How the tensor of a slot's bias holds it.
+    pub fn bias_storage(&self, slot: Slot) -> Storage {
+        if (self.family.bias_name)(slot).is_some() { Storage::PLAIN } else { Storage { transposed: false, ..self.storage(slot) } }
+    }
+
+    /// The tensor of a slot's bias [output], or a norm's beta [H]; None only where the specification has none.
+    pub fn bias(&self, slot: Slot) -> Result<Option<&Tensor>> {
         if !self.spec.has_bias(slot) {
             return Ok(None);
         }
         let [rows, cols] = self.shape(slot)?;
+        let outputs = self.bias_storage(slot).parts * rows;
         let tensor = match (self.family.bias_name)(slot) {
-            Some(name) => self.find(slot, &name, &[""], &[rows]),
-            None if is_norm(slot) => self.find(slot, &self.base(slot)?, &[".bias", ".beta"], &[cols]),
-            None => self.find(slot, &self.base(slot)?, &[".bias"], &[rows]),
+            Some(name) => self.find(slot, &name, &[""], &[outputs]),
+            None if slot.is_norm() => self.find(slot, &self.base(slot)?, &[".bias", ".beta"], &[cols]),
+            None => self.find(slot, &self.base(slot)?, &[".bias"], &[outputs]),
         };
         tensor.map(Some)
-    }
-
-    /// Which rows of its tensor a slot's matrix is; None: all, in order.
-    pub fn part(&self, slot: Slot) -> Option<TensorRows> {
-        (self.family.part)(&self.spec, slot)
     }
 
     fn base(&self, slot: Slot) -> Result<String> {
@@ -105,7 +111,7 @@ impl FrozenModel {
     }
 
     /// The first of a tensor's possible names, checked.
-    fn find(&self, slot: Slot, base: &str, endings: &[&str], shape: &[usize]) -> Result<Tensor> {
+    fn find(&self, slot: Slot, base: &str, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
         // A language-model head stands beside the model, not in it.
         let prefix = if slot == Slot::LanguageHead { "" } else { self.prefix };
         let names: Vec<String> = endings.iter().map(|ending| format!("{prefix}{base}{ending}")).collect();
@@ -118,28 +124,10 @@ impl FrozenModel {
             bail!("{}: tensor {} is missing, which its config.json asks for", self.directory.display(), names[0]);
         };
         let file = self.checkpoint.file_name(tensor.file).display();
-        if let Some(block) = self.block(slot, tensor, shape) {
-            return Ok(block);
-        }
         if tensor.shape != shape {
             bail!("{file}: tensor {} has shape {:?}, by config.json it should have {shape:?}", tensor.name, tensor.shape);
         }
-        Ok(tensor.clone())
-    }
-
-    /// The rows of a slot in a tensor that holds query, key and value one behind the other; None where it does not.
-    fn block(&self, slot: Slot, tensor: &Tensor, shape: &[usize]) -> Option<Tensor> {
-        let (query, key) = (self.spec.query_size(), self.spec.kv_size());
-        let first = match slot {
-            Slot::Query(_) => 0,
-            Slot::Key(_) => query,
-            Slot::Value(_) => query + key,
-            _ => return None,
-        };
-        let whole = [&[query + 2 * key], &shape[1..]].concat();
-        let row_bytes = shape[1..].iter().product::<usize>() * tensor.dtype.size();
-        let (offset, bytes) = (tensor.offset + first * row_bytes, shape[0] * row_bytes);
-        (tensor.shape == whole).then(|| Tensor { shape: shape.to_vec(), offset, bytes, ..tensor.clone() })
+        Ok(tensor)
     }
 }
 
@@ -197,10 +185,6 @@ fn find_prefix(family: &'static Family, spec: &Specification, checkpoint: &Check
             )
         }
     }
-}
-
-fn is_norm(slot: Slot) -> bool {
-    matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm)
 }
 
 #[cfg(test)]

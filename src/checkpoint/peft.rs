@@ -101,13 +101,13 @@ pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool)
         reasons.push("transformers' DeBERTa takes no prefix".into());
     }
     let cloze = metadata.verbalizer.is_some();
-    let pooled = matches!(metadata.task, Some(TaskKind::Classification | TaskKind::MultipleChoice)) && !cloze;
-    if pooled && metadata.head != family.transformers_head {
+    let whole = metadata.task.filter(|task| task.reads_sequences() && !cloze);
+    if whole.is_some_and(|task| metadata.head != (family.transformers_head)(task)) {
         reasons.push(match metadata.head {
             HeadKind::Linear => format!("its linear head reads the pooler, where PEFT has a dense head for {}", spec.family),
             kind => format!("its head is {}, where PEFT has another one for {}", kind.name(), spec.family),
         });
-    } else if pooled && stored_pooler {
+    } else if whole.is_some() && stored_pooler {
         reasons.push("its pooler, which the checkpoint lacks, is stored with it, and PEFT would not read it".into());
     }
     if metadata.prefix_length == 0 {

@@ -3,7 +3,7 @@
 use super::print;
 use crate::checkpoint::{Adapter, FrozenModel};
 use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
-use crate::model::{HeadKind, HeadSpec, Pooling, Positions, TaskKind, family_of};
+use crate::model::{HeadSpec, Pooling, Positions, Reads, TaskKind, default_head};
 use crate::run::memory::{grouped, readable};
 use crate::run::terminal::Terminal;
 use crate::run::{Device, device};
@@ -68,19 +68,20 @@ fn model(directory: &Path) -> Result<String> {
     );
     line(&mut text, "parameters", grouped(spec.parameters() as u64));
     let (whole, left) = (spec.longest_sequence(0), spec.longest_sequence(PREFIX));
-    let positions = match spec.positions {
+    let positions = match &spec.positions {
         Positions::Learned { table, .. } => format!("table of {table}: up to {whole} tokens, {left} behind a prefix of {PREFIX}"),
+        Positions::Rotary(rotary) => format!("rotary, {}: up to {whole} tokens, {left} behind a prefix of {PREFIX}", rotary.limit),
         Positions::TwoDimensional { .. } => format!("two-dimensional, up to {whole} tokens, not shifted by a prefix"),
         Positions::Relative { span, .. } => format!("relative, up to {span} tokens apart: texts of any length"),
     };
     line(&mut text, "positions", positions);
-    let heads = family_of(&spec.family).map_or([].as_slice(), |family| family.heads);
-    let pooler = match (model.has_pooler(), heads.contains(&HeadKind::Linear)) {
-        (true, _) => "yes",
-        (false, true) => "no (a frozen random one is stored with the adapter)",
-        (false, false) => "no (the head trains its own)",
-    };
-    line(&mut text, "pooler", pooler);
+    if let Some(window) = spec.window {
+        line(&mut text, "window", format!("{window} positions, prefix included; longer is not supported"));
+    }
+    let head = HeadSpec::new(TaskKind::Classification, default_head(spec, TaskKind::Classification), 2);
+    if head.pooling == Pooling::Frozen {
+        line(&mut text, "pooler", if model.has_pooler() { "yes" } else { "no (a frozen random one is stored with the adapter)" });
+    }
     line(&mut text, "dropout", format!("hidden {}, attention {}", spec.hidden_dropout, spec.attention_dropout));
     if let Some(labels) = &spec.labels {
         line(&mut text, "labels", labels.join(", "));
@@ -96,10 +97,9 @@ fn model(directory: &Path) -> Result<String> {
     }
     line(&mut text, "fingerprint", model.checkpoint.fingerprint());
 
-    let head = HeadSpec::new(TaskKind::Classification, heads.first().copied().unwrap_or(HeadKind::Linear), 2);
     let prefix = PrefixOptions { length: PREFIX, layers: (0..spec.layers).collect(), projection: None, shifted: true, dropout: 0.1 };
     let trained = PREFIX * spec.layers * 2 * spec.kv_size()
-        + head.layers(spec.hidden_size).iter().map(|(_, [outputs, inputs])| outputs * inputs + outputs).sum::<usize>();
+        + head.layers(spec.hidden_size).iter().map(|layer| layer.shape[0] * (layer.shape[1] + usize::from(layer.bias))).sum::<usize>();
     let share = 100.0 * trained as f64 / spec.parameters() as f64;
     line(
         &mut text,
@@ -118,7 +118,7 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> R
         return Ok(String::new());
     }
     let title = format!("\nmemory plan of training it: prefix {}, batch {BATCH} x {length} tokens\n", prefix.length);
-    let rows = if head.reads_every_token() || head.pooling == Pooling::None { BATCH * length } else { BATCH };
+    let rows = if head.reads == Reads::Sequences { BATCH } else { BATCH * length };
     let capacity =
         Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
     let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };

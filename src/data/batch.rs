@@ -53,6 +53,7 @@ pub struct Batch {
     /// The tokens that the head reads, and where they are among all.
     pub readout: RowArrays,
     pub readout_rows: Vec<i32>,
+    pub readout_positions: Vec<i32>,
     /// One a sequence: [`crate::backend::Attention::separators`]; empty where every token sees every other.
     pub separators: Vec<i32>,
     /// \[start, length, stride, target\] of every logit group: [`crate::backend::LogitGroup`].
@@ -94,6 +95,7 @@ impl Batch {
                 self.all.end_sequence();
                 self.readout.tokens.extend(sequence.readout.iter().map(|&token| token as i32));
                 self.readout_rows.extend(sequence.readout.iter().map(|&token| start as i32 + token as i32));
+                self.readout_positions.extend(sequence.readout.iter().map(|&token| self.positions[start + token as usize]));
                 self.readout.ordinals.resize(self.readout.count(), ordinal);
                 self.readout.end_sequence();
                 match packing.spec.mask {
@@ -133,6 +135,7 @@ impl Batch {
     pub fn clear(&mut self) {
         let lists = [&mut self.ids, &mut self.positions, &mut self.types, &mut self.readout_rows, &mut self.separators, &mut self.groups];
         lists.into_iter().for_each(Vec::clear);
+        self.readout_positions.clear();
         self.row_targets.clear();
         self.all.clear();
         self.readout.clear();
@@ -144,6 +147,7 @@ impl Batch {
     pub fn read_every_token(&mut self) {
         self.readout = self.all.clone();
         self.readout_rows = (0..self.ids.len() as i32).collect();
+        self.readout_positions.clone_from(&self.positions);
         self.row_targets = vec![-1; self.ids.len()];
     }
 
@@ -236,6 +240,7 @@ mod tests {
             pack(Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], ..Sequence::default() }, vec![1, -100]).unwrap();
         assert_eq!((batch.ids, batch.types, batch.positions), (vec![5, 6, 7], vec![0, 1, 1], vec![3, 4, 5]));
         assert_eq!((batch.all.ordinals, batch.all.offsets, batch.readout_rows), (vec![7; 3], vec![0, 3], vec![0, 2]));
+        assert_eq!(batch.readout_positions, [3, 5]);
         assert_eq!((batch.groups, batch.targets), (vec![0, 2, 1, 1, 2, 2, 1, -1], 1));
     }
 

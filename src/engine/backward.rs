@@ -5,7 +5,7 @@
 use super::frozen::{Linear, Norm};
 use super::plan::NormBuffers;
 use super::{BatchRows, Engine, Mode};
-use crate::backend::{AttentionSaved, Backend, NormBackward, Rows, Site, View};
+use crate::backend::{AttentionSaved, Backend, NormBackward, Rotary, Rows, Site, View};
 
 /// dx (+)= dy times those outputs of the linear layer, `parts` being its rows in order.
 fn project_backward(backend: &mut dyn Backend, dy: View, parts: &[Linear], from: usize, dx: View, mut accumulate: bool) {
@@ -19,6 +19,13 @@ fn project_backward(backend: &mut dyn Backend, dy: View, parts: &[Linear], from:
             accumulate = true;
         }
         first += rows;
+    }
+}
+
+/// From the gradients of rotated queries and keys to those of what was rotated, in place.
+fn rotate_backward(backend: &mut dyn Backend, rotations: &Option<[(Rotary, View); 2]>, d_query: View, d_key: View) {
+    for ((rotary, _), d) in rotations.iter().flatten().zip([d_query, d_key]) {
+        backend.rotary_backward(rotary, d);
     }
 }
 
@@ -45,7 +52,7 @@ impl Engine {
         let scratch = &self.plan.backward;
         let (wide, attention, delta) = (scratch.feed_forward, scratch.attention, scratch.delta);
         let weights = &self.plan.frozen.layers[self.spec.layer_weights[layer]];
-        let (output, up, down) = (weights.attention_output, weights.up, weights.down);
+        let (output, down) = (weights.attention_output, weights.down);
         let post = self.is_post_norm();
         let queries = if self.is_tail(layer) { &rows.readout } else { &rows.all };
         let count = queries.count;
@@ -57,8 +64,11 @@ impl Engine {
         let branch = self.norm_backward(norm, buffers.feed_forward_norm, Site::FeedForwardOutput, layer, queries, g_rows, stream_rows);
         let wide = wide.first_rows(count);
         self.backend.linear_backward_input(branch, down.weight, wide, false);
-        self.backend.activation_backward(self.spec.activation, buffers.up.first_rows(count), wide);
-        self.backend.linear_backward_input(wide, up.weight, g_rows, post);
+        let z = buffers.up.first_rows(count);
+        let d_up = if self.spec.activation.arity() == 2 { z } else { wide };
+        self.backend.activation_backward(self.spec.activation, z, wide, d_up);
+        let up = &self.plan.frozen.layers[self.spec.layer_weights[layer]].up;
+        project_backward(self.backend.as_mut(), d_up, up, 0, g_rows, post);
 
         // Attention.
         let norm = self.plan.frozen.norm_after_attention(&self.spec, layer);
@@ -70,6 +80,9 @@ impl Engine {
         };
         self.backend.linear_backward_input(branch, output.weight, saved.d_out, false);
         self.backend.attention_delta(buffers.attention.first_rows(count), saved.d_out, self.spec.heads, saved.delta);
+        if self.plan.rotated.is_some() {
+            self.rotate(rows, layer, layer > self.plan.lowest);
+        }
         let operands = self.attention(Mode::Train, layer, queries, rows);
         if let Some((index, [_, gradient])) = self.prefix_index(layer).zip(self.plan.trainables.table()) {
             let [d_key, d_value] = self.prefix_columns(gradient, index);
@@ -84,12 +97,15 @@ impl Engine {
         let (tokens, q, kv) = (rows.all.count, self.spec.query_size(), self.spec.kv_size());
         let scratch = &self.plan.backward;
         let (joined, tail, wide_g, wide_stream) = (scratch.query_key_value, scratch.tail, scratch.hidden, scratch.stream);
+        let rotations = self.rotations(rows, layer);
         let parts = &self.plan.frozen.layers[self.spec.layer_weights[layer]].query_key_value;
         let backend = self.backend.as_mut();
         match tail {
             Some([d_query, d_key_value]) if self.plan.tail && layer + 1 == self.spec.layers => {
                 let (d_query, d_key_value) = (d_query.first_rows(count), d_key_value.first_rows(tokens));
-                backend.attention_backward(&operands, &saved, d_query, d_key_value.col_range(0, kv), d_key_value.col_range(kv, kv));
+                let [d_key, d_value] = [d_key_value.col_range(0, kv), d_key_value.col_range(kv, kv)];
+                backend.attention_backward(&operands, &saved, d_query, d_key, d_value);
+                rotate_backward(backend, &rotations, d_query, d_key);
                 project_backward(backend, d_query, parts, 0, g_rows, post);
                 project_backward(backend, d_key_value, parts, q, wide_g.first_rows(tokens), false);
                 let index = self.plan.batch.readout_rows.col_range(0, count);
@@ -105,6 +121,7 @@ impl Engine {
                 let joined = joined.first_rows(tokens);
                 let [d_query, d_key, d_value] = [joined.col_range(0, q), joined.col_range(q, kv), joined.col_range(q + kv, kv)];
                 backend.attention_backward(&operands, &saved, d_query, d_key, d_value);
+                rotate_backward(backend, &rotations, d_query, d_key);
                 project_backward(backend, joined, parts, 0, g_rows, post);
                 (g, stream)
             }

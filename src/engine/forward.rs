@@ -4,7 +4,7 @@
 use super::frozen::{Linear, Norm};
 use super::plan::NormBuffers;
 use super::{BatchRows, Engine, Mode};
-use crate::backend::{Attention, Backend, Embed, NormForward, Prefix, Rows, Site, View};
+use crate::backend::{Attention, Backend, Embed, NormForward, Prefix, Rotary, Rows, Site, View};
 use crate::model::NormPlace;
 
 /// out's columns = those outputs of x's linear layer, `parts` being its rows in order.
@@ -108,13 +108,13 @@ impl Engine {
             }
         }
 
-        let (output, up, down) = (weights.attention_output, weights.up, weights.down);
-        self.store_keys_and_values(layer, rows);
-
         // Attention and its output.
+        let (output, down) = (weights.attention_output, weights.down);
         let after_attention = self.plan.frozen.norm_after_attention(&self.spec, layer);
         let after_feed_forward = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
         self.refresh_relative(mode, layer);
+        self.rotate(rows, layer, true);
+        self.store_keys_and_values(layer, rows);
         let attention = self.attention(mode, layer, queries, rows);
         let (context, branch) = (buffers.attention.first_rows(count), branch.first_rows(count));
         self.backend.attention_forward(&attention, context, buffers.log_sum_exp.first_rows(count));
@@ -126,7 +126,8 @@ impl Engine {
 
         // Feed-forward.
         let (z, a) = (buffers.up.first_rows(count), feed_forward.first_rows(count));
-        self.backend.linear(middle, up.weight, up.bias, z);
+        let up = &self.plan.frozen.layers[self.spec.layer_weights[layer]].up;
+        project(self.backend.as_mut(), middle, up, 0, z);
         self.backend.activation_forward(self.spec.activation, z, a);
         self.backend.linear(a, down.weight, down.bias, branch);
         let is_last = layer + 1 == self.spec.layers;
@@ -165,6 +166,34 @@ impl Engine {
         });
     }
 
+    /// The rotations of a layer's queries and keys: what is rotated, and where it goes. The same view, but with a norm.
+    pub(super) fn rotations(&self, rows: &BatchRows, layer: usize) -> Option<[(Rotary, View); 2]> {
+        let table = self.plan.rotary?;
+        let buffers = &self.plan.layers[layer];
+        let gammas = self.plan.frozen.layers[self.spec.layer_weights[layer]].query_key_norm;
+        let counts = [if self.is_tail(layer) { rows.readout.count } else { rows.all.count }, rows.all.count];
+        let positions = if self.is_tail(layer) { [rows.positions[1], rows.positions[0]] } else { [rows.positions[0]; 2] };
+        Some([0, 1].map(|side| {
+            let x = [buffers.query, buffers.key][side].first_rows(counts[side]);
+            let rotary = Rotary {
+                x,
+                head_dim: self.spec.head_dim,
+                gamma: gammas.map(|gammas| gammas[side]),
+                epsilon: self.spec.norm_epsilon,
+                table,
+                positions: positions[side],
+            };
+            (rotary, self.plan.rotated.map_or(x, |rotated| rotated[side].first_rows(counts[side])))
+        }))
+    }
+
+    /// Rotates a layer's queries, and its keys if `keys`.
+    pub(super) fn rotate(&mut self, rows: &BatchRows, layer: usize, keys: bool) {
+        for (rotary, out) in self.rotations(rows, layer).into_iter().flatten().take(1 + usize::from(keys)) {
+            self.backend.rotary_forward(&rotary, out);
+        }
+    }
+
     /// Attention's operands in a layer; forward and backward ask for the same.
     pub(super) fn attention<'a>(&self, mode: Mode, layer: usize, queries: &'a Rows, rows: &'a BatchRows) -> Attention<'a> {
         let (buffers, keys) = (&self.plan.layers[layer], &rows.all);
@@ -175,13 +204,14 @@ impl Engine {
             let dropout = self.mask(mode, rate, Site::PrefixKey, layer).zip(self.mask(mode, rate, Site::PrefixValue, layer));
             Prefix { key, value, dropout: dropout.map(|(key, value)| [key, value]) }
         });
-        let own = [buffers.key, buffers.value].map(|view| view.first_rows(keys.count));
+        let [query, key] = self.plan.rotated.unwrap_or([buffers.query, buffers.key]);
+        let own = [key, buffers.value].map(|view| view.first_rows(keys.count));
         let ([key, value], query_rows, key_rows, separators) = match rows.cache.as_ref().and_then(|cache| cache.reads.as_ref()) {
             Some(cached) => (self.cached(layer).unwrap_or(own), &cached.queries, &cached.keys, Some(cached.separators)),
             None => (own, queries, keys, rows.separators),
         };
         Attention {
-            query: buffers.query.first_rows(queries.count),
+            query: query.first_rows(queries.count),
             key,
             value,
             prefix,

@@ -1,13 +1,13 @@
 //! The frozen model's tensors: where each lies, and how it gets there. Where the backend reads files, a 16-bit matrix
-//! stays where its file is mapped; every other is copied into the arena once, in 16 bits. Norms (under 0.1 % of the bytes)
-//! are widened to the master type, so that kernels read them without conversion; biases have the type of what they are
-//! added to, as products that end with a bias want them.
+//! stays where its file is mapped, unless it is stored transposed or interleaved; every other is copied into the arena
+//! once, in 16 bits. Norms (under 0.1 % of the bytes) are widened to the master type, so that kernels read them without
+//! conversion; biases have the type of what they are added to, as products that end with a bias want them.
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, View};
 use crate::checkpoint::{Checkpoint, FrozenModel, Tensor};
-use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, TensorRows};
+use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, Storage};
 use anyhow::{Result, anyhow, bail};
 
 /// A linear layer: \[N, K\] and \[N\].
@@ -33,9 +33,12 @@ pub struct Norm {
 pub struct LayerWeights {
     /// Query, key and value, as few parts as memory allows: their outputs laid side by side are \[Q | K | V\].
     pub query_key_value: Vec<Linear>,
+    /// Gammas \[D\].
+    pub query_key_norm: Option<[View; 2]>,
     pub attention_output: Linear,
     pub attention_norm: Norm,
-    pub up: Linear,
+    /// Up, or gate and up, laid side by side.
+    pub up: Vec<Linear>,
     pub down: Linear,
     pub feed_forward_norm: Norm,
     /// What projects the table of relative positions to keys and to queries.
@@ -83,18 +86,18 @@ struct Placer<'a> {
 }
 
 impl Placer<'_> {
-    /// Whether a matrix can stay in the mapped file: 16 bits wide, aligned, and the whole tensor or rows of it that
-    /// follow one another. Where: the tensor's row that it begins at.
+    /// Whether a matrix can stay in the mapped file: 16 bits wide, aligned and stored as it is used. Where: the tensor's row
+    /// that it begins at.
     fn stays(&self, slot: Slot, tensor: &Tensor) -> Option<usize> {
         let [rows, _] = self.model.spec.shape(slot)?;
-        let first = self.model.part(slot).map_or(Some(0), |part| (part.block >= rows).then_some(part.first))?;
+        let first = self.model.storage(slot).first_row(rows)?;
         (self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)).then_some(first)
     }
 
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
         let tensor = self.model.weight(slot)?;
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        if let Some(first) = self.stays(slot, &tensor) {
+        if let Some(first) = self.stays(slot, tensor) {
             let offset = tensor.offset + first * cols * tensor.dtype.size();
             return Ok(View { buffer: file_buffer(tensor.file), offset, rows, cols, stride: cols, dtype: tensor.dtype });
         }
@@ -128,30 +131,37 @@ impl Placer<'_> {
         Norm { gamma, beta }
     }
 
-    /// One matrix where all three have to be copied anyway, or lie one behind the other in their file; else three.
-    fn query_key_value(&mut self, layout: &mut Layout, set: usize) -> Result<Vec<Linear>> {
-        let slots = [Slot::Query(set), Slot::Key(set), Slot::Value(set)];
+    /// Layers of one input: one matrix where all of them have to be copied anyway, or lie one behind the other in their
+    /// file; else each by itself.
+    fn side_by_side(&mut self, layout: &mut Layout, slots: &[Slot]) -> Result<Vec<Linear>> {
         let spec = &self.model.spec;
-        let (rows, hidden) = ([spec.query_size(), spec.kv_size(), spec.kv_size()], spec.hidden_size);
+        let rows: Vec<usize> = slots.iter().filter_map(|&slot| spec.shape(slot)).map(|[rows, _]| rows).collect();
         let tensors = slots.iter().map(|&slot| self.model.weight(slot)).collect::<Result<Vec<_>>>()?;
         let dtype = self.precision.frozen(tensors[0].dtype);
-        let stays: Vec<Option<usize>> = slots.iter().zip(&tensors).map(|(&slot, tensor)| self.stays(slot, tensor)).collect();
-        let follows = |pair: &[Tensor]| pair[0].file == pair[1].file && pair[0].offset + pair[0].bytes == pair[1].offset;
-        let joined = tensors.windows(2).all(follows)
-            && stays.iter().all(|&first| first == Some(0))
-            && tensors.iter().all(|tensor| tensor.dtype == tensors[0].dtype);
-        let apart = stays.iter().any(Option::is_some) || tensors.iter().any(|tensor| self.precision.frozen(tensor.dtype) != dtype);
+        let starts: Vec<Option<usize>> = slots
+            .iter()
+            .zip(&tensors)
+            .map(|(&slot, tensor)| Some(tensor.offset + self.stays(slot, tensor)? * spec.hidden_size * tensor.dtype.size()))
+            .collect();
+        let first = tensors[0];
+        let joined = (0..slots.len()).all(|i| {
+            let before = rows[..i].iter().sum::<usize>() * spec.hidden_size * first.dtype.size();
+            tensors[i].file == first.file
+                && tensors[i].dtype == first.dtype
+                && starts[0].is_some_and(|start| starts[i] == Some(start + before))
+        });
+        let apart = starts.iter().any(Option::is_some) || tensors.iter().any(|tensor| self.precision.frozen(tensor.dtype) != dtype);
         if !joined && apart {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
         let weight = match joined {
             true => View { rows: rows.iter().sum(), ..self.matrix(layout, slots[0])? },
-            false => layout.matrix(rows.iter().sum(), hidden, dtype),
+            false => layout.matrix(rows.iter().sum(), spec.hidden_size, dtype),
         };
         // The part of one that has no bias stays zero, as the arena begins.
         let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(weight.rows, self.precision.activation));
         let mut from = 0;
-        for (slot, rows) in slots.into_iter().zip(rows) {
+        for (&slot, rows) in slots.iter().zip(rows) {
             if !joined {
                 self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
             }
@@ -178,11 +188,14 @@ impl Frozen {
         let relative = has(Slot::RelativeEmbedding).then(|| placer.matrix(layout, Slot::RelativeEmbedding)).transpose()?;
         let mut layers = Vec::new();
         for set in 0..spec.weight_sets() {
+            let up = [Slot::Gate(set), Slot::Up(set)];
             layers.push(LayerWeights {
-                query_key_value: placer.query_key_value(layout, set)?,
+                query_key_value: placer.side_by_side(layout, &[Slot::Query(set), Slot::Key(set), Slot::Value(set)])?,
+                query_key_norm: has(Slot::QueryNorm(set))
+                    .then(|| [Slot::QueryNorm(set), Slot::KeyNorm(set)].map(|slot| placer.norm(layout, slot).gamma)),
                 attention_output: placer.linear(layout, Slot::AttentionOutput(set))?,
                 attention_norm: placer.norm(layout, Slot::AttentionNorm(set)),
-                up: placer.linear(layout, Slot::Up(set))?,
+                up: placer.side_by_side(layout, if has(up[0]) { &up } else { &up[1..] })?,
                 down: placer.linear(layout, Slot::Down(set))?,
                 feed_forward_norm: placer.norm(layout, Slot::FeedForwardNorm(set)),
                 relative: [placer.projection(layout, Slot::RelativeKey(set))?, placer.projection(layout, Slot::RelativeQuery(set))?],
@@ -263,8 +276,9 @@ impl Frozen {
     /// Bytes of matrices that are read in their files.
     pub fn mapped_bytes(&self) -> usize {
         let layers = self.layers.iter().flat_map(|layer| {
-            let others = [&layer.attention_output, &layer.up, &layer.down].into_iter().chain(layer.relative.iter().flatten());
-            layer.query_key_value.iter().chain(others).map(|linear| linear.weight)
+            let joined = layer.query_key_value.iter().chain(&layer.up);
+            let others = [&layer.attention_output, &layer.down].into_iter().chain(layer.relative.iter().flatten());
+            joined.chain(others).map(|linear| linear.weight)
         });
         let linears = [self.embedding_projection, self.pooler].into_iter().flatten().map(|linear| linear.weight);
         let language_head = self.language_head.filter(|&head| head != self.word);
@@ -292,22 +306,28 @@ impl Frozen {
             let (slot, part, view) = *upload;
             let tensor = tensor_of(upload)?;
             if let Some(next) = self.uploads.get(index + 1) {
-                checkpoint.read_ahead(&tensor_of(next)?, 0..AHEAD);
+                checkpoint.read_ahead(tensor_of(next)?, 0..AHEAD);
             }
+            let (data, size) = (checkpoint.data(tensor), tensor.dtype.size());
             match part {
-                Part::Matrix => load_matrix(checkpoint, &tensor, model.part(slot), view, backend)?,
+                Part::Matrix => match model.storage(slot) {
+                    storage if storage.transposed => load_transposed(tensor, data, storage, view, backend)?,
+                    storage => load_matrix(checkpoint, tensor, storage, view, backend)?,
+                },
                 Part::Vector { .. } => {
-                    let values = numbers::widen_frozen(&tensor.name, checkpoint.data(&tensor), tensor.dtype)?;
+                    let part = if slot.is_norm() { 0 } else { model.bias_storage(slot).part };
+                    let own = &data[part * view.len() * size..][..view.len() * size];
+                    let values = numbers::widen_frozen(&tensor.name, own, tensor.dtype)?;
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
-            checkpoint.release(&tensor);
+            checkpoint.release(tensor);
         }
         if let Some((slot, tokens, view)) = &self.words {
             let tensor = model.weight(*slot)?;
             let row_bytes = view.cols * tensor.dtype.size();
             for (row, &token) in tokens.iter().enumerate() {
-                let data = &checkpoint.data(&tensor)[token as usize * row_bytes..][..row_bytes];
+                let data = &checkpoint.data(tensor)[token as usize * row_bytes..][..row_bytes];
                 let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
                 backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
             }
@@ -319,23 +339,64 @@ impl Frozen {
 /// Bytes that are asked of the disk before they are needed.
 const AHEAD: usize = 32 << 20;
 
-/// Copies a matrix, or the rows of a larger one that `rows` tells, run by run and chunk by chunk.
-fn load_matrix(checkpoint: &Checkpoint, tensor: &Tensor, rows: Option<TensorRows>, view: View, backend: &mut dyn Backend) -> Result<()> {
-    let all = TensorRows { of: view.rows, first: 0, block: view.rows, step: view.rows };
+/// Copies a matrix, or its rows of a larger one, run by run and chunk by chunk.
+fn load_matrix(checkpoint: &Checkpoint, tensor: &Tensor, storage: Storage, view: View, backend: &mut dyn Backend) -> Result<()> {
     let (width, data) = (tensor.dtype.size(), checkpoint.data(tensor));
-    for (to, from, count) in rows.unwrap_or(all).runs(view.rows) {
+    for (to, from, count) in storage.runs(view.rows) {
         let mut at = from * view.cols * width;
         for to in view.row_range(to, count).chunks(CHUNK) {
             let end = at + to.len() * width;
             checkpoint.read_ahead(tensor, at + AHEAD..end + AHEAD);
-            if tensor.dtype == view.dtype {
-                backend.write(to, &data[at..end]);
-            } else {
-                backend.write(to, &numbers::round(&tensor.name, &data[at..end], tensor.dtype, view.dtype)?);
-            }
+            write(tensor, &data[at..end], to, backend)?;
             checkpoint.release_part(tensor, at..end);
             at = end;
         }
     }
     Ok(())
+}
+
+/// From \[input, outputs of all parts\], some outputs at a time.
+fn load_transposed(tensor: &Tensor, data: &[u8], storage: Storage, view: View, backend: &mut dyn Backend) -> Result<()> {
+    let step = (CHUNK / view.cols).max(1);
+    for first in (0..view.rows).step_by(step) {
+        let rows = step.min(view.rows - first);
+        let from = storage.part * view.rows + first;
+        let values = transposed_rows(data, tensor.dtype.size(), view.cols, from, rows);
+        write(tensor, &values, view.row_range(first, rows), backend)?;
+    }
+    Ok(())
+}
+
+/// Columns `from..from + count` of a matrix of `rows` rows of elements of `size` bytes, as rows.
+fn transposed_rows(data: &[u8], size: usize, rows: usize, from: usize, count: usize) -> Vec<u8> {
+    let mut out = vec![0; count * rows * size];
+    for (row, line) in data.chunks_exact(data.len() / rows).enumerate() {
+        for (column, value) in line[from * size..][..count * size].chunks_exact(size).enumerate() {
+            out[(column * rows + row) * size..][..size].copy_from_slice(value);
+        }
+    }
+    out
+}
+
+/// Writes values of the tensor's type, rounded where the view has another.
+fn write(tensor: &Tensor, values: &[u8], to: View, backend: &mut dyn Backend) -> Result<()> {
+    if tensor.dtype == to.dtype {
+        backend.write(to, values);
+    } else {
+        backend.write(to, &numbers::round(&tensor.name, values, tensor.dtype, to.dtype)?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::transposed_rows;
+
+    #[test]
+    fn columns_become_rows() {
+        // [2, 3] of 16-bit elements.
+        let data = [1, 0, 2, 0, 3, 0, 4, 1, 5, 1, 6, 1];
+        assert_eq!(transposed_rows(&data, 2, 2, 1, 2), [2, 0, 5, 1, 3, 0, 6, 1]);
+        assert_eq!(transposed_rows(&data, 2, 2, 0, 1), [1, 0, 4, 1]);
+    }
 }

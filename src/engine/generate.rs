@@ -123,7 +123,9 @@ impl Engine {
     pub(super) fn store_keys_and_values(&mut self, layer: usize, rows: &BatchRows) {
         let (Some(cache), Some(cached)) = (&rows.cache, self.cached(layer)) else { return };
         let buffers = self.plan.layers[layer];
-        for (from, to) in [buffers.key, buffers.value].into_iter().zip(cached) {
+        // As attention sees them.
+        let key = self.plan.rotated.map_or(buffers.key, |[_, key]| key);
+        for (from, to) in [key, buffers.value].into_iter().zip(cached) {
             self.backend.scatter_add_rows(from.first_rows(rows.all.count), cache.rows, to);
         }
     }

@@ -6,11 +6,18 @@ use crate::data::Grouping;
 use crate::model::Pooling;
 
 impl Engine {
-    /// Weight and bias of the head's trained layer `index`, and their gradients.
-    fn head_layer(&self, index: usize) -> [View; 4] {
+    /// Weight and bias of the head's trained layer `index`.
+    fn head_layer(&self, index: usize) -> (View, Option<View>) {
         let (weight, bias) = self.plan.trainables.head[index];
         let list = &self.plan.trainables.list;
-        [list[weight].master, list[bias].master, list[weight].gradient, list[bias].gradient]
+        (list[weight].master, bias.map(|bias| list[bias].master))
+    }
+
+    /// Their gradients.
+    fn head_gradient(&self, index: usize) -> (View, Option<View>) {
+        let (weight, bias) = self.plan.trainables.head[index];
+        let list = &self.plan.trainables.list;
+        (list[weight].gradient, bias.map(|bias| list[bias].gradient))
     }
 
     fn head_dropout(&mut self, mode: Mode, site: Site, data: View, rows: &BatchRows) {
@@ -43,8 +50,8 @@ impl Engine {
                 if pooling == Pooling::Dense {
                     self.head_dropout(mode, Site::HeadInner, input, rows);
                 }
-                let [weight, bias, ..] = self.head_layer(0);
-                self.backend.linear(input, weight, Some(bias), sum);
+                let (weight, bias) = self.head_layer(0);
+                self.backend.linear(input, weight, bias, sum);
                 self.backend.activation_forward(pooling.activation(), sum, pooled);
                 pooled
             }
@@ -54,8 +61,8 @@ impl Engine {
         if let Some(words) = self.plan.frozen.words() {
             return self.backend.linear(last, words, None, logits);
         }
-        let [weight, bias, ..] = self.head_layer(self.plan.trainables.head.len() - 1);
-        self.backend.linear(last, weight, Some(bias), logits);
+        let (weight, bias) = self.head_layer(self.plan.trainables.head.len() - 1);
+        self.backend.linear(last, weight, bias, logits);
     }
 
     /// Loss and gradients of the head, down to the gradient of its input (where a prefix below wants it).
@@ -81,8 +88,9 @@ impl Engine {
             return self.backend.linear_backward_input(d_logits, words, d_input, false);
         }
         let (last, d_last) = pooled.map_or((input, d_input), |[_, pooled, d_pooled]| (pooled, d_pooled));
-        let [weight, _, d_weight, d_bias] = self.head_layer(self.plan.trainables.head.len() - 1);
-        self.backend.linear_backward_weight(d_logits, last, d_weight, Some(d_bias));
+        let final_layer = self.plan.trainables.head.len() - 1;
+        let ((weight, _), (d_weight, d_bias)) = (self.head_layer(final_layer), self.head_gradient(final_layer));
+        self.backend.linear_backward_weight(d_logits, last, d_weight, d_bias);
         let pooling = self.options.head.pooling;
         if !needed && !pooling.trains() {
             return;
@@ -90,12 +98,12 @@ impl Engine {
         self.backend.linear_backward_input(d_logits, weight, d_last, false);
         self.head_dropout(Mode::Train, Site::Head, d_last, rows);
         let Some([sum, _, d_pooled]) = pooled else { return };
-        self.backend.activation_backward(pooling.activation(), sum, d_pooled);
+        self.backend.activation_backward(pooling.activation(), sum, d_pooled, d_pooled);
         let weight = match self.plan.frozen.pooler {
             Some(pooler) => pooler.weight,
             None => {
-                let [weight, _, d_weight, d_bias] = self.head_layer(0);
-                self.backend.linear_backward_weight(d_pooled, input, d_weight, Some(d_bias));
+                let ((weight, _), (d_weight, d_bias)) = (self.head_layer(0), self.head_gradient(0));
+                self.backend.linear_backward_weight(d_pooled, input, d_weight, d_bias);
                 weight
             }
         };

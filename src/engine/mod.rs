@@ -28,7 +28,7 @@ pub use step::{StepReport, Update};
 use crate::backend::{Backend, DType, Dropout, Rows, Site, View, stream_key};
 use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Grouping, Packing, RowArrays};
-use crate::model::{MaskKind, Specification};
+use crate::model::{MaskKind, Positions, Specification};
 use anyhow::{Result, ensure};
 use plan::RowViews;
 use scale::LossScale;
@@ -92,6 +92,8 @@ enum Mode {
 struct BatchRows {
     all: Rows,
     readout: Rows,
+    /// Positions of the tokens and of the head's rows.
+    positions: [View; 2],
     /// The model's mask: see [`crate::backend::Attention`].
     separators: Option<View>,
     /// In generation: where keys and values are kept.
@@ -133,6 +135,7 @@ impl Engine {
             loading,
             bare: false,
         };
+        engine.write_rotations();
         engine.initialise(PrefixInit::Normal);
         if made_pooler {
             engine.make_pooler();
@@ -259,13 +262,15 @@ impl Engine {
             to
         };
         upload(buffers.ids, &batch.ids);
-        upload(buffers.positions, &batch.positions);
+        let positions = upload(buffers.positions, &batch.positions);
         upload(buffers.types, &batch.types);
         upload(buffers.readout_rows, &batch.readout_rows);
         upload(buffers.groups, &batch.groups);
         if let Some(vocabulary) = self.plan.head.vocabulary {
             upload(vocabulary.targets, &batch.row_targets);
         }
+        let readout_positions = if self.plan.rotary.is_some() { batch.readout_positions.as_slice() } else { &[] };
+        let positions = [positions, upload(buffers.readout_positions, readout_positions)];
         let separators = (self.spec.mask != MaskKind::Full).then(|| upload(buffers.separators, &batch.separators));
         let mut rows = |views: &RowViews, arrays: &RowArrays| Rows {
             ordinals: upload(views.ordinals, &arrays.ordinals),
@@ -274,7 +279,22 @@ impl Engine {
             count: arrays.count(),
             longest: arrays.longest(),
         };
-        BatchRows { all: rows(&buffers.all, &batch.all), readout: rows(&buffers.readout, &batch.readout), separators, cache: None }
+        BatchRows {
+            all: rows(&buffers.all, &batch.all),
+            readout: rows(&buffers.readout, &batch.readout),
+            positions,
+            separators,
+            cache: None,
+        }
+    }
+
+    /// Fills the table of rotations.
+    fn write_rotations(&mut self) {
+        let (Some(table), Positions::Rotary(rotary)) = (self.plan.rotary, &self.spec.positions) else { return };
+        for position in 0..table.rows {
+            let angles: Vec<f64> = rotary.angles(position).collect();
+            self.backend.write(table.row_range(position, 1), &numbers::to_bytes(&angles, table.dtype));
+        }
     }
 
     /// The mask of a site in the running step; none in evaluation.
@@ -286,7 +306,9 @@ impl Engine {
     }
 
     fn hidden_mask(&self, mode: Mode, site: Site, layer: usize) -> Option<Dropout> {
-        self.mask(mode, self.options.hidden_dropout, site, layer)
+        let in_blocks = matches!(site, Site::Embedding | Site::AttentionOutput | Site::FeedForwardOutput);
+        let rate = if in_blocks && !self.spec.block_dropout { 0.0 } else { self.options.hidden_dropout };
+        self.mask(mode, rate, site, layer)
     }
 
     /// Forward of model and head on the batch that is loaded.

@@ -1,7 +1,7 @@
 //! What is to be trained, on what, and how large a batch may be.
 
 use crate::data::{FeatureSet, Grouping};
-use crate::model::{HeadSpec, Specification};
+use crate::model::{HeadSpec, Positions, Specification};
 use anyhow::{Result, bail};
 
 /// The per-layer prefixes (ptuning-v2.md §2.1, §2.2).
@@ -30,8 +30,25 @@ impl PrefixOptions {
         if self.shifted { self.length } else { 0 }
     }
 
-    /// Refuses a prefix and sequences that the position table does not hold; says what would fit.
+    /// Refuses a prefix and sequences that the model has no positions for, or that its window does not span; says what
+    /// would fit.
     pub fn check_positions(&self, spec: &Specification, longest: usize) -> Result<()> {
+        if let Some(window) = spec.window.filter(|&window| self.length + longest > window) {
+            let remedy = match window.checked_sub(self.length) {
+                None | Some(0) => format!("a prefix of less than {window}"),
+                Some(room) => format!("--max-length {room}"),
+            };
+            bail!(
+                "a prefix of {} and the longest sequence of {longest} tokens exceed the model's sliding window of {window}, which is not supported: use {remedy}",
+                self.length
+            );
+        }
+        let table = match spec.positions {
+            Positions::Learned { .. } => "the model's position table holds",
+            Positions::Rotary(_) => "the model's max_position_embeddings is",
+            Positions::TwoDimensional { .. } => "the model's max_sequence_length is",
+            Positions::Relative { .. } => return Ok(()),
+        };
         let shift = self.shift();
         let room = spec.longest_sequence(shift);
         if longest <= room {
@@ -39,7 +56,7 @@ impl PrefixOptions {
         }
         let whole = spec.longest_sequence(0);
         if shift == 0 {
-            bail!("the longest sequence has {longest} tokens, the model's position table holds {whole}: use --max-length {whole}");
+            bail!("the longest sequence has {longest} tokens, {table} {whole}: use --max-length {whole}");
         }
         let mut remedies = Vec::new();
         if room > 0 {
@@ -55,7 +72,7 @@ impl PrefixOptions {
             remedies.push(format!("a shorter prefix and --max-length of at most {whole}"));
         }
         bail!(
-            "a prefix of {shift} and the longest sequence of {longest} tokens need {} positions, the model's position table holds {whole}: use {}",
+            "a prefix of {shift} and the longest sequence of {longest} tokens need {} positions, {table} {whole}: use {}",
             shift + longest,
             remedies.join(" or ")
         );
@@ -148,7 +165,6 @@ impl Capacity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Positions;
 
     fn spec(table: usize, first: usize) -> Specification {
         Specification { positions: Positions::Learned { table, first, padding_id: None }, ..Specification::tiny() }
@@ -169,5 +185,19 @@ mod tests {
         assert!(!check(20, true, 512).unwrap_err().to_string().contains("--prefix-length"));
         assert!(check(0, true, 513).unwrap_err().to_string().contains("--max-length 512"));
         assert!(check(600, true, 600).unwrap_err().to_string().contains("a shorter prefix"));
+    }
+
+    #[test]
+    fn prefix_and_text_must_fit_a_sliding_window() {
+        let check = |length: usize, shifted: bool, longest: usize| {
+            let prefix = PrefixOptions { length, layers: vec![0, 1], projection: None, shifted, dropout: 0.0 };
+            prefix.check_positions(&Specification { window: Some(100), ..spec(514, 0) }, longest)
+        };
+        assert!(check(20, true, 80).is_ok() && check(20, false, 80).is_ok() && check(0, true, 100).is_ok());
+        for shifted in [true, false] {
+            let message = check(20, shifted, 81).unwrap_err().to_string();
+            assert!(message.contains("sliding window of 100") && message.contains("--max-length 80"), "{message}");
+        }
+        assert!(check(120, true, 1).unwrap_err().to_string().contains("a prefix of less than 100"));
     }
 }

@@ -17,7 +17,7 @@ use super::vocabulary::VocabularyBuffers;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
 use crate::checkpoint::FrozenModel;
 use crate::data::Grouping;
-use crate::model::{MaskKind, NormPlace, Output, Pooling, Specification};
+use crate::model::{MaskKind, NormPlace, Output, Pooling, Positions, Specification};
 use anyhow::Result;
 use std::fmt;
 
@@ -107,6 +107,8 @@ pub struct BatchBuffers {
     pub all: RowViews,
     pub readout: RowViews,
     pub readout_rows: View,
+    /// Where queries are rotated.
+    pub readout_positions: View,
     /// One a sequence, where the model has a mask.
     pub separators: View,
     pub groups: View,
@@ -132,6 +134,10 @@ pub struct Plan {
     pub(super) head: HeadBuffers,
     /// Keys and values of generated text.
     pub(super) cache: Option<CacheBuffers>,
+    /// \[positions, D\]: cosines and sines by which queries and keys are rotated.
+    pub(super) rotary: Option<View>,
+    /// Rotated queries and keys, where a norm in front of the rotation makes that the raw ones are kept.
+    pub(super) rotated: Option<[View; 2]>,
     /// Loss and squared gradient norm of two steps in turn.
     pub(super) report: View,
     pub(super) scratch: View,
@@ -148,6 +154,10 @@ struct Sizes<'a> {
 impl Sizes<'_> {
     fn norm(&self, layout: &mut Layout, rows: usize, width: usize) -> NormBuffers {
         NormBuffers { normalized: layout.matrix(rows, width, self.precision.activation), rstd: layout.vector(rows, self.precision.master) }
+    }
+
+    fn rotates(&self) -> bool {
+        matches!(self.spec.positions, Positions::Rotary(_))
     }
 
     /// Q, K and V of all tokens as one buffer.
@@ -178,7 +188,7 @@ impl Sizes<'_> {
             attention: layout.matrix(rows, spec.query_size(), activation),
             log_sum_exp: layout.matrix(rows, spec.heads, self.precision.master),
             attention_norm: self.norm(layout, rows, spec.hidden_size),
-            up: layout.matrix(rows, spec.ffn_size, activation),
+            up: layout.matrix(rows, spec.up_size(), activation),
             feed_forward_norm: self.norm(layout, rows, spec.hidden_size),
         }
     }
@@ -198,7 +208,7 @@ impl Plan {
             (true, Some(&layer)) => layer,
             _ => spec.layers,
         };
-        let (h, f, q, kv) = (spec.hidden_size, spec.ffn_size, spec.query_size(), spec.kv_size());
+        let (h, f, up, q, kv) = (spec.hidden_size, spec.ffn_size, spec.up_size(), spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
         let formula = format!("norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
@@ -208,10 +218,15 @@ impl Plan {
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
 
         let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
+        let rotary = sizes.rotates().then(|| {
+            let positions = options.prefix.shift() + capacity.longest + capacity.generated;
+            let formula = format!("{positions} positions x {} in {}", spec.head_dim, master.name());
+            layout.region("rotations", formula, |layout| layout.matrix(positions, spec.head_dim, master))
+        });
 
         let kept = spec.layers - lowest;
         let formula =
-            format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+F)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + f);
+            format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+U)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + up);
         let saved = layout.region("saved activations", formula, |layout| {
             (lowest..spec.layers)
                 .map(|layer| {
@@ -240,11 +255,13 @@ impl Plan {
         });
 
         let formula = format!("{tokens} tokens: forward or backward, whichever is larger (hidden {h}, ffn {f})");
-        let ((forward, transient), backward) = layout.region("working memory", formula, |layout| {
-            layout.either(
+        let (rotated, ((forward, transient), backward)) = layout.region("working memory", formula, |layout| {
+            let rotated = spec.query_key_norm.then(|| [q, kv].map(|width| layout.matrix(tokens, width, precision.activation)));
+            let either = layout.either(
                 |layout| (sizes.forward(layout, tail), sizes.transient(layout, tail, lowest)),
                 |layout| sizes.backward(layout, tail, kept > 0),
-            )
+            );
+            (rotated, either)
         });
         let layers = (0..spec.layers)
             .filter_map(|layer| match layer.checked_sub(lowest) {
@@ -264,7 +281,7 @@ impl Plan {
             sequences: capacity.sequences * if capacity.generated > 0 { 2 } else { 1 },
             groups: capacity.groups,
             parameters: trainables.gradients.len(),
-            widest: [h, f, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, options.head.columns]
+            widest: [h, f, up, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, options.head.columns]
                 .into_iter()
                 .max()
                 .unwrap_or(0),
@@ -291,6 +308,8 @@ impl Plan {
             backward,
             head,
             cache,
+            rotary,
+            rotated,
             report,
             scratch,
         })
@@ -335,6 +354,7 @@ impl Sizes<'_> {
             all: rows(layout, self.tokens),
             readout: rows(layout, self.rows),
             readout_rows: integers(layout, self.rows),
+            readout_positions: integers(layout, if self.rotates() { self.rows } else { 0 }),
             separators: integers(layout, if self.spec.mask == MaskKind::Full { 0 } else { capacity.sequences }),
             groups: layout.matrix(capacity.groups, 4, DType::I32),
         }

@@ -41,7 +41,7 @@ impl Engine {
         let (d_embedding, d_w1, d_b1, d_w2, d_b2) = (d(0), d(1), d(2), d(3), d(4));
         self.backend.linear_backward_weight(d_table, hidden, d_w2, Some(d_b2));
         self.backend.linear_backward_input(d_table, w2, d_hidden, false);
-        self.backend.activation_backward(Activation::Tanh, sum, d_hidden);
+        self.backend.activation_backward(Activation::Tanh, sum, d_hidden, d_hidden);
         self.backend.linear_backward_weight(d_hidden, embedding, d_w1, Some(d_b1));
         self.backend.linear_backward_input(d_hidden, w1, d_embedding, false);
     }

@@ -3,7 +3,7 @@
 use super::layout::Layout;
 use super::options::EngineOptions;
 use crate::backend::{DType, View};
-use crate::model::Specification;
+use crate::model::{HeadLayer, Specification};
 
 /// One trained tensor.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub struct Trainables {
     pub list: Vec<Trainable>,
     pub prefix: Option<PrefixBuffers>,
     /// Indices of the head's layers: (weight, bias), first to last.
-    pub head: Vec<(usize, usize)>,
+    pub head: Vec<(usize, Option<usize>)>,
     /// All gradients as one vector; empty where nothing is trained.
     pub gradients: View,
 }
@@ -67,10 +67,12 @@ impl Trainables {
     pub fn lay_out(spec: &Specification, options: &EngineOptions, master: DType, training: bool, layout: &mut Layout) -> Trainables {
         let mut tensors = prefix_tensors(spec, options);
         let mut head = Vec::new();
-        for (name, [outputs, inputs]) in options.head.layers(spec.hidden_size) {
-            head.push((tensors.len(), tensors.len() + 1));
-            tensors.push((format!("{name}.weight"), [outputs, inputs], true));
-            tensors.push((format!("{name}.bias"), [1, outputs], false));
+        for HeadLayer { name, shape, bias } in options.head.layers(spec.hidden_size) {
+            head.push((tensors.len(), bias.then_some(tensors.len() + 1)));
+            tensors.push((format!("{name}.weight"), shape, true));
+            if bias {
+                tensors.push((format!("{name}.bias"), [1, shape[0]], false));
+            }
         }
         let parameters: usize = tensors.iter().map(|(_, [rows, cols], _)| rows * cols).sum();
         let mut kind = |name: &'static str, kept: bool| {

@@ -1,7 +1,7 @@
 //! BERT (and MiniLM, which is a small BERT): post-norm encoder, learned positions from 0, token types.
 
 use super::family::{Family, activation};
-use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Slot, Specification};
+use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Readout, Slot, Specification, Storage};
 use crate::backend::NormKind;
 use anyhow::Result;
 
@@ -9,11 +9,10 @@ pub static FAMILY: Family = Family {
     model_types: &["bert"],
     architectures: &["Bert"],
     prefixes: &["bert.", ""],
-    transformers_head: HeadKind::Linear,
-    heads: &[HeadKind::Linear, HeadKind::Dense],
+    transformers_head: |_| HeadKind::Linear,
     specification,
     tensor_name,
-    part: |_, _| None,
+    storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
 };
 
@@ -54,14 +53,18 @@ pub fn encoder(config: &Config, positions: Positions) -> Result<Specification> {
         token_types: config.count("type_vocab_size")?.unwrap_or(2),
         positions,
         mask: MaskKind::Full,
+        window: None,
+        readout: Readout::First,
         norm: NormKind::LayerNorm,
         norm_place: NormPlace::Post,
         norm_epsilon: config.positive_number("layer_norm_eps")?.unwrap_or(1e-12),
         embedding_norm: true,
         final_norm: false,
-        activation: activation(config, "hidden_act")?,
+        activation: activation(config, "hidden_act", "gelu")?,
         biases: Biases::ALL,
-        tied_head: config.get("tie_word_embeddings").is_none() || config.flag("tie_word_embeddings")?,
+        query_key_norm: false,
+        tied_head: config.flag_or("tie_word_embeddings", true)?,
+        block_dropout: true,
         hidden_dropout: config.rate("hidden_dropout_prob")?.unwrap_or(0.1),
         attention_dropout: config.rate("attention_probs_dropout_prob")?.unwrap_or(0.1),
         initializer_range: config.positive_number("initializer_range")?.unwrap_or(0.02),
@@ -77,7 +80,9 @@ pub fn tensor_name(slot: Slot) -> Option<String> {
         Slot::TypeEmbedding => return Some("embeddings.token_type_embeddings".into()),
         Slot::EmbeddingNorm => return Some("embeddings.LayerNorm".into()),
         Slot::Pooler => return Some("pooler.dense".into()),
-        Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead => return None,
+        Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead | Slot::QueryNorm(_) | Slot::KeyNorm(_) | Slot::Gate(_) => {
+            return None;
+        }
         Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => return None,
         Slot::Query(layer) => (layer, "attention.self.query"),
         Slot::Key(layer) => (layer, "attention.self.key"),

@@ -11,6 +11,8 @@ const LARGEST: u64 = 1 << 24;
 /// files of transformers 4 and 5.
 pub struct Config {
     file: PathBuf,
+    /// What stands before a field's name in messages: the section's, and a dot.
+    place: String,
     fields: Map<String, Value>,
 }
 
@@ -36,7 +38,7 @@ impl Config {
     pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config> {
         let value: Value = serde_json::from_slice(bytes).with_context(|| format!("{}: not valid JSON", file.display()))?;
         let Value::Object(fields) = value else { bail!("{}: expected a JSON object", file.display()) };
-        Ok(Config { file: file.to_owned(), fields })
+        Ok(Config { file: file.to_owned(), place: String::new(), fields })
     }
 
     pub fn file(&self) -> &Path {
@@ -49,10 +51,27 @@ impl Config {
 
     /// "FILE: field F is VALUE; PROBLEM".
     pub fn wrong(&self, field: &str, problem: impl std::fmt::Display) -> anyhow::Error {
+        let (file, place) = (self.file.display(), &self.place);
         match self.get(field) {
-            Some(value) => anyhow!("{}: field {field} is {value}; {problem}", self.file.display()),
-            None => anyhow!("{}: field {field} is missing; {problem}", self.file.display()),
+            Some(value) => anyhow!("{file}: field {place}{field} is {value}; {problem}"),
+            None => anyhow!("{file}: field {place}{field} is missing; {problem}"),
         }
+    }
+
+    /// The fields of an object.
+    pub fn section(&self, field: &str) -> Result<Option<Config>> {
+        match self.get(field) {
+            None => Ok(None),
+            Some(Value::Object(fields)) => {
+                Ok(Some(Config { file: self.file.clone(), place: format!("{}{field}.", self.place), fields: fields.clone() }))
+            }
+            Some(_) => Err(self.wrong(field, "it must be an object")),
+        }
+    }
+
+    /// Whether any of the fields is an object itself.
+    pub fn has_sections(&self) -> bool {
+        self.fields.values().any(Value::is_object)
     }
 
     pub fn text(&self, field: &str) -> Result<Option<&str>> {
@@ -65,8 +84,12 @@ impl Config {
 
     /// Absent: false.
     pub fn flag(&self, field: &str) -> Result<bool> {
+        self.flag_or(field, false)
+    }
+
+    pub fn flag_or(&self, field: &str, absent: bool) -> Result<bool> {
         match self.get(field) {
-            None => Ok(false),
+            None => Ok(absent),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(_) => Err(self.wrong(field, "it must be true or false")),
         }
@@ -96,7 +119,7 @@ impl Config {
         self.positive(field)?.ok_or_else(|| self.wrong(field, "it must be a positive integer"))
     }
 
-    fn number(&self, field: &str) -> Result<Option<f64>> {
+    pub fn number(&self, field: &str) -> Result<Option<f64>> {
         match self.get(field) {
             None => Ok(None),
             Some(value) => value.as_f64().map(Some).ok_or_else(|| self.wrong(field, "it must be a number")),
@@ -117,6 +140,11 @@ impl Config {
             Some(number) if number <= 0.0 => Err(self.wrong(field, "it must be greater than 0")),
             found => Ok(found),
         }
+    }
+
+    /// A number greater than 0 that the file must give.
+    pub fn required_number(&self, field: &str) -> Result<f64> {
+        self.positive_number(field)?.ok_or_else(|| self.wrong(field, "it must be a number greater than 0"))
     }
 
     /// The names of `id2label` in the order of their ids; None where there are none: absent, ids with gaps, or the

@@ -2,7 +2,7 @@
 //! embeddings. Queries, keys and values of a layer are one tensor, head by head; its biases stand apart, keys have none.
 
 use super::bert::{encoder, padding_id, tensor_name as bert_name};
-use super::family::{Family, TensorRows};
+use super::family::{Family, Storage};
 use super::{Biases, Config, HeadKind, Positions, Slot, Specification};
 use anyhow::Result;
 
@@ -10,11 +10,10 @@ pub static FAMILY: Family = Family {
     model_types: &["deberta"],
     architectures: &["DebertaModel", "DebertaFor", "DebertaPrefixFor"],
     prefixes: &["deberta.", ""],
-    transformers_head: HeadKind::Context,
-    heads: &[HeadKind::Context],
+    transformers_head: |task| if task.reads_sequences() { HeadKind::Context } else { HeadKind::Linear },
     specification,
     tensor_name,
-    part,
+    storage,
     bias_name,
 };
 
@@ -84,15 +83,14 @@ fn tensor_name(slot: Slot) -> Option<String> {
 }
 
 /// in_proj has query, key and value of head 0, then of head 1, ...
-fn part(spec: &Specification, slot: Slot) -> Option<TensorRows> {
+fn storage(spec: &Specification, slot: Slot) -> Storage {
     let number = match slot {
         Slot::Query(_) => 0,
         Slot::Key(_) => 1,
         Slot::Value(_) => 2,
-        _ => return None,
+        _ => return Storage::PLAIN,
     };
-    let block = spec.head_dim;
-    Some(TensorRows { of: 3 * spec.query_size(), first: number * block, block, step: 3 * block })
+    Storage { block: Some(spec.head_dim), ..Storage::part(number, 3) }
 }
 
 fn bias_name(slot: Slot) -> Option<String> {

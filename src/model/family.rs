@@ -1,6 +1,6 @@
 //! The table of model families, and what every family refuses.
 
-use super::{Config, HeadKind, Slot, Specification, bert, deberta, glm, roberta};
+use super::{Config, HeadKind, MaskKind, Slot, Specification, TaskKind, bert, deberta, glm, gpt2, llama, mistral, qwen, roberta};
 use crate::backend::Activation;
 use anyhow::{Result, bail};
 
@@ -12,42 +12,84 @@ pub struct Family {
     pub architectures: &'static [&'static str],
     /// What may stand before every tensor's name, in the order in which it is looked for.
     pub prefixes: &'static [&'static str],
-    /// The head of transformers' class for sequence classification, which is the one that PEFT loads.
-    pub transformers_head: HeadKind,
-    /// Heads for whole sequences; the first is the default.
-    pub heads: &'static [HeadKind],
+    /// The head of transformers' class for a task, which is the one that PEFT loads.
+    pub transformers_head: fn(TaskKind) -> HeadKind,
     /// The specification of a configuration that passed [`describe`]'s checks.
     pub specification: fn(&Config) -> Result<Specification>,
     /// Name of a slot's tensor without prefix and without `.weight` or `.bias`; None: the family has no such tensor.
     pub tensor_name: fn(Slot) -> Option<String>,
-    /// Where a slot's matrix is rows of a larger tensor: which.
-    pub part: fn(&Specification, Slot) -> Option<TensorRows>,
-    /// Name of a bias that is not named as its matrix, without prefix.
+    /// How the tensor of that name holds the slot.
+    pub storage: fn(&Specification, Slot) -> Storage,
+    /// Name of a bias that is not named as its matrix (and stands by itself), without prefix.
     pub bias_name: fn(Slot) -> Option<String>,
 }
 
-/// Some rows of a tensor of `of` rows: row r is the tensor's row `first + r / block * step + r % block`.
+/// How a file's tensor holds a slot's matrix and bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TensorRows {
-    pub of: usize,
-    pub first: usize,
-    pub block: usize,
-    pub step: usize,
+pub struct Storage {
+    /// The matrix is stored \[input, output\], as by transformers' `Conv1D`.
+    pub transposed: bool,
+    /// The tensor holds the outputs of `parts` slots of one size, and the slot's are the `part`th of them.
+    pub part: usize,
+    pub parts: usize,
+    /// Parts take turns, so many outputs at a time; None: they follow one another whole.
+    pub block: Option<usize>,
 }
 
-impl TensorRows {
-    /// The runs of consecutive rows that make up `rows` rows: (first row, the tensor's first row, how many).
+impl Storage {
+    /// \[output, input\] by itself.
+    pub const PLAIN: Storage = Storage { transposed: false, part: 0, parts: 1, block: None };
+
+    /// The `part`th of `parts` that follow one another.
+    pub const fn part(part: usize, parts: usize) -> Storage {
+        Storage { part, parts, ..Storage::PLAIN }
+    }
+
+    /// Where a slot of `rows` outputs begins in its tensor, if its rows follow one another there.
+    pub fn first_row(self, rows: usize) -> Option<usize> {
+        (!self.transposed && self.block.is_none_or(|block| block >= rows)).then_some(self.part * rows)
+    }
+
+    /// The runs of consecutive rows that make up a slot of `rows` outputs: (first row, the tensor's first row, how many).
     pub fn runs(self, rows: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-        (0..rows).step_by(self.block).map(move |row| (row, self.first + row / self.block * self.step, self.block.min(rows - row)))
+        let block = self.block.unwrap_or(rows).clamp(1, rows.max(1));
+        (0..rows).step_by(block).map(move |row| (row, (row / block * self.parts + self.part) * block, block.min(rows - row)))
     }
 }
 
 /// Every family that there is.
-pub static FAMILIES: &[&Family] = &[&bert::FAMILY, &roberta::FAMILY, &deberta::FAMILY, &glm::FAMILY];
+pub static FAMILIES: &[&Family] = &[
+    &bert::FAMILY,
+    &roberta::FAMILY,
+    &deberta::FAMILY,
+    &glm::FAMILY,
+    &gpt2::FAMILY,
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+];
 
 /// The family of a `model_type`.
 pub fn family_of(model_type: &str) -> Option<&'static Family> {
     FAMILIES.iter().copied().find(|family| family.model_types.contains(&model_type))
+}
+
+/// The head of a task where nothing else is said: transformers', but on encoders the released code's linear one.
+pub fn default_head(spec: &Specification, task: TaskKind) -> HeadKind {
+    match family_of(&spec.family).map_or(HeadKind::Linear, |family| (family.transformers_head)(task)) {
+        HeadKind::Dense => HeadKind::Linear,
+        head => head,
+    }
+}
+
+/// Whether a model has a head for a task: decoders and DeBERTa have only their own, encoders no `score`, and `dense` is for
+/// whole sequences.
+pub fn offers_head(spec: &Specification, task: TaskKind, head: HeadKind) -> bool {
+    match default_head(spec, TaskKind::Classification) {
+        HeadKind::Score | HeadKind::Context => head == default_head(spec, task),
+        _ => head == HeadKind::Linear || (head == HeadKind::Dense && task.reads_sequences()),
+    }
 }
 
 fn supported() -> String {
@@ -70,10 +112,8 @@ pub fn describe(config: &Config) -> Result<(&'static Family, Specification)> {
             config.file().display()
         );
     }
-    for field in ["is_decoder", "add_cross_attention"] {
-        if config.flag(field)? {
-            return Err(config.wrong(field, "decoders of this family are not supported, only encoders"));
-        }
+    if config.flag("add_cross_attention")? {
+        return Err(config.wrong("add_cross_attention", "attention to another sequence is not supported"));
     }
     if config.text("position_embedding_type")?.is_some_and(|kind| kind != "absolute") {
         return Err(config.wrong("position_embedding_type", "only absolute positions are supported"));
@@ -82,6 +122,9 @@ pub fn describe(config: &Config) -> Result<(&'static Family, Specification)> {
         return Err(config.wrong("pruned_heads", "models with pruned heads are not supported"));
     }
     let specification = (family.specification)(config)?;
+    if specification.mask == MaskKind::Full && config.flag("is_decoder")? {
+        return Err(config.wrong("is_decoder", "decoders of this family are not supported, only encoders"));
+    }
     Ok((family, specification))
 }
 
@@ -100,8 +143,8 @@ fn check_architectures(config: &Config, family: &Family) -> Result<()> {
 }
 
 /// The activation of a field such as `hidden_act`; all of transformers' tanh GELUs are the same function.
-pub fn activation(config: &Config, field: &str) -> Result<Activation> {
-    match config.text(field)?.unwrap_or("gelu") {
+pub fn activation(config: &Config, field: &str, absent: &str) -> Result<Activation> {
+    match config.text(field)?.unwrap_or(absent) {
         "gelu" => Ok(Activation::GeluErf),
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
         "relu" => Ok(Activation::Relu),
@@ -129,7 +172,10 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let cases = [
-            (r#"{"model_type": "gpt_neox"}"#, ["gpt_neox", "supported: bert, roberta, xlm-roberta, deberta, glm"]),
+            (
+                r#"{"model_type": "gpt_neox"}"#,
+                ["gpt_neox", "supported: bert, roberta, xlm-roberta, deberta, glm, gpt2, llama, mistral, qwen2, qwen3"],
+            ),
             (r#"{"model_type": null}"#, ["model_type", "missing"]),
             (r#"{"architectures": ["JinaBertForMaskedLM"]}"#, ["architectures", "JinaBertForMaskedLM"]),
             (r#"{"architectures": "BertModel"}"#, ["architectures", "list"]),
@@ -137,7 +183,7 @@ mod tests {
             (r#"{"position_embedding_type": "relative_key"}"#, ["position_embedding_type", "relative_key"]),
             (r#"{"quantization_config": {"quant_method": "gptq"}}"#, ["quantization_config", "gptq"]),
             (r#"{"is_decoder": true}"#, ["is_decoder", "encoders"]),
-            (r#"{"add_cross_attention": true}"#, ["add_cross_attention", "encoders"]),
+            (r#"{"add_cross_attention": true}"#, ["add_cross_attention", "not supported"]),
             (r#"{"pruned_heads": {"0": [1]}}"#, ["pruned_heads", "not supported"]),
             (r#"{"num_attention_heads": 0}"#, ["num_attention_heads", "at least 1"]),
             (r#"{"num_attention_heads": 5}"#, ["hidden_size", "num_attention_heads 5"]),

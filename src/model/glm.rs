@@ -1,9 +1,9 @@
 //! GLM of 2021 (2B and 10B): pre-norm, two learned positions a token, a mask by separator, and a head that is the word
 //! embedding (ptuning-v2.md §5.1). transformers has a later model of the same `model_type`, told apart by its fields.
 
-use super::family::{Family, activation};
-use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Slot, Specification};
-use crate::backend::{Activation, NormKind};
+use super::family::{Family, Storage, activation};
+use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Readout, Slot, Specification};
+use crate::backend::NormKind;
 use anyhow::Result;
 
 pub static FAMILY: Family = Family {
@@ -11,11 +11,10 @@ pub static FAMILY: Family = Family {
     // The later model's too, so that it is refused by what it is.
     architectures: &["GLM", "Glm"],
     prefixes: &["", "glm."],
-    transformers_head: HeadKind::Linear,
-    heads: &[HeadKind::Linear],
+    transformers_head: |_| HeadKind::Linear,
     specification,
     tensor_name,
-    part: |_, _| None,
+    storage,
     bias_name: |_| None,
 };
 
@@ -54,14 +53,18 @@ fn specification(config: &Config) -> Result<Specification> {
         token_types: 0,
         // One more than there are positions: GLM keeps it for a sentinel.
         positions: Positions::TwoDimensional { table: config.size("max_sequence_length")? + 1 },
+        window: None,
         mask: MaskKind::Separator,
+        readout: Readout::First,
+        query_key_norm: false,
+        block_dropout: true,
         norm: NormKind::LayerNorm,
         norm_place: NormPlace::Pre,
         norm_epsilon: config.positive_number("layernorm_epsilon")?.unwrap_or(1e-5),
         embedding_norm: false,
         final_norm: true,
         // The released code has tanh's form; a config.json may say otherwise.
-        activation: if config.get("hidden_act").is_none() { Activation::GeluTanh } else { activation(config, "hidden_act")? },
+        activation: activation(config, "hidden_act", "gelu_new")?,
         biases: Biases::ALL,
         tied_head: true,
         hidden_dropout: config.rate("output_dropout_prob")?.unwrap_or(0.1),
@@ -89,9 +92,20 @@ fn tensor_name(slot: Slot) -> Option<String> {
     Some(format!("transformer.layers.{layer}.{part}"))
 }
 
+/// Queries, keys and values are three blocks of one matrix.
+fn storage(_: &Specification, slot: Slot) -> Storage {
+    match slot {
+        Slot::Query(_) => Storage::part(0, 3),
+        Slot::Key(_) => Storage::part(1, 3),
+        Slot::Value(_) => Storage::part(2, 3),
+        _ => Storage::PLAIN,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Activation;
     use crate::model::describe;
     use std::path::Path;
 

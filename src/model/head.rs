@@ -30,6 +30,11 @@ impl TaskKind {
             TaskKind::CausalLm => "causal-lm",
         }
     }
+
+    /// Whether its head reads one row a sequence.
+    pub fn reads_sequences(self) -> bool {
+        matches!(self, TaskKind::Classification | TaskKind::MultipleChoice)
+    }
 }
 
 /// The head for sequences: the released code's, or the one of transformers' RoBERTa classes.
@@ -42,6 +47,9 @@ pub enum HeadKind {
     Dense,
     /// DeBERTa's: a trained pooler (dense layer and GELU), then one trained linear layer.
     Context,
+    /// Of transformers' decoder classes: a linear layer named `score` on the last token, without a bias; for tagging on
+    /// the tokens, with one.
+    Score,
 }
 
 impl HeadKind {
@@ -50,8 +58,19 @@ impl HeadKind {
             HeadKind::Linear => "linear",
             HeadKind::Dense => "dense",
             HeadKind::Context => "context",
+            HeadKind::Score => "score",
         }
     }
+}
+
+/// The rows that a head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// One a sequence.
+    Sequences,
+    /// The first token of every word.
+    Words,
+    Tokens,
 }
 
 /// What stands between the rows that a head reads and its output layer.
@@ -99,6 +118,9 @@ pub struct HeadSpec {
     pub output: Output,
     /// Outputs of the last layer.
     pub columns: usize,
+    /// Whether the last layer has a bias.
+    pub bias: bool,
+    pub reads: Reads,
     pub grouping: Grouping,
     /// Whether hidden dropout acts on the last layer's input.
     pub dropout: bool,
@@ -106,22 +128,47 @@ pub struct HeadSpec {
     pub module: &'static str,
 }
 
+/// A trained layer of a head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadLayer {
+    /// As the adapter's file names it, without `.weight` and `.bias`.
+    pub name: String,
+    /// \[output, input\].
+    pub shape: [usize; 2],
+    pub bias: bool,
+}
+
 impl HeadSpec {
     /// `classes` counts labels; multiple choice and question answering have a fixed number of columns.
     pub fn new(task: TaskKind, kind: HeadKind, classes: usize) -> HeadSpec {
+        let score = kind == HeadKind::Score;
         let pooling = match kind {
             HeadKind::Linear => Pooling::Frozen,
             HeadKind::Dense => Pooling::Dense,
             HeadKind::Context => Pooling::Context,
+            HeadKind::Score => Pooling::None,
         };
-        let (pooling, columns, grouping, dropout, module) = match task {
-            TaskKind::Classification => (pooling, classes, Grouping::PerRow, true, "classifier"),
-            TaskKind::MultipleChoice => (pooling, 1, Grouping::PerColumn, true, "classifier"),
-            TaskKind::Tagging => (Pooling::None, classes, Grouping::PerRow, true, "classifier"),
-            TaskKind::Qa => (Pooling::None, 2, Grouping::PerColumn, false, "qa_outputs"),
-            TaskKind::CausalLm => return HeadSpec::frozen(Output::Vocabulary, 0, Grouping::PerToken),
+        let module = if score { "score" } else { "classifier" };
+        let whole = HeadSpec {
+            pooling,
+            output: Output::Trained,
+            columns: classes,
+            bias: !score,
+            reads: Reads::Sequences,
+            grouping: Grouping::PerRow,
+            dropout: !score,
+            module,
         };
-        HeadSpec { pooling, output: Output::Trained, columns, grouping, dropout, module }
+        let tokens = HeadSpec { pooling: Pooling::None, bias: true, reads: Reads::Words, dropout: true, ..whole.clone() };
+        match task {
+            TaskKind::Classification => whole,
+            TaskKind::MultipleChoice => HeadSpec { columns: 1, grouping: Grouping::PerColumn, ..whole },
+            TaskKind::Tagging => tokens,
+            TaskKind::Qa => {
+                HeadSpec { columns: 2, reads: Reads::Tokens, grouping: Grouping::PerColumn, dropout: false, module: "qa_outputs", ..tokens }
+            }
+            TaskKind::CausalLm => HeadSpec::frozen(Output::Vocabulary, 0, Grouping::PerToken),
+        }
     }
 
     /// Labels as words of one token each.
@@ -136,7 +183,7 @@ impl HeadSpec {
     }
 
     fn frozen(output: Output, columns: usize, grouping: Grouping) -> HeadSpec {
-        HeadSpec { pooling: Pooling::None, output, columns, grouping, dropout: false, module: "" }
+        HeadSpec { pooling: Pooling::None, output, columns, bias: false, reads: Reads::Words, grouping, dropout: false, module: "" }
     }
 
     /// Whether anything of the head is trained.
@@ -146,24 +193,24 @@ impl HeadSpec {
 
     /// Whether the head reads every token, so that the last layer computes all of them.
     pub fn reads_every_token(&self) -> bool {
-        self.pooling == Pooling::None && self.grouping == Grouping::PerColumn
+        self.reads == Reads::Tokens
     }
 
-    /// Names and [output, input] of the trained layers, first to last, as the adapter's file names them without
-    /// `.weight` and `.bias`.
-    pub fn layers(&self, hidden_size: usize) -> Vec<(String, [usize; 2])> {
+    /// The trained layers, first to last.
+    pub fn layers(&self, hidden_size: usize) -> Vec<HeadLayer> {
         if !self.is_trained() {
             return Vec::new();
         }
         let module = format!("base_model.{}", self.module);
+        let layer = |name, outputs, bias| HeadLayer { name, shape: [outputs, hidden_size], bias };
         match self.pooling {
             Pooling::Dense => {
-                vec![(format!("{module}.dense"), [hidden_size, hidden_size]), (format!("{module}.out_proj"), [self.columns, hidden_size])]
+                vec![layer(format!("{module}.dense"), hidden_size, true), layer(format!("{module}.out_proj"), self.columns, self.bias)]
             }
             Pooling::Context => {
-                vec![("base_model.pooler.dense".into(), [hidden_size, hidden_size]), (module, [self.columns, hidden_size])]
+                vec![layer("base_model.pooler.dense".into(), hidden_size, true), layer(module, self.columns, self.bias)]
             }
-            Pooling::None | Pooling::Frozen => vec![(module, [self.columns, hidden_size])],
+            Pooling::None | Pooling::Frozen => vec![layer(module, self.columns, self.bias)],
         }
     }
 }

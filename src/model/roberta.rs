@@ -3,18 +3,17 @@
 
 use super::bert::{encoder, padding_id, tensor_name};
 use super::family::Family;
-use super::{Config, HeadKind, Positions, Specification};
+use super::{Config, HeadKind, Positions, Specification, Storage};
 use anyhow::Result;
 
 pub static FAMILY: Family = Family {
     model_types: &["roberta", "xlm-roberta"],
     architectures: &["Roberta", "XLMRoberta"],
     prefixes: &["roberta.", ""],
-    transformers_head: HeadKind::Dense,
-    heads: &[HeadKind::Linear, HeadKind::Dense],
+    transformers_head: |task| if task.reads_sequences() { HeadKind::Dense } else { HeadKind::Linear },
     specification,
     tensor_name,
-    part: |_, _| None,
+    storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
 };
 

@@ -1,5 +1,6 @@
 //! What a transformer is: everything the engine must know of a model, and nothing of where it came from.
 
+use super::rotary::Rotary;
 use crate::backend::{Activation, NormKind};
 
 /// Where a block normalises: after adding the residual (BERT) or before each branch (GPT, Llama).
@@ -35,7 +36,7 @@ impl Biases {
 }
 
 /// How a token's position enters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
     /// A learned table; the first token has index `first` (+ prefix length where positions are shifted).
     /// With `padding_id`, a token of that id takes index `padding_id` and does not advance the count (RoBERTa).
@@ -46,6 +47,28 @@ pub enum Positions {
     /// By the distance of two tokens of a sequence, cut at `span` both ways, through a learned table of 2 `span` rows
     /// (DeBERTa): each layer projects the table to keys, which meet queries, and to queries, which meet keys.
     Relative { span: usize, keys: bool, queries: bool },
+    /// Queries and keys are rotated by it; the first token has position 0 (+ prefix length where positions are shifted).
+    Rotary(Rotary),
+}
+
+/// The token that a head for whole sequences reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readout {
+    First,
+    /// The last one that is not padding, as transformers' decoder classes take it.
+    Last {
+        padding_id: Option<u32>,
+    },
+}
+
+impl Readout {
+    /// Its index.
+    pub fn of(self, ids: &[u32]) -> u32 {
+        match self {
+            Readout::First => 0,
+            Readout::Last { padding_id } => ids.iter().rposition(|&id| Some(id) != padding_id).unwrap_or(0) as u32,
+        }
+    }
 }
 
 /// A transformer. `layer_weights[l]` names the weights that layer l uses (shared layers name the same).
@@ -67,6 +90,9 @@ pub struct Specification {
     pub token_types: usize,
     pub positions: Positions,
     pub mask: MaskKind,
+    /// The most positions, prefix included, that attention reaches back; what is longer is refused.
+    pub window: Option<usize>,
+    pub readout: Readout,
     pub norm: NormKind,
     pub norm_place: NormPlace,
     pub norm_epsilon: f64,
@@ -76,8 +102,12 @@ pub struct Specification {
     pub final_norm: bool,
     pub activation: Activation,
     pub biases: Biases,
+    /// Whether each head's queries and keys go through an RMS norm before they are rotated.
+    pub query_key_norm: bool,
     /// Whether a language-model head is the word embedding.
     pub tied_head: bool,
+    /// Whether dropout acts on the embeddings and on the blocks' outputs; else on probabilities and in the head alone.
+    pub block_dropout: bool,
     /// Rates of the checkpoint's config.json.
     pub hidden_dropout: f64,
     pub attention_dropout: f64,
@@ -102,9 +132,14 @@ pub enum Slot {
     Query(usize),
     Key(usize),
     Value(usize),
+    /// Of each head, before the rotation.
+    QueryNorm(usize),
+    KeyNorm(usize),
     AttentionOutput(usize),
     /// Post-norm: after the attention's residual. Pre-norm: before attention.
     AttentionNorm(usize),
+    /// Where the activation is gated.
+    Gate(usize),
     Up(usize),
     Down(usize),
     /// Post-norm: after the feed-forward's residual. Pre-norm: before the feed-forward.
@@ -115,6 +150,14 @@ pub enum Slot {
     LanguageHead,
 }
 
+impl Slot {
+    /// Whether it is a norm's gamma (and beta).
+    pub fn is_norm(self) -> bool {
+        use Slot::*;
+        matches!(self, EmbeddingNorm | QueryNorm(_) | KeyNorm(_) | AttentionNorm(_) | FeedForwardNorm(_) | FinalNorm)
+    }
+}
+
 impl Specification {
     pub fn kv_size(&self) -> usize {
         self.kv_heads * self.head_dim
@@ -122,6 +165,11 @@ impl Specification {
 
     pub fn query_size(&self) -> usize {
         self.heads * self.head_dim
+    }
+
+    /// What comes out of the first layer of the feed-forward: gate and up, or up alone.
+    pub fn up_size(&self) -> usize {
+        self.activation.arity() * self.ffn_size
     }
 
     /// Distinct sets of layer weights.
@@ -136,15 +184,15 @@ impl Specification {
             Slot::WordEmbedding => [self.vocabulary, embedding],
             Slot::PositionEmbedding => match self.positions {
                 Positions::Learned { table, .. } | Positions::TwoDimensional { table } => [table, embedding],
-                Positions::Relative { .. } => return None,
+                Positions::Relative { .. } | Positions::Rotary(_) => return None,
             },
             Slot::TypeEmbedding => match self.positions {
                 Positions::TwoDimensional { table } => [table, embedding],
                 _ if self.token_types > 0 => [self.token_types, embedding],
                 _ => return None,
             },
-            Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => match (slot, self.positions) {
-                (Slot::RelativeEmbedding, Positions::Relative { span, .. }) => [2 * span, hidden],
+            Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => match (slot, &self.positions) {
+                (Slot::RelativeEmbedding, &Positions::Relative { span, .. }) => [2 * span, hidden],
                 (Slot::RelativeKey(_), Positions::Relative { keys: true, .. }) => [self.query_size(), hidden],
                 (Slot::RelativeQuery(_), Positions::Relative { queries: true, .. }) => [self.query_size(), hidden],
                 _ => return None,
@@ -153,14 +201,22 @@ impl Specification {
             Slot::EmbeddingProjection if embedding != hidden => [hidden, embedding],
             Slot::Query(_) => [self.query_size(), hidden],
             Slot::Key(_) | Slot::Value(_) => [self.kv_size(), hidden],
+            Slot::QueryNorm(_) | Slot::KeyNorm(_) if self.query_key_norm => [1, self.head_dim],
             Slot::AttentionOutput(_) => [hidden, self.query_size()],
+            Slot::Gate(_) if self.activation.arity() == 2 => [self.ffn_size, hidden],
             Slot::Up(_) => [self.ffn_size, hidden],
             Slot::Down(_) => [hidden, self.ffn_size],
             Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) => [1, hidden],
             Slot::FinalNorm if self.final_norm => [1, hidden],
             Slot::Pooler => [hidden, hidden],
             Slot::LanguageHead if !self.tied_head => [self.vocabulary, hidden],
-            Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead => return None,
+            Slot::EmbeddingNorm
+            | Slot::EmbeddingProjection
+            | Slot::FinalNorm
+            | Slot::LanguageHead
+            | Slot::QueryNorm(_)
+            | Slot::KeyNorm(_)
+            | Slot::Gate(_) => return None,
         })
     }
 
@@ -176,8 +232,11 @@ impl Specification {
                 Slot::Value(set),
                 Slot::RelativeKey(set),
                 Slot::RelativeQuery(set),
+                Slot::QueryNorm(set),
+                Slot::KeyNorm(set),
                 Slot::AttentionOutput(set),
                 Slot::AttentionNorm(set),
+                Slot::Gate(set),
                 Slot::Up(set),
                 Slot::Down(set),
                 Slot::FeedForwardNorm(set),
@@ -192,13 +251,14 @@ impl Specification {
     pub fn has_bias(&self, slot: Slot) -> bool {
         match slot {
             Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding | Slot::LanguageHead => false,
+            Slot::QueryNorm(_) | Slot::KeyNorm(_) => false,
             Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
             Slot::Pooler | Slot::EmbeddingProjection | Slot::RelativeQuery(_) => true,
             Slot::RelativeEmbedding | Slot::RelativeKey(_) => false,
             Slot::Query(_) | Slot::Value(_) => self.biases.query_key_value,
             Slot::Key(_) => self.biases.query_key_value && !self.biases.except_key,
             Slot::AttentionOutput(_) => self.biases.attention_output,
-            Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
+            Slot::Gate(_) | Slot::Up(_) | Slot::Down(_) => self.biases.feed_forward,
         }
     }
 
@@ -229,6 +289,7 @@ impl Specification {
     pub fn position_of(&self, index: usize, shift: usize) -> u32 {
         match self.positions {
             Positions::Learned { first, .. } => (first + shift + index) as u32,
+            Positions::Rotary(_) => (shift + index) as u32,
             Positions::TwoDimensional { .. } | Positions::Relative { .. } => index as u32,
         }
     }
@@ -237,7 +298,7 @@ impl Specification {
     pub fn position_ids<'a>(&self, ids: &'a [u32], shift: usize) -> impl Iterator<Item = u32> + 'a {
         let (first, padding_id) = match self.positions {
             Positions::Learned { first, padding_id, .. } => (first, padding_id),
-            Positions::TwoDimensional { .. } | Positions::Relative { .. } => (0, None),
+            Positions::TwoDimensional { .. } | Positions::Relative { .. } | Positions::Rotary(_) => (0, None),
         };
         let mut next = (first + shift) as u32;
         ids.iter().map(move |&id| match padding_id {
@@ -249,9 +310,10 @@ impl Specification {
         })
     }
 
-    /// The longest sequence that the position table holds behind `shift` prefix positions.
+    /// The longest sequence that the model has positions for behind `shift` prefix positions.
     pub fn longest_sequence(&self, shift: usize) -> usize {
-        match self.positions {
+        match &self.positions {
+            Positions::Rotary(rotary) => rotary.limit.saturating_sub(shift),
             Positions::Learned { table, first, .. } => table.saturating_sub(first + shift),
             // The last row is no position's.
             Positions::TwoDimensional { table } => table.saturating_sub(1),
@@ -263,7 +325,7 @@ impl Specification {
     pub fn attention_scale(&self) -> f64 {
         let terms = match self.positions {
             Positions::Relative { keys, queries, .. } => 1 + usize::from(keys) + usize::from(queries),
-            Positions::Learned { .. } | Positions::TwoDimensional { .. } => 1,
+            _ => 1,
         };
         1.0 / ((terms * self.head_dim) as f64).sqrt()
     }
@@ -287,6 +349,8 @@ impl Specification {
             token_types: 2,
             positions: Positions::Learned { table: 64, first: 0, padding_id: None },
             mask: MaskKind::Full,
+            window: None,
+            readout: Readout::First,
             norm: NormKind::LayerNorm,
             norm_place: NormPlace::Post,
             norm_epsilon: 1e-12,
@@ -294,7 +358,9 @@ impl Specification {
             final_norm: false,
             activation: Activation::GeluErf,
             biases: Biases::ALL,
+            query_key_norm: false,
             tied_head: true,
+            block_dropout: true,
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             initializer_range: 0.02,

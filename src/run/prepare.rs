@@ -119,8 +119,8 @@ pub fn labels(
 
 /// Rows of the last layer of an adapter's head.
 fn head_outputs(kind: TaskKind, head: HeadKind, spec: &Specification, adapter: &Adapter) -> Option<usize> {
-    let (name, _) = crate::model::HeadSpec::new(kind, head, 1).layers(spec.hidden_size).pop()?;
-    adapter.tensors.get(&format!("{name}.weight")).map(|tensor| tensor.shape[0])
+    let last = crate::model::HeadSpec::new(kind, head, 1).layers(spec.hidden_size).pop()?;
+    adapter.tensors.get(&format!("{}.weight", last.name)).map(|tensor| tensor.shape[0])
 }
 
 /// What is to be said about the pooler that a head stands on, where the model has none.

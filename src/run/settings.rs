@@ -6,7 +6,7 @@ use super::schedule::Schedule;
 use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, Warmup};
 use crate::checkpoint::Adapter;
 use crate::data::Columns;
-use crate::model::{HeadKind, MaskKind, Specification, TaskKind, family_of};
+use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
 use crate::usage;
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -256,10 +256,9 @@ impl TrainOptions {
             usage!("--positions shifted: the positions of {} are not shifted by a prefix; leave it out", spec.family);
         }
         self.positions.get_or_insert(if spec.shifts() { Offset::Shifted } else { Offset::Unshifted });
-        let heads = family_of(&spec.family).map_or([].as_slice(), |family| family.heads);
-        let head = *self.head.get_or_insert(heads.first().copied().unwrap_or(HeadKind::Linear));
         self.attention_dropout.get_or_insert(spec.attention_dropout);
         let task = self.task.context("the task is not known")?;
+        let head = *self.head.get_or_insert(default_head(spec, task));
         let max_length = *self.max_length.get_or_insert(default_max_length(task));
         check_stride(task, max_length, self.doc_stride)?;
         if self.prefix_length == Some(0) {
@@ -268,16 +267,14 @@ impl TrainOptions {
                 usage!("--prefix-length 0 leaves nothing to train: the language-model head is frozen");
             }
         }
-        let whole = matches!(task, TaskKind::Classification | TaskKind::MultipleChoice);
         if head == HeadKind::Dense && task == TaskKind::CausalLm {
             usage!("--head dense: causal-lm has the model's own language-model head");
         }
-        if head == HeadKind::Dense && !whole {
+        if head == HeadKind::Dense && !task.reads_sequences() {
             usage!("--head dense is for whole sequences; {} has a linear head on its tokens", task.name());
         }
-        if whole && !heads.is_empty() && !heads.contains(&head) {
-            let names: Vec<&str> = heads.iter().map(|kind| kind.name()).collect();
-            usage!("--head {}: a model of type {} has {}", head.name(), spec.family, names.join(" or "));
+        if task != TaskKind::CausalLm && !offers_head(spec, task, head) {
+            usage!("--head {}: {} on a {} model has the head {}", head.name(), task.name(), spec.family, default_head(spec, task).name());
         }
         check_language_task(task, self.verbalizer.is_some(), spec)?;
         Ok(self)

@@ -209,6 +209,14 @@ impl Case {
         id
     }
 
+    /// An input without gaps.
+    pub fn tight(&mut self, kind: Kind, rows: usize, cols: usize, values: Vec<f64>) -> Id {
+        let place = std::mem::replace(&mut self.place, Place::Tight);
+        let id = self.given(kind, rows, cols, values);
+        self.place = place;
+        id
+    }
+
     /// Read and written.
     pub fn updated(&mut self, kind: Kind, rows: usize, cols: usize, scale: f64, rounding: Rounding) -> Id {
         let values = self.normals(kind, rows * cols, 0.0, scale);

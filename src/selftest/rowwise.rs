@@ -1,7 +1,7 @@
 //! Operations that work row by row, and the masks that they draw.
 
 use super::*;
-use crate::backend::{Activation as Function, Dropout, Embed, NormBackward, NormForward, NormKind};
+use crate::backend::{Activation as Function, Dropout, Embed, NormBackward, NormForward, NormKind, Rotary};
 use Kind::*;
 
 pub const OPERATIONS: &[Operation] = &[
@@ -10,6 +10,8 @@ pub const OPERATIONS: &[Operation] = &[
     ("norm, backward", norms_backward),
     ("dropout", masks_are_those_of_the_cpu),
     ("activation", activations),
+    ("activation, gated", gated_activations),
+    ("rotation", rotations),
     ("rows gathered and scattered", rows_are_gathered_and_scattered),
 ];
 
@@ -143,12 +145,73 @@ pub fn activations(judge: &mut Judge) {
                     let out = case.output(element, 5, width, rounding);
                     let in_place = case.updated(element, 5, width, 2.0, rounding);
                     let dz = case.updated(element, 5, width, 1.0, rounding);
+                    let d_out = case.input(element, 5, width, 1.0);
+                    let other = case.output(element, 5, width, rounding);
                     judge.check(&case, |backend, view| {
                         backend.activation_forward(kind, view[z], view[out]);
                         backend.activation_forward(kind, view[in_place], view[in_place]);
-                        backend.activation_backward(kind, view[z], view[dz]);
+                        backend.activation_backward(kind, view[z], view[dz], view[dz]);
+                        backend.activation_backward(kind, view[z], view[d_out], view[other]);
                     });
                 }
+            }
+        }
+    }
+}
+
+pub fn gated_activations(judge: &mut Judge) {
+    for (dtype, place) in TYPES.into_iter().flat_map(|dtype| PLACES.map(|place| (dtype, place))) {
+        for width in [1, 24, 37, 1030] {
+            let mut case = Case::new(format!("SwiGLU {width}"), dtype, place);
+            let z = case.input(Activation, 5, 2 * width, 2.0);
+            let out = case.output(Activation, 5, width, Rounding::Activation);
+            let d_out = case.input(Activation, 5, width, 1.0);
+            let dz = case.output(Activation, 5, 2 * width, Rounding::Activation);
+            let in_place = case.updated(Activation, 5, 2 * width, 2.0, Rounding::Activation);
+            judge.check(&case, |backend, view| {
+                backend.activation_forward(Function::SwiGlu, view[z], view[out]);
+                backend.activation_backward(Function::SwiGlu, view[z], view[d_out], view[dz]);
+                backend.activation_backward(Function::SwiGlu, view[in_place], view[d_out], view[in_place]);
+            });
+        }
+    }
+}
+
+/// Heads of every width class, with and without a norm, positions in any order.
+pub fn rotations(judge: &mut Judge) {
+    for (number, head_dim) in [8, 16, 24, 40, 64, 80, 128].into_iter().enumerate() {
+        for (other, dtype) in TYPES.into_iter().enumerate() {
+            for norm in [false, true] {
+                let place = PLACES[(number + other + usize::from(norm)) % 3];
+                let mut case = Case::new(format!("rotation of {head_dim}, norm {norm}"), dtype, place);
+                let (rows, heads, positions) = (37, 3, 50);
+                let x = case.input(Activation, rows, heads * head_dim, 1.5);
+                let gamma = norm.then(|| case.gamma(head_dim));
+                let angles = (0..positions * head_dim).map(|i| {
+                    let (position, i) = ((i / head_dim) as f64, i % head_dim);
+                    let angle = position / 10f64.powf((i % (head_dim / 2)) as f64 / 4.0);
+                    rounded(DType::F32, if i < head_dim / 2 { 1.1 * angle.cos() } else { 1.1 * angle.sin() })
+                });
+                let angles = angles.collect();
+                let table = case.tight(Master, positions, head_dim, angles);
+                let chosen: Vec<i32> = (0..rows).map(|row| (row * 7 % positions) as i32).collect();
+                let chosen = case.integers(&chosen);
+                let out = case.output(Activation, rows, heads * head_dim, Rounding::Activation);
+                let in_place = case.updated(Activation, rows, heads * head_dim, 1.5, Rounding::Activation);
+                let d = case.updated(Activation, rows, heads * head_dim, 1.0, Rounding::Activation);
+                judge.check(&case, |backend, view| {
+                    let rotary = |x| Rotary {
+                        x,
+                        head_dim,
+                        gamma: gamma.map(|gamma| view[gamma]),
+                        epsilon: 1e-3,
+                        table: view[table],
+                        positions: view[chosen],
+                    };
+                    backend.rotary_forward(&rotary(view[x]), view[out]);
+                    backend.rotary_forward(&rotary(view[in_place]), view[in_place]);
+                    backend.rotary_backward(&rotary(view[x]), view[d]);
+                });
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Classification: one label for a text or a pair of texts, read at the first token.
+//! Classification: one label for a text or a pair of texts, read at the first token, by decoders at the last.
 
 use super::encoding::{EncodedExample, Limits};
 use super::labels::Labels;
@@ -19,7 +19,8 @@ pub(super) fn encode(example: &Example, labels: &Labels, tokenizer: &TextTokeniz
     if let Some(label) = label {
         targets.push(labels.resolve(label, &example.place, KIND)? as i32);
     }
-    let sequence = Sequence::text(encoded.ids, encoded.types, vec![0]);
+    let readout = vec![tokenizer.readout().of(&encoded.ids)];
+    let sequence = Sequence::text(encoded.ids, encoded.types, readout);
     Ok(EncodedExample::single(vec![sequence], targets, encoded.truncated))
 }
 

@@ -21,7 +21,8 @@ pub(super) fn encode(example: &Example, tokenizer: &TextTokenizer, limits: &Limi
     for choice in choices {
         let encoded = tokenizer.encode_text(text, Some(choice), limits.max_length).with_context(|| example.place.clone())?;
         truncated |= encoded.truncated;
-        sequences.push(Sequence::text(encoded.ids, encoded.types, vec![0]));
+        let readout = vec![tokenizer.readout().of(&encoded.ids)];
+        sequences.push(Sequence::text(encoded.ids, encoded.types, readout));
     }
     Ok(EncodedExample::single(sequences, label.iter().map(|&label| label as i32).collect(), truncated))
 }

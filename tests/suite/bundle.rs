@@ -4,17 +4,21 @@ use ptune::backend::Backend;
 use ptune::checkpoint::{Adapter, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
-use ptune::model::{HeadKind, HeadSpec, TaskKind};
+use ptune::model::{HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const BUNDLES: [&str; 10] = [
+pub const BUNDLES: [&str; 14] = [
     "bert-classification",
     "bert-classification-d64",
     "bert-multiple-choice",
     "bert-qa",
     "bert-tagging",
     "glm-cloze",
+    "gpt2-classification",
+    "llama-classification",
+    "qwen2-classification",
+    "qwen3-classification",
     "roberta-classification",
     "roberta-classification-peft",
     "deberta-classification",
@@ -120,12 +124,13 @@ impl Bundle {
                 at = range.end;
                 continue;
             }
+            let sequence: Vec<u32> = ids[range.clone()].iter().map(|&id| id as u32).collect();
             let separator = if self.has("sep") { self.integers("sep")[number] as u32 } else { 0 };
             let cloze = self.case["task"] == "cloze";
             let blank = cloze.then(|| self.integers("positions")[range.start + separator as usize] as u32);
             let readout = match self.task {
                 TaskKind::Classification if cloze => vec![separator],
-                TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::CausalLm => vec![0],
+                TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::CausalLm => vec![self.model.spec.readout.of(&sequence)],
                 TaskKind::Qa => (0..length as u32).collect(),
                 TaskKind::Tagging => {
                     let count = examples[number]["tokens"].as_array().unwrap().len();
@@ -133,8 +138,9 @@ impl Bundle {
                 }
             };
             set.sequences.push(Sequence {
-                ids: ids[range.clone()].iter().map(|&id| id as u32).collect(),
-                types: types[range].iter().map(|&kind| kind as u32).collect(),
+                ids: sequence,
+                // Of a model without token types the reference saw none.
+                types: if self.model.spec.token_types == 0 { Vec::new() } else { types[range].iter().map(|&kind| kind as u32).collect() },
                 readout,
                 separator,
                 blank,
@@ -179,14 +185,8 @@ impl Bundle {
         if let Some(words) = self.case.get("verbalizer_ids") {
             return HeadSpec::words(words.as_object().unwrap().values().map(|id| id.as_u64().unwrap() as u32).collect());
         }
-        let has = |part: &str| self.adapter.tensors.keys().any(|name| name.contains(part));
-        let kind = match (has("classifier.dense"), has("pooler.dense")) {
-            (true, _) => HeadKind::Dense,
-            (false, true) => HeadKind::Context,
-            (false, false) => HeadKind::Linear,
-        };
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
-        HeadSpec::new(self.task, kind, classes)
+        HeadSpec::new(self.task, self.adapter.metadata.head, classes)
     }
 
     /// The bundle's settings: no dropout anywhere.

@@ -6,7 +6,7 @@ use ptune::backend::Backend;
 use ptune::backend::cpu::Cpu;
 use ptune::checkpoint::HostTensor;
 use ptune::engine::{Engine, Update};
-use ptune::model::TaskKind;
+use ptune::model::{Positions, TaskKind};
 
 fn relative_distance(found: &[f64], expected: &[f64], start: Option<&HostTensor>) -> f64 {
     assert_eq!(found.len(), expected.len());
@@ -110,11 +110,15 @@ fn bundles_in_f32() {
 
 /// The bundles are fp32 roundings (6e-8 relative) of fp64 results. Logits of magnitude up to 10 and gradients are held
 /// to 1e-6; five Adam steps multiply the adapter's representation error a little, and twice as much where the reference
-/// normalises in fp32 (DeBERTa).
+/// normalises in fp32 (DeBERTa). The reference's rotations are in fp32: at position 100 an angle is off by up to 4e-6.
 #[test]
 fn bundles_in_f64() {
     for name in BUNDLES {
-        let trained = if name.starts_with("deberta") { 2e-5 } else { 1e-5 };
-        check(name, &|| Box::new(Cpu::<f64>::new()), |_| Bounds { logits: 1e-6, loss: 1e-6, gradient: 1e-6, trained });
+        check(name, &|| Box::new(Cpu::<f64>::new()), |bundle| {
+            let rotates = matches!(bundle.model.spec.positions, Positions::Rotary(_));
+            let bound = if rotates { 1e-5 } else { 1e-6 };
+            let trained = if name.starts_with("deberta") { 2e-5 } else { 10.0 * bound };
+            Bounds { logits: bound, loss: bound, gradient: bound, trained }
+        });
     }
 }

@@ -7,7 +7,9 @@ use ptune::backend::{Activation, NormKind, Stream};
 use ptune::checkpoint::{Checkpoint, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
-use ptune::model::{Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Slot, Specification, TaskKind};
+use ptune::model::{
+    Biases, Family, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Rotary, Slot, Specification, Storage, TaskKind,
+};
 use safetensors::{Dtype, tensor::TensorView};
 
 const STEP: u64 = 3;
@@ -94,6 +96,8 @@ fn every_task_and_head() {
         "bert-multiple-choice",
         "bert-qa",
         "bert-tagging",
+        "gpt2-classification",
+        "qwen3-classification",
         "roberta-classification-peft",
         "deberta-classification",
         "deberta-tagging",
@@ -131,12 +135,14 @@ pub fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
         embedding_size: 10,
         heads: 6,
         kv_heads: 2,
-        head_dim: 5,
+        head_dim: 6,
         ffn_size: 37,
         vocabulary: 50,
         token_types: 0,
         positions: Positions::Learned { table: 100, first: 2, padding_id: Some(1) },
         mask,
+        window: None,
+        readout: Readout::First,
         norm: NormKind::RmsNorm,
         norm_place: place,
         norm_epsilon: 1e-5,
@@ -144,7 +150,9 @@ pub fn synthetic(place: NormPlace, mask: MaskKind) -> Specification {
         final_norm: place == NormPlace::Pre,
         activation: Activation::GeluTanh,
         biases: Biases::NONE,
+        query_key_norm: false,
         tied_head: false,
+        block_dropout: true,
         hidden_dropout: 0.1,
         attention_dropout: 0.1,
         initializer_range: 0.02,
@@ -156,11 +164,10 @@ static SYNTHETIC: Family = Family {
     model_types: &["synthetic"],
     architectures: &[],
     prefixes: &[""],
-    transformers_head: HeadKind::Linear,
-    heads: &[HeadKind::Linear],
+    transformers_head: |_| HeadKind::Linear,
     specification: |_| unreachable!("the specification is given"),
     tensor_name: |slot| Some(format!("{slot:?}")),
-    part: |_, _| None,
+    storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
 };
 
@@ -179,7 +186,7 @@ pub fn random_model(spec: Specification, dtype: Dtype, directory: &std::path::Pa
     };
     for slot in spec.slots().into_iter().chain([Slot::Pooler, Slot::LanguageHead]) {
         let Some([rows, cols]) = spec.shape(slot) else { continue };
-        let norm = matches!(slot, Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm);
+        let norm = slot.is_norm();
         add(format!("{slot:?}.weight"), if norm { vec![cols] } else { vec![rows, cols] }, f64::from(u8::from(norm)));
         if spec.has_bias(slot) {
             add(format!("{slot:?}.bias"), vec![if norm { cols } else { rows }], 0.0);
@@ -202,7 +209,7 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
                 ((0..length as u32).step_by(2).collect::<Vec<_>>(), (0..length as i32).step_by(2).map(|i| i % 3).collect())
             }
             TaskKind::Qa => ((0..length as u32).collect(), vec![0, length as i32 - 1]),
-            _ => (vec![0], vec![(example % 3) as i32]),
+            _ => (vec![length as u32 - 1], vec![(example % 3) as i32]),
         };
         set.sequences.push(Sequence { ids, readout, separator: length as u32 / 3, ..Sequence::default() });
         set.features.push(Feature { example, first_sequence: example, sequences: 1, targets });
@@ -212,22 +219,46 @@ fn synthetic_set(task: TaskKind) -> FeatureSet {
 
 #[test]
 fn one_forward_and_backward_serve_every_specification() {
-    for (place, dtype, mask) in [
-        (NormPlace::Pre, Dtype::F16, MaskKind::Causal),
-        (NormPlace::Post, Dtype::F32, MaskKind::Separator),
-        (NormPlace::Pre, Dtype::BF16, MaskKind::Full),
-    ] {
+    let rotary = Positions::Rotary(Rotary { limit: 100, frequencies: vec![1.0, 0.3, 0.1], factor: 1.2 });
+    let cases = [
+        (synthetic(NormPlace::Pre, MaskKind::Full), Dtype::F16, HeadKind::Linear),
+        (synthetic(NormPlace::Post, MaskKind::Separator), Dtype::F32, HeadKind::Linear),
+        (
+            Specification {
+                positions: rotary.clone(),
+                query_key_norm: true,
+                activation: Activation::SwiGlu,
+                biases: Biases { query_key_value: true, ..Biases::NONE },
+                block_dropout: false,
+                ..synthetic(NormPlace::Pre, MaskKind::Causal)
+            },
+            Dtype::BF16,
+            HeadKind::Score,
+        ),
+        (
+            Specification {
+                positions: rotary,
+                activation: Activation::SwiGlu,
+                biases: Biases::ALL,
+                ..synthetic(NormPlace::Post, MaskKind::Causal)
+            },
+            Dtype::F32,
+            HeadKind::Score,
+        ),
+    ];
+    for (spec, dtype, head) in cases {
         let folder = tempfile::tempdir().unwrap();
-        let model = random_model(synthetic(place, mask), dtype, folder.path());
+        let name = format!("{:?} {:?}", spec.norm_place, spec.mask);
+        let model = random_model(spec, dtype, folder.path());
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
-                head: HeadSpec::new(task, HeadKind::Linear, 3),
+                head: HeadSpec::new(task, head, 3),
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
             };
-            check_gradients(&model, options, &synthetic_set(task), &format!("{place:?} {mask:?} {task:?}"));
+            check_gradients(&model, options, &synthetic_set(task), &format!("{name} {task:?}"));
         }
     }
 }
@@ -268,7 +299,7 @@ fn frozen_language_model_heads() {
     let learned = Positions::Learned { table: 100, first: 0, padding_id: None };
     for (mask, positions, tied_head, head) in [
         (MaskKind::Causal, learned, false, HeadSpec::new(TaskKind::CausalLm, HeadKind::Linear, 0)),
-        (MaskKind::Separator, two_dimensional, true, HeadSpec::scored_sequences()),
+        (MaskKind::Separator, two_dimensional.clone(), true, HeadSpec::scored_sequences()),
         (MaskKind::Separator, two_dimensional, false, HeadSpec::words(vec![5, 0, 49])),
     ] {
         let folder = tempfile::tempdir().unwrap();

@@ -11,6 +11,7 @@ mod pointwise;
 mod product;
 mod real;
 mod relative;
+mod rotary;
 mod token_loss;
 
 use super::*;
@@ -133,6 +134,17 @@ impl<T: Number> Cpu<T> {
         }
     }
 
+    fn rotary(&self, arguments: &Rotary) -> rotary::Operands<'_, T> {
+        rotary::Operands {
+            x: self.matrix(arguments.x),
+            head_dim: arguments.head_dim,
+            gamma: arguments.gamma.map(|view| self.vector(view)),
+            epsilon: T::of(arguments.epsilon),
+            table: self.matrix(arguments.table),
+            positions: self.integers(arguments.positions),
+        }
+    }
+
     fn saved(&self, saved: &AttentionSaved) -> attention::Saved<T> {
         attention::Saved { log_sum_exp: self.matrix(saved.log_sum_exp), delta: self.matrix(saved.delta), d_out: self.matrix(saved.d_out) }
     }
@@ -252,8 +264,16 @@ impl<T: Number> Backend for Cpu<T> {
         pointwise::activation_forward(kind, self.matrix(z), self.matrix(out));
     }
 
-    fn activation_backward(&mut self, kind: Activation, z: View, dz: View) {
-        pointwise::activation_backward(kind, self.matrix(z), self.matrix(dz));
+    fn activation_backward(&mut self, kind: Activation, z: View, d_out: View, dz: View) {
+        pointwise::activation_backward(kind, self.matrix(z), self.matrix(d_out), self.matrix(dz));
+    }
+
+    fn rotary_forward(&mut self, arguments: &Rotary, out: View) {
+        rotary::forward(self.rotary(arguments), self.matrix(out));
+    }
+
+    fn rotary_backward(&mut self, arguments: &Rotary, d: View) {
+        rotary::backward(self.rotary(arguments), self.matrix(d));
     }
 
     fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View) {

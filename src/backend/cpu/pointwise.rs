@@ -32,6 +32,7 @@ pub fn dropout<T: Real>(data: Matrix<T>, dropout: Dropout, index: RowIndex) {
 /// √(2/π) and the cubic's coefficient of the tanh form of GELU.
 const GELU_TANH: [f64; 2] = [0.797_884_560_802_865_4, 0.044_715];
 
+/// Of a gated activation the function of the gate.
 #[inline(always)]
 fn activate<T: Real>(kind: Activation, z: T) -> T {
     let half = T::of(0.5);
@@ -43,6 +44,7 @@ fn activate<T: Real>(kind: Activation, z: T) -> T {
         }
         Activation::Relu => Real::max(z, T::ZERO),
         Activation::Tanh => z.tanh(),
+        Activation::SwiGlu => z / (T::ONE + (T::ZERO - z).exp()),
     }
 }
 
@@ -71,6 +73,10 @@ fn slope<T: Real>(kind: Activation, z: T) -> T {
             let tanh = z.tanh();
             T::ONE - tanh * tanh
         }
+        Activation::SwiGlu => {
+            let logistic = T::ONE / (T::ONE + (T::ZERO - z).exp());
+            logistic * (T::ONE + z * (T::ONE - logistic))
+        }
     }
 }
 
@@ -82,11 +88,21 @@ macro_rules! by_kind {
             Activation::GeluTanh => $body(Activation::GeluTanh),
             Activation::Relu => $body(Activation::Relu),
             Activation::Tanh => $body(Activation::Tanh),
+            Activation::SwiGlu => $body(Activation::SwiGlu),
         }
     };
 }
 
 pub fn activation_forward<T: Real>(kind: Activation, z: Matrix<T>, out: Matrix<T>) {
+    if kind.arity() == 2 {
+        let width = out.cols;
+        return parallel_rows(out.rows, |row| {
+            let (gate, up) = z.row(row).split_at(width);
+            for (i, out) in out.row_mut(row).iter_mut().enumerate() {
+                *out = activate(kind, gate[i]) * up[i];
+            }
+        });
+    }
     parallel_rows(out.rows, |row| {
         let (z, out) = (z.at(row, 0).cast_const(), out.row_mut(row));
         by_kind!(kind, |kind| {
@@ -98,12 +114,22 @@ pub fn activation_forward<T: Real>(kind: Activation, z: Matrix<T>, out: Matrix<T
     });
 }
 
-pub fn activation_backward<T: Real>(kind: Activation, z: Matrix<T>, dz: Matrix<T>) {
+/// dz may be d_out, or z where the activation is gated.
+pub fn activation_backward<T: Real>(kind: Activation, z: Matrix<T>, d_out: Matrix<T>, dz: Matrix<T>) {
+    let width = d_out.cols;
     parallel_rows(dz.rows, |row| {
-        let (z, dz) = (z.row(row), dz.row_mut(row));
-        by_kind!(kind, |kind| {
-            for (dz, &z) in dz.iter_mut().zip(z) {
-                *dz *= slope(kind, z);
+        let (z, d_out, dz) = (z.at(row, 0).cast_const(), d_out.at(row, 0).cast_const(), dz.at(row, 0));
+        // SAFETY: columns of the three rows; what an element's gradient is made of is read before it is written.
+        by_kind!(kind, |kind: Activation| unsafe {
+            for i in 0..width {
+                let (z, d) = (|i: usize| *z.add(i), *d_out.add(i));
+                if kind.arity() == 2 {
+                    let (gate, up) = (z(i), z(width + i));
+                    *dz.add(i) = d * up * slope(kind, gate);
+                    *dz.add(width + i) = d * activate(kind, gate);
+                } else {
+                    *dz.add(i) = d * slope(kind, z(i));
+                }
             }
         });
     });
@@ -128,7 +154,7 @@ mod tests {
     /// The slopes against central differences in f64 (truncation h²/6 f''' and rounding eps/h are below 1e-9).
     #[test]
     fn slopes_are_derivatives() {
-        for kind in [Activation::GeluErf, Activation::GeluTanh, Activation::Tanh, Activation::Relu] {
+        for kind in [Activation::GeluErf, Activation::GeluTanh, Activation::Tanh, Activation::Relu, Activation::SwiGlu] {
             for i in -50..50 {
                 let z = f64::from(i) * 0.1 + 0.05;
                 let h = 1e-5;

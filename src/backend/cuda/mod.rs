@@ -180,8 +180,16 @@ impl<D: Driver> Backend for Cuda<D> {
         rowwise::activation_forward(self, kind, z, out);
     }
 
-    fn activation_backward(&mut self, kind: Activation, z: View, dz: View) {
-        rowwise::activation_backward(self, kind, z, dz);
+    fn activation_backward(&mut self, kind: Activation, z: View, d_out: View, dz: View) {
+        rowwise::activation_backward(self, kind, z, d_out, dz);
+    }
+
+    fn rotary_forward(&mut self, arguments: &Rotary, out: View) {
+        rowwise::rotary(self, for_type!(self.activation, "rotary_forward"), arguments, out);
+    }
+
+    fn rotary_backward(&mut self, arguments: &Rotary, d: View) {
+        rowwise::rotary(self, for_type!(self.activation, "rotary_backward"), arguments, d);
     }
 
     fn attention_forward(&mut self, arguments: &Attention, out: View, log_sum_exp: View) {

@@ -1,4 +1,4 @@
-//! Launches of the operations that work row by row: `embed.cu`, `norm.cu`, `pointwise.cu`.
+//! Launches of the operations that work row by row: `embed.cu`, `norm.cu`, `pointwise.cu`, `rotary.cu`.
 
 use super::{Cuda, Driver, for_type};
 use crate::backend::*;
@@ -28,6 +28,7 @@ fn activation_kind(kind: Activation) -> usize {
         Activation::GeluTanh => 1,
         Activation::Relu => 2,
         Activation::Tanh => 3,
+        Activation::SwiGlu => unreachable!("a gated activation has kernels of its own"),
     }
 }
 
@@ -100,14 +101,41 @@ pub fn dropout<D: Driver>(cuda: &mut Cuda<D>, data: View, dropout: Dropout, rows
 /// Also in fp32: the projection that makes a prefix.
 pub fn activation_forward<D: Driver>(cuda: &mut Cuda<D>, kind: Activation, z: View, out: View) {
     let t = z.dtype;
+    if kind.arity() == 2 {
+        let arguments = cuda.arguments().matrix(t, z).matrix(t, out).int(out.rows).int(out.cols);
+        return cuda.launch(for_type!(t, "gated_forward"), packs(out.rows, out.cols), [THREADS, 1], 0, arguments);
+    }
     let arguments = cuda.arguments().int(activation_kind(kind)).matrix(t, z).matrix(t, out).int(z.rows).int(z.cols);
     cuda.launch(for_type!(t, "activation_forward"), packs(z.rows, z.cols), [THREADS, 1], 0, arguments);
 }
 
-pub fn activation_backward<D: Driver>(cuda: &mut Cuda<D>, kind: Activation, z: View, dz: View) {
-    let t = z.dtype;
-    let arguments = cuda.arguments().int(activation_kind(kind)).matrix(t, z).matrix(t, dz).int(z.rows).int(z.cols);
+pub fn activation_backward<D: Driver>(cuda: &mut Cuda<D>, kind: Activation, z: View, d_out: View, dz: View) {
+    let (t, rows, width) = (z.dtype, d_out.rows, d_out.cols);
+    if kind.arity() == 2 {
+        let arguments = cuda.arguments().matrix(t, z).matrix(t, d_out).matrix(t, dz).int(rows).int(width);
+        return cuda.launch(for_type!(t, "gated_backward"), packs(rows, width), [THREADS, 1], 0, arguments);
+    }
+    let arguments = cuda.arguments().int(activation_kind(kind)).matrix(t, z).matrix(t, d_out).matrix(t, dz).int(rows).int(width);
     cuda.launch(for_type!(t, "activation_backward"), packs(z.rows, z.cols), [THREADS, 1], 0, arguments);
+}
+
+/// Forward (`other` is the output) and backward (the gradient, in place) take the same arguments.
+pub fn rotary<D: Driver>(cuda: &mut Cuda<D>, kernel: &'static str, rotary: &Rotary, other: View) {
+    let (t, heads, head_dim) = (cuda.activation, other.cols / rotary.head_dim, rotary.head_dim);
+    let arguments = cuda
+        .arguments()
+        .matrix(t, rotary.x)
+        .optional_vector(DType::F32, rotary.gamma)
+        .float(rotary.epsilon)
+        .vector(DType::F32, rotary.table)
+        .vector(DType::I32, rotary.positions)
+        .matrix(t, other)
+        .int(other.rows)
+        .int(heads)
+        .int(head_dim);
+    // A lane 8 dims of either half, and as many lanes a head as a power of two makes them.
+    let lanes = head_dim.div_ceil(16).next_power_of_two();
+    cuda.launch(kernel, [(other.rows * heads * lanes).div_ceil(THREADS), 1, 1], [THREADS, 1], 0, arguments);
 }
 
 pub fn gather_rows<D: Driver>(cuda: &mut Cuda<D>, x: View, rows: View, out: View) {

@@ -64,9 +64,10 @@ pub fn open(directory: &Path, spec: &Specification) -> Result<Parts> {
         _ => family_processor(&tokenizer, &config, &spec.family).with_context(|| file.display().to_string())?,
     };
     tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+    // Not where a pattern splits the text first, as in Llama 3 and Qwen: each of its pieces would get a space.
     let word_pre_tokenizer = match tokenizer.get_pre_tokenizer() {
-        Some(pre_tokenizer) => with_prefix_space(pre_tokenizer, true)?,
-        None => None,
+        Some(pre_tokenizer @ PreTokenizerWrapper::ByteLevel(_)) => with_prefix_space(pre_tokenizer, true)?,
+        _ => None,
     };
     let unknown = match config.optional_token("unk_token")? {
         Some(token) => tokenizer.token_to_id(&token),
@@ -76,7 +77,8 @@ pub fn open(directory: &Path, spec: &Specification) -> Result<Parts> {
 }
 
 /// tokenizer.json, and what tokenizer_config.json says differently: transformers' BERT and RoBERTa classes give its
-/// settings to the normalizer and the pre-tokenizer. A setting that is not written there leaves tokenizer.json alone.
+/// settings to the normalizer and the pre-tokenizer, Llama's adds the special tokens that it says. A setting that is not
+/// written there leaves tokenizer.json alone.
 fn whole(directory: &Path, config: &Config, spec: &Specification) -> Result<Tokenizer> {
     let path = directory.join("tokenizer.json");
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -97,8 +99,10 @@ fn whole(directory: &Path, config: &Config, spec: &Specification) -> Result<Toke
             tokenizer.with_normalizer(Some(normalizer)).map_err(plain)?;
         }
     }
-    let byte_level = config.is_class("Roberta", &spec.family, &["roberta"]) || config.is_class("Deberta", &spec.family, &["deberta"]);
-    if byte_level && let Some(space) = config.flag("add_prefix_space")? {
+    let byte_level = [("Roberta", "roberta"), ("Deberta", "deberta"), ("GPT2", "gpt2")];
+    if byte_level.iter().any(|(class, family)| config.is_class(class, &spec.family, &[*family]))
+        && let Some(space) = config.flag("add_prefix_space")?
+    {
         let changed = tokenizer.get_pre_tokenizer().map(|pre_tokenizer| with_prefix_space(pre_tokenizer, space)).transpose()?.flatten();
         if let Some(pre_tokenizer) = changed {
             tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
@@ -107,6 +111,10 @@ fn whole(directory: &Path, config: &Config, spec: &Specification) -> Result<Toke
             let processor = processor.clone().add_prefix_space(space);
             tokenizer.with_post_processor(Some(processor));
         }
+    }
+    if config.is_class("Llama", "", &[]) {
+        let processor = llama_processor(&tokenizer, config).with_context(|| path.display().to_string())?;
+        tokenizer.with_post_processor(Some(processor));
     }
     Ok(tokenizer)
 }
@@ -143,11 +151,12 @@ fn word_piece(directory: &Path, config: &Config) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Byte-level BPE: RoBERTa's, GLM's, or DeBERTa's with BERT's special tokens.
+/// Byte-level BPE: RoBERTa's, GPT-2's, GLM's, or DeBERTa's with BERT's special tokens.
 fn byte_level(directory: &Path, config: &Config, spec: &Specification) -> Result<Tokenizer> {
     let glm = spec.family == GLM;
-    config.expect_class(if glm { &["GLMGPT2", "GPT2"] } else { &["Roberta", "Deberta"] }, "vocab.json")?;
+    config.expect_class(if glm { &["GLMGPT2", "GPT2"] } else { &["Roberta", "Deberta", "GPT2"] }, "vocab.json")?;
     let deberta = !glm && config.is_class("Deberta", &spec.family, &["deberta"]);
+    let gpt2 = !glm && config.is_class("GPT2", &spec.family, &["gpt2"]);
     let path = directory.join("vocab.json");
     let merges = directory.join("merges.txt");
     let name = |path: &Path| path.to_str().map(str::to_string).with_context(|| format!("{}: the path is not UTF-8", path.display()));
@@ -159,19 +168,19 @@ fn byte_level(directory: &Path, config: &Config, spec: &Specification) -> Result
     tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(space)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     config.add_other_tokens(&mut tokenizer, directory)?;
-    let family = match (glm, deberta) {
-        (true, _) => {
-            tokenizer.add_special_tokens(GLM_TOKENS.map(|token| AddedToken::from(token, true))).map_err(plain)?;
-            GLM
-        }
-        (false, true) => {
-            add_deberta_tokens(&mut tokenizer, config)?;
-            "deberta"
-        }
-        (false, false) => {
-            add_roberta_tokens(&mut tokenizer, config)?;
-            "roberta"
-        }
+    let family = if glm {
+        tokenizer.add_special_tokens(GLM_TOKENS.map(|token| AddedToken::from(token, true))).map_err(plain)?;
+        GLM
+    } else if gpt2 {
+        let end = AddedToken::from(config.token("eos_token", "<|endoftext|>")?, true);
+        add_special_tokens(&mut tokenizer, vec![end])?;
+        "gpt2"
+    } else if deberta {
+        add_deberta_tokens(&mut tokenizer, config)?;
+        "deberta"
+    } else {
+        add_roberta_tokens(&mut tokenizer, config)?;
+        "roberta"
     };
     let processor = family_processor(&tokenizer, config, family).with_context(|| path.display().to_string())?;
     tokenizer.with_post_processor(Some(processor));
@@ -281,8 +290,32 @@ fn family_processor(tokenizer: &Tokenizer, config: &Config, family: &str) -> Res
             let pair = format!("{} $A {1} $B {1}", cls.0, end.0);
             template(&single, &pair, vec![cls, end])?
         }
+        // None at all; offsets keep the space before a word.
+        "gpt2" | "qwen2" | "qwen3" => ByteLevel::default().trim_offsets(false).into(),
+        "llama" | "mistral" => llama_processor(tokenizer, config)?,
         other => bail!("the tokenizer adds no special tokens (no post_processor), and none are known for {other}"),
     })
+}
+
+/// Begin and end of a text as the settings say: by default the begin alone.
+fn llama_processor(tokenizer: &Tokenizer, config: &Config) -> Result<PostProcessorWrapper> {
+    let (mut around, mut specials) = ([String::new(), String::new()], Vec::new());
+    for (side, (flag, default), (name, token)) in
+        [(0, ("add_bos_token", true), ("bos_token", "<s>")), (1, ("add_eos_token", false), ("eos_token", "</s>"))]
+    {
+        if config.flag(flag)?.unwrap_or(default) {
+            let token = config.token(name, token)?;
+            let id = tokenizer.token_to_id(&token).with_context(|| format!("the special token {token:?} is not in it"))?;
+            around[side] = token.clone();
+            specials.push((token, id));
+        }
+    }
+    let [begin, end] = &around;
+    let part = |text: &str, kind: usize| {
+        let special = |token: &String| if token.is_empty() { String::new() } else { format!("{token}:{kind}") };
+        format!("{} ${text}:{kind} {}", special(begin), special(end)).trim().to_string()
+    };
+    template(&part("A", 0), &format!("{} {}", part("A", 0), part("B", 1)), specials)
 }
 
 fn template(single: &str, pair: &str, specials: Vec<(String, u32)>) -> Result<PostProcessorWrapper> {

@@ -5,7 +5,7 @@ mod files;
 mod sentencepiece;
 mod special;
 
-use crate::model::Specification;
+use crate::model::{Readout, Specification};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -56,6 +56,7 @@ pub struct TextTokenizer {
     vocabulary: usize,
     /// Rows of the model's token type table; up to one: types play no part.
     token_types: usize,
+    readout: Readout,
 }
 
 impl TextTokenizer {
@@ -77,10 +78,16 @@ impl TextTokenizer {
             unknown,
             vocabulary: spec.vocabulary,
             token_types: spec.token_types,
+            readout: spec.readout,
         };
         tokenizer.check(&tokenizer.before)?;
         tokenizer.check(&tokenizer.after)?;
         Ok(tokenizer)
+    }
+
+    /// Which token of a sequence a head for whole sequences reads.
+    pub fn readout(&self) -> Readout {
+        self.readout
     }
 
     /// A text or a pair with its special tokens. Above `max_length` tokens the longer of the two is cut first.
@@ -201,14 +208,17 @@ impl TextTokenizer {
         // An empty context has no tokens: an empty range at the end.
         let start = sequences.iter().position(inside).unwrap_or(sequences.len());
         let end = sequences.iter().rposition(inside).map_or(start, |last| last + 1);
-        let cls =
-            *self.before.first().context("the tokenizer puts no special token before a text, which a question without an answer needs")?;
+        // No answer is the first special token or, where there is none, the first token, as in transformers' scripts.
+        let cls_index = match self.before.first() {
+            Some(cls) => encoding.get_ids().iter().position(|id| id == cls).context("a window without its first special token")?,
+            None => 0,
+        };
         Ok(Window {
             ids: encoding.get_ids().to_vec(),
             types: self.types(encoding)?,
             context: start..end,
             offsets: encoding.get_offsets()[start..end].to_vec(),
-            cls_index: encoding.get_ids().iter().position(|&id| id == cls).context("a window without its first special token")?,
+            cls_index,
         })
     }
 

@@ -37,6 +37,8 @@ tests! {
     norm_backward: "norm, backward",
     dropout: "dropout",
     activation: "activation",
+    activation_gated: "activation, gated",
+    rotation: "rotation",
     rows: "rows gathered and scattered",
     linear_frozen: "linear, frozen",
     linear_frozen_wide: "linear, frozen, to fp32",
