@@ -336,13 +336,13 @@ impl Frozen {
                     backend.write(view, &numbers::to_bytes(&values, view.dtype));
                 }
             }
-            checkpoint.release(&tensor);
+            checkpoint.release(tensor);
         }
         if let Some((slot, tokens, view)) = &self.words {
             let tensor = model.weight(*slot)?;
             let row_bytes = view.cols * tensor.dtype.size();
             for (row, &token) in tokens.iter().enumerate() {
-                let data = &checkpoint.data(&tensor)[token as usize * row_bytes..][..row_bytes];
+                let data = &checkpoint.data(tensor)[token as usize * row_bytes..][..row_bytes];
                 let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
                 backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
             }
