@@ -75,7 +75,7 @@ fn line(row: &Row) -> String {
     format!("{:<34} {:>6} {worst:>13} {:>8.1}{verdict}{note}", row.operation, row.cases, row.time.as_secs_f64())
 }
 
-fn record(chosen: Device, path: &PathBuf) -> Result<ExitCode> {
+fn record(chosen: Device, path: &Path) -> Result<ExitCode> {
     let Some(mut prober) = device::prober(chosen)? else {
         usage!("--record {}: instructions are recorded on a GPU; give --device cuda", path.display());
     };

@@ -355,8 +355,9 @@ impl Frozen {
     /// Weights of a new model: matrices from N(0, initializer_range), each of a stream of its own, gammas 1, the rest 0.
     fn draw(&self, seed: u64, spec: &Specification, backend: &mut dyn Backend) {
         let slots = spec.slots();
-        // The pooler is none of the slots, and comes after them.
-        let number = |slot| slots.iter().position(|&known| known == slot).unwrap_or(slots.len());
+        // Pooler and language-model head are none of the slots, and come after them.
+        let after = |slot| slots.len() + usize::from(slot == Slot::LanguageHead);
+        let number = |slot| slots.iter().position(|&known| known == slot).unwrap_or_else(|| after(slot));
         let key = |slot| stream_key(seed, 0, Site::Weights, number(slot));
         for &(slot, part, view) in &self.uploads {
             match part {

@@ -88,7 +88,6 @@ pub fn models() -> Vec<Model> {
         prefix: 20,
         layers: vec![1, 2],
         projection: Some(9),
-        ..post
     };
     let pre = Model {
         name: "pre-norm, RMS, grouped heads",
@@ -111,7 +110,6 @@ pub fn models() -> Vec<Model> {
         prefix: 5,
         layers: vec![0, 1, 2],
         projection: None,
-        ..post
     };
     let shared = Model {
         name: "shared layers, narrow embeddings",
@@ -131,7 +129,6 @@ pub fn models() -> Vec<Model> {
         prefix: 1,
         layers: vec![0, 2, 3],
         projection: None,
-        ..post
     };
     let causal = Model {
         name: "causal mask",

@@ -465,7 +465,7 @@ fn a_cloze_keeps_its_blank_and_fills_it_with_every_label() {
     let [cls, end, mask, start] = ["[CLS]", "<|endoftext|>", "[MASK]", "<|startofpiece|>"].map(|name| tokenizer.token(name).unwrap());
     let example = text("The old mill by the lake was sold? [MASK]. The ferry left the harbour in March", "no");
     let single = task(&[" Yes", " No"]);
-    let encode = |task: &Task, max_length| task.encode(&[example.clone()], &tokenizer, &Limits { max_length, doc_stride: 0 });
+    let encode = |task: &Task, max_length| task.encode(std::slice::from_ref(&example), &tokenizer, &Limits { max_length, doc_stride: 0 });
     let whole = encode(&single, 99).unwrap().set.sequences.remove(0);
     let (length, blank) = (whole.ids.len(), whole.blank.unwrap() as usize);
     assert_eq!((whole.ids[0], whole.ids[blank], &whole.ids[length - 2..]), (cls, mask, &[end, start][..]));

@@ -74,11 +74,12 @@ fn steps_are_measured() {
     assert!(losses.iter().all(|loss| (loss / losses[0] - 1.0).abs() < 0.02), "{losses:?}");
 }
 
-/// Relative positions and their own head; two-dimensional positions, masks by separator and the pre-norm stream.
+/// Relative positions and their own head; two-dimensional positions, masks by separator and the pre-norm stream; causal
+/// masks; rotations, grouped heads, norms of queries and keys, gated activations.
 #[test]
 fn steps_of_every_kind_of_model() {
     let folder = tempfile::tempdir().unwrap();
-    for bundle in ["deberta-classification", "glm-classification"] {
+    for bundle in ["deberta-classification", "glm-classification", "gpt2-classification", "qwen3-classification"] {
         let mut losses = Vec::new();
         for device in DEVICES {
             let output = folder.path().join(format!("{bundle}-{device}"));

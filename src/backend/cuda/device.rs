@@ -46,17 +46,20 @@ impl Queue for Stream {
 
     unsafe fn upload(&mut self, to: Address, from: *const u8, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        Ok(unsafe { result::memcpy_htod_async(to, std::slice::from_raw_parts(from, bytes), self.0)? })
+        unsafe { result::memcpy_htod_async(to, std::slice::from_raw_parts(from, bytes), self.0)? };
+        Ok(())
     }
 
     fn record(&mut self, event: &mut Event) -> Result<()> {
         // SAFETY: both live as long as the device.
-        Ok(unsafe { event::record(event.0, self.0)? })
+        unsafe { event::record(event.0, self.0)? };
+        Ok(())
     }
 
     fn wait(&mut self, event: &Event) -> Result<()> {
         // SAFETY: as above.
-        Ok(unsafe { event::synchronize(event.0)? })
+        unsafe { event::synchronize(event.0)? };
+        Ok(())
     }
 }
 

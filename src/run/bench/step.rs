@@ -5,7 +5,7 @@ use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
 use crate::data::{Feature, FeatureSet, Sequence};
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions, StepReport, Update};
-use crate::model::{HeadSpec, MaskKind, Slot, Specification, TaskKind, default_head};
+use crate::model::{HeadSpec, Slot, Specification, TaskKind, default_head};
 use crate::run::base::BaseOptions;
 use crate::run::device;
 use crate::run::memory::{forget_peak, grouped, peak_resident_bytes, readable};
@@ -150,10 +150,9 @@ fn random_batch(spec: &Specification, lengths: &[usize], seed: u64) -> FeatureSe
     let first = 10.min(spec.vocabulary - 1);
     let mut set = FeatureSet { examples: lengths.len(), ..FeatureSet::default() };
     for (example, &length) in lengths.iter().enumerate() {
-        let ids = (0..length).map(|_| (first + random.below(spec.vocabulary - first)) as u32).collect();
-        // The row that a classification reads: the first, or the last where only it sees the whole text.
-        let readout = if spec.mask == MaskKind::Full { 0 } else { length as u32 - 1 };
-        set.sequences.push(Sequence { ids, readout: vec![readout], ..Sequence::default() });
+        let ids: Vec<u32> = (0..length).map(|_| (first + random.below(spec.vocabulary - first)) as u32).collect();
+        let readout = vec![spec.readout.of(&ids)];
+        set.sequences.push(Sequence { ids, readout, ..Sequence::default() });
         set.features.push(Feature { example, first_sequence: example, sequences: 1, targets: vec![(example % 2) as i32] });
     }
     set
