@@ -14,6 +14,7 @@ mod invariants;
 mod kernels;
 mod language;
 mod machine_code;
+mod measured;
 mod memory;
 #[cfg(feature = "emulation")]
 mod on_cuda;
