@@ -8,7 +8,7 @@ use crate::run::{Device, bench, device};
 use crate::selftest::{self, Judge, Opener, Recording, Row};
 use crate::usage;
 use anyhow::{Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 

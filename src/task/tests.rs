@@ -494,7 +494,7 @@ fn a_cloze_keeps_its_blank_and_fills_it_with_every_label() {
     assert_eq!(encode(&several, 12).unwrap().set.longest_sequence(), 12, "the longest label fits too");
     assert_eq!((single.grouping(), several.grouping()), (Grouping::PerRow, Grouping::PerSequence));
     let predictions = [vec![-3.0, -2.5]];
-    assert_eq!(several.predict(&[example.clone()], &encoding, &predictions)[0].outcome, Outcome::Label(1));
+    assert_eq!(several.predict(std::slice::from_ref(&example), &encoding, &predictions)[0].outcome, Outcome::Label(1));
 }
 
 #[test]

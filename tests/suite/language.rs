@@ -176,8 +176,8 @@ fn check_cache(name: &str, model: &FrozenModel) {
             for (text, next) in texts.iter_mut().zip(plain.generate(&set, &all, 1, &[]).unwrap()) {
                 text.extend(&next);
             }
-            for (slot, text) in texts.iter().enumerate() {
-                assert_eq!(found[slot][step], *text.last().unwrap(), "{name}: prefix {length}, prompt {slot}, token {step}");
+            for (slot, (found, text)) in found.iter().zip(&texts).enumerate() {
+                assert_eq!(found[step], *text.last().unwrap(), "{name}: prefix {length}, prompt {slot}, token {step}");
             }
         }
         let distinct: std::collections::HashSet<u32> = found.concat().into_iter().collect();

@@ -1,9 +1,9 @@
-//! README.md's section "Measured" is what benches/results/*.json say. PTUNE_UPDATE=1 writes it.
+//! README.md's section "Measured" is what benches/results/*.json say. UPDATE_README=1 writes it.
 
 use serde_json::Value;
 use std::path::Path;
 
-const BEGIN: &str = "<!-- made from benches/results by tests/suite/measured.rs; PTUNE_UPDATE=1 writes it anew -->\n";
+const BEGIN: &str = "<!-- made from benches/results by tests/suite/measured.rs; UPDATE_README=1 writes it anew -->\n";
 const END: &str = "<!-- end -->\n";
 const NOTHING: &str = "Nothing was measured on a GPU yet: no speed is claimed.\n";
 
@@ -108,10 +108,10 @@ fn the_readme_says_what_was_measured() {
     let rendered = render(&reports(&root.join("benches/results")));
     let start = readme.find(BEGIN).expect("README.md has the section's beginning") + BEGIN.len();
     let end = start + readme[start..].find(END).expect("README.md has the section's end");
-    if std::env::var_os("PTUNE_UPDATE").is_some() {
+    if std::env::var_os("UPDATE_README").is_some() {
         std::fs::write(root.join("README.md"), format!("{}{rendered}{}", &readme[..start], &readme[end..])).unwrap();
     } else {
-        assert_eq!(&readme[start..end], rendered, "README.md is older than benches/results: run this test with PTUNE_UPDATE=1");
+        assert_eq!(&readme[start..end], rendered, "README.md is older than benches/results: run this test with UPDATE_README=1");
     }
 }
 

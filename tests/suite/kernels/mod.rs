@@ -14,7 +14,7 @@ const ORDERS: u32 = 4;
 
 /// The emulated device; orders are run in turn at once and as late as may be.
 fn open(dtype: DType, order: u32) -> Result<Box<dyn Backend>> {
-    let timing = if order % 2 == 0 { Timing::Now } else { Timing::Late };
+    let timing = if order.is_multiple_of(2) { Timing::Now } else { Timing::Late };
     Ok(Box::new(Cuda::new(Emulated::with_timing(order, timing), dtype)?))
 }
 
