@@ -30,7 +30,7 @@ fn versions(family: &Family) -> BTreeSet<String> {
 }
 
 fn listed(names: BTreeSet<String>) -> String {
-    if names.is_empty() { "none yet".into() } else { names.into_iter().collect::<Vec<_>>().join(", ") }
+    if names.is_empty() { "none".into() } else { names.into_iter().collect::<Vec<_>>().join(", ") }
 }
 
 fn table() -> String {

@@ -183,7 +183,8 @@ fn responses_are_trained_scored_and_generated() {
     assert_eq!(texts(&json_lines(&place.path("out.jsonl"))), texts(&scored));
 
     place.refuses(1, "eval --model model --adapter run --data prompts.jsonl", &["prompts.jsonl, line 1", "no response"]);
-    place.refuses(1, &format!("{predict} --input prompts.jsonl --max-new-tokens 500"), &["--max-new-tokens 500", "positions"]);
+    let long = "predict --model model --adapter run --output out.jsonl --input prompts.jsonl --max-new-tokens 500";
+    place.refuses(1, long, &["--max-new-tokens 500", "positions"]);
     place.refuses(2, &format!("{train} --head dense").replace("run", "other"), &["language-model head"]);
     place.refuses(
         2,
