@@ -26,9 +26,8 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
     const int head = blockIdx.y, kv_head = head / (o.heads / o.kv_heads);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 * 16 * M;
     const uint32_t ordinal = ordinal_of(o, s.first_query);
-    // Columns that some query of the block sees; that every query of the warp sees; that some query of it does.
+    // Columns that some query of the block sees, and of the warp.
     const int columns = o.prefix_length + seen_by(o, s, first_row + rows - 1);
-    const int full = row < rows ? o.prefix_length + seen_by(o, s, first_row + row) : 0;
     const int own = row < rows ? o.prefix_length + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
 
     const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
@@ -62,7 +61,8 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
         const T *keys = stages + stage * 2 * kStep * kDim, *values = keys + kStep * kDim;
         float scores[M][N][4];
         multiply_rows<T, kDim, M, N>(scores, left, keys, 0);
-        if (column + kStep > full) {
+        // Unless the warp's first query sees all of the step, and so every query; asked anew, since no register is free.
+        if (column + kStep > o.prefix_length + seen_by(o, s, first_row + row)) {
 #pragma unroll
             for (int i = 0; i < M * 2; ++i) {
                 const int seen = o.prefix_length + seen_by(o, s, first_row + min(row + i * 8 + g, rows - 1));
