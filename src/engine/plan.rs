@@ -219,7 +219,8 @@ impl Plan {
 
         let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
         let rotary = sizes.rotates().then(|| {
-            let positions = options.prefix.shift() + capacity.longest + capacity.generated;
+            // A text that becomes the prefix has positions from 0.
+            let positions = (options.prefix.shift() + capacity.longest + capacity.generated).max(options.prefix.length);
             let formula = format!("{positions} positions x {} in {}", spec.head_dim, master.name());
             layout.region("rotations", formula, |layout| layout.matrix(positions, spec.head_dim, master))
         });

@@ -257,3 +257,40 @@ fn the_log_says_why_peft_cannot_read_an_adapter() {
         }
     }
 }
+
+/// Every task on decoders, from data to an adapter with the tensors that PEFT's classes have.
+#[test]
+fn decoders_have_transformers_heads() {
+    let data = |bundle: &str| Bundle::open(bundle).directory.join("data.jsonl");
+    let [tagging, qa, choices] = ["bert-tagging", "bert-qa", "bert-multiple-choice"].map(data);
+    for (model, tags) in [("gpt2-classification", "classifier"), ("llama-classification", "score"), ("qwen3-classification", "score")] {
+        let model = Bundle::open(model).directory.join("model");
+        for (task, data, layer, bias) in
+            [("tagging", &tagging, tags, true), ("qa", &qa, "qa_outputs", true), ("multiple-choice", &choices, "score", false)]
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let output = folder.path().join("run");
+            let mut arguments: Vec<std::ffi::OsString> = vec!["train".into(), "--model".into(), model.clone().into()];
+            arguments.extend(["--data".into(), data.into(), "--output".into(), output.clone().into()]);
+            let fixed = format!("--task {task} --prefix-length 4 --max-steps 2 --batch-size 4 --max-length 96 --doc-stride 16 --quiet");
+            arguments.extend(fixed.split_whitespace().map(Into::into));
+            ptune(arguments).ok();
+            let mut expected = vec![format!("base_model.{layer}.weight"), "prompt_embeddings".to_string()];
+            if bias {
+                expected.insert(0, format!("base_model.{layer}.bias"));
+            }
+            let names: Vec<String> = tensors(&output.join("adapter_model.safetensors")).into_keys().collect();
+            assert_eq!(names, expected, "{} {task}", model.display());
+            assert_eq!(json(&output.join("adapter_config.json"))["peft_type"], "PREFIX_TUNING", "{} {task}", model.display());
+
+            let mut arguments: Vec<std::ffi::OsString> = vec!["eval".into(), "--json".into(), "--model".into(), model.clone().into()];
+            arguments.extend(["--adapter".into(), output.into(), "--data".into(), data.into()]);
+            let scores: Value = serde_json::from_str(&ptune(arguments).ok()).unwrap();
+            assert!(scores["loss"].as_f64().is_some_and(f64::is_finite), "{} {task}: {scores}", model.display());
+        }
+        let mut arguments: Vec<std::ffi::OsString> = vec!["train".into(), "--model".into(), model.into(), "--data".into()];
+        arguments.extend([(&tagging).into(), "--output".into(), "unused".into(), "--task".into(), "tagging".into()]);
+        arguments.extend(["--head".into(), "dense".into()]);
+        ptune(arguments).error(2, &["--head dense"]);
+    }
+}

@@ -236,6 +236,56 @@ fn byte_level_files(bundle: &Bundle, family: &str, class: &str, mask: &str) {
     assert_same(&spaced, &TextTokenizer::open(folder.path(), &spec).unwrap());
 }
 
+/// GPT-2's class has no mask, and no special tokens around a text.
+#[test]
+fn gpt2s_vocabulary_files_give_what_tokenizer_json_gives() {
+    let bundle = Bundle::open("gpt2-classification");
+    let mut json = tokenizer_json(&bundle);
+    let folder = tempfile::tempdir().unwrap();
+    let merges = json["model"]["merges"].as_array().unwrap().iter().map(|merge| match merge {
+        Value::Array(parts) => format!("{} {}\n", parts[0].as_str().unwrap(), parts[1].as_str().unwrap()),
+        merge => format!("{}\n", merge.as_str().unwrap()),
+    });
+    std::fs::write(folder.path().join("vocab.json"), json["model"]["vocab"].to_string()).unwrap();
+    std::fs::write(folder.path().join("merges.txt"), format!("#version: 0.2\n{}", merges.collect::<String>())).unwrap();
+    let end = json["added_tokens"][0].clone();
+    std::fs::write(folder.path().join("added_tokens.json"), json!({end["content"].as_str().unwrap(): end["id"]}).to_string()).unwrap();
+    let spec = specification("gpt2", 400, 0);
+    let from_files = TextTokenizer::open(folder.path(), &spec).unwrap();
+    assert_same(&from_files, &bundle.tokenizer());
+    // The same where the file says nothing of special tokens.
+    json["post_processor"] = Value::Null;
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    assert_same(&from_files, &TextTokenizer::open(folder.path(), &spec).unwrap());
+    assert_eq!((from_files.specials_before(), from_files.specials_single()), (0, 0));
+    assert_eq!(from_files.encode_windows("q?", "some words", 30, 5).unwrap()[0].cls_index, 0);
+}
+
+/// Llama's class puts the special tokens around a text that its settings say, whatever tokenizer.json does.
+#[test]
+fn llamas_settings_choose_the_special_tokens() {
+    let bundle = Bundle::open("llama-classification");
+    let json = tokenizer_json(&bundle);
+    let spec = specification("llama", 400, 0);
+    let tokens = r#""bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|end_of_text|>"}"#;
+    let text = bundle.tokenizer().encode_text("a ferry", None, 30).unwrap().ids[1..].to_vec();
+    for (class, settings, before, after) in [
+        ("LlamaTokenizer", "", vec![397], vec![]),
+        ("LlamaTokenizerFast", r#", "add_eos_token": true"#, vec![397], vec![398]),
+        ("LlamaTokenizer", r#", "add_bos_token": false, "add_eos_token": true"#, vec![], vec![398]),
+        ("LlamaTokenizer", r#", "add_bos_token": false"#, vec![], vec![]),
+        ("PreTrainedTokenizerFast", r#", "add_eos_token": true"#, vec![397], vec![]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        std::fs::write(folder.path().join(CONFIG), format!(r#"{{"tokenizer_class": "{class}", {tokens}{settings}}}"#)).unwrap();
+        let tokenizer = TextTokenizer::open(folder.path(), &spec).unwrap();
+        assert_eq!(tokenizer.encode_text("a ferry", None, 30).unwrap().ids, [&before[..], &text, &after].concat(), "{class} {settings}");
+        let pair = tokenizer.encode_text("a ferry", Some("a ferry"), 30).unwrap();
+        assert_eq!(pair.ids, [&before[..], &text, &after, &before, &text, &after].concat(), "{class} {settings}");
+    }
+}
+
 const CONFIG: &str = "tokenizer_config.json";
 
 #[test]
