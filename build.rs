@@ -88,7 +88,7 @@ fn release(nvcc: &Path) -> Option<[u32; 2]> {
     Some([numbers.next()??, numbers.next()??])
 }
 
-/// The architectures of this build: all, or those of PTUNE_CUDA_ARCHS ("80,90a").
+/// The architectures of this build: all, or those of PTUNE_CUDA_ARCHS ("80,90a"; nothing: no kernels for GPUs).
 fn architectures() -> Vec<String> {
     match env::var("PTUNE_CUDA_ARCHS") {
         Ok(list) => list.split(',').map(|name| name.trim().trim_start_matches("sm_").to_string()).filter(|name| !name.is_empty()).collect(),
@@ -101,8 +101,8 @@ fn architectures() -> Vec<String> {
 fn fatbins(sources: &[PathBuf]) {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let mut list = String::new();
-    if let Some(nvcc) = find_nvcc() {
-        let architectures = architectures();
+    let architectures = architectures();
+    if let Some(nvcc) = find_nvcc().filter(|_| !architectures.is_empty()) {
         let mut generate: Vec<String> = architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")).collect();
         if architectures.iter().any(|name| name == "80") {
             generate.push("-gencode=arch=compute_80,code=compute_80".into());
