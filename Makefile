@@ -28,7 +28,8 @@ demo: build fetch
 	$(PTUNE) predict --model $(MINILM) --adapter $(DEMO) --input $(EXAMPLE)/new.jsonl --output $(DEMO)/predictions.jsonl
 	@awk -f scripts/show-predictions.awk $(DEMO)/predictions.jsonl $(EXAMPLE)/new.jsonl
 
-# Formatting, lints (which need no kernels) and all tests: those of the program, of the kernels on an emulated device, and of their machine code.
+# Formatting, lints (without kernels for GPUs, which they do not look at) and all tests: those of the program, of the
+# kernels on an emulated device, and of their machine code.
 test: nvcc
 	cargo fmt --check
 	PTUNE_CUDA_ARCHS= cargo clippy --locked --all-targets -- -D warnings
