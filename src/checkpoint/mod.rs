@@ -29,4 +29,6 @@ pub use narrow::{NotFinite, narrow};
 pub use shards::Checkpoint;
 pub use source::Source;
 pub use stream::StateTensors;
-pub use training::{TrainingState, latest_checkpoint, read_checkpoint, remove_checkpoint, restore_tensors, write_checkpoint};
+pub use training::{
+    TrainingState, latest_checkpoint, read_checkpoint, remove_checkpoint, remove_leftovers, restore_tensors, write_checkpoint,
+};

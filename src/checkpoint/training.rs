@@ -38,7 +38,7 @@ pub fn write_checkpoint(
     tensors: &mut dyn StateTensors,
 ) -> Result<PathBuf> {
     fs::create_dir_all(output).with_context(|| format!("cannot make the directory {}", output.display()))?;
-    clean(output)?;
+    remove_leftovers(output)?;
     let step = state.step;
     let place = output.join(format!("checkpoint-{step}"));
     let (temporary, old) = (output.join(format!(".checkpoint-{step}.tmp")), old_name(output, step));
@@ -145,7 +145,7 @@ fn is_complete(directory: &Path, step: u64) -> bool {
 
 /// Removes half-written and half-removed checkpoints, and ends an interrupted replacement. For writers only: another
 /// process that reads must not call it.
-fn clean(output: &Path) -> Result<()> {
+pub fn remove_leftovers(output: &Path) -> Result<()> {
     for name in entries(output)? {
         let path = output.join(&name);
         let done = if number(&name, ".checkpoint-", ".tmp").is_some() {

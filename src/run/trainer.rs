@@ -12,7 +12,7 @@ use super::settings::Settings;
 use super::state::{Extent, RunState};
 use super::terminal::{Progress, Terminal};
 use super::values::{DataOrder, Every};
-use crate::checkpoint::{Adapter, Export, Metadata, TrainingState, write_atomically, write_checkpoint};
+use crate::checkpoint::{Adapter, Export, Metadata, TrainingState, remove_leftovers, write_atomically, write_checkpoint};
 use crate::data::epoch_order;
 use crate::engine::{Engine, StepReport, Update};
 use crate::model::Specification;
@@ -323,8 +323,9 @@ impl Trainer<'_> {
     }
 
     /// What follows a checkpoint of the current step: the trainer's state beside it, and the checkpoints that it makes
-    /// superfluous. A kill may have come in between, so a resumed run does this first.
+    /// superfluous. A kill may have come at any moment of it, so a resumed run does this first.
     pub fn tidy(&self) -> Result<()> {
+        remove_leftovers(self.folder.root())?;
         write_text(&self.folder.file(TRAINER_STATE), &self.state.to_trainer_state(&self.extent)?)?;
         let (step, extent) = (self.state.step, self.extent);
         let is_regular = |step| extent.save_every.is_due(step, extent.steps_per_epoch, extent.total_steps);

@@ -153,21 +153,24 @@ fn a_kill_between_the_last_checkpoint_and_its_tidying_leaves_no_trace() {
     let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     finish(classification(whole.path(), FEW));
     finish(classification(broken.path(), FEW));
-    // What is on the disk at that moment: a checkpoint too many, and no file of what comes after.
     let run = broken.path().join("run");
-    let superfluous = run.join("checkpoint-49");
-    std::fs::create_dir(&superfluous).unwrap();
-    for entry in std::fs::read_dir(run.join("checkpoint-56")).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), superfluous.join(entry.file_name())).unwrap();
+    // What is on the disk before the tidying, and in the middle of it: a checkpoint too many, whole or in part, and no
+    // file of what comes after.
+    for (name, files) in [("checkpoint-49", usize::MAX), (".checkpoint-49.tmp", 1)] {
+        let superfluous = run.join(name);
+        std::fs::create_dir(&superfluous).unwrap();
+        for entry in std::fs::read_dir(run.join("checkpoint-56")).unwrap().take(files) {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), superfluous.join(entry.file_name())).unwrap();
+        }
+        for name in ["trainer_state.json", "train_results.json"] {
+            std::fs::remove_file(run.join(name)).unwrap();
+        }
+        let mut command = classification(broken.path(), FEW);
+        command.arg("--resume");
+        assert!(finish(command).contains("resuming after step 60 of 60"));
+        assert_same(&run, &whole.path().join("run"), &[]);
     }
-    for name in ["trainer_state.json", "train_results.json"] {
-        std::fs::remove_file(run.join(name)).unwrap();
-    }
-    let mut command = classification(broken.path(), FEW);
-    command.arg("--resume");
-    assert!(finish(command).contains("resuming after step 60 of 60"));
-    assert_same(&run, &whole.path().join("run"), &[]);
 }
 
 #[test]
