@@ -1,13 +1,15 @@
 // norm.cu: residual + dropout + normalisation, forward and backward.
 //
 // Forward:  sum = residual + dropout(branch); normalized = (sum - mean) * rstd; out = normalized * gamma + beta, with
-//           `normalized` as it was stored (rounded), so that backward sees the values that made the output.
+//           `normalized` as it was stored (rounded), so that backward sees the values that made the output. Where the sum
+//           is stored, it is normalised as stored, so that the norm of what was stored gives the same bits.
+// Output:   out once more from `normalized`, for those who kept nothing else.
 //           RMSNorm: mean = 0 and no beta; rstd = 1 / sqrt(mean((sum - mean)²) + epsilon).
 // Backward: g = d_out * gamma; d_sum = rstd * (g - mean(g) - normalized * mean(g * normalized)) + d_residual;
 //           d_branch = dropout(d_sum). RMSNorm: without mean(g).
 //
 // All matrices are [rows, width]; gamma, beta [width] and rstd [rows] in float. d_sum may be d_out or d_residual.
-// Bytes moved a row: forward 2 * width * (residual, branch, normalized, out, sum where there are); backward 2 * width *
+// Bytes moved a row: forward 2 * width * (residual, branch, normalized, out, sum where there are); output 4 * width; backward 2 * width *
 // (d_out, normalized, d_sum, d_residual, d_branch where there are). FLOPs: about 8 and 10 an element.
 // Launch: block (32, 4) where width <= 1024: a warp a row, no barrier; else (32 * ceil(width / 1024), 1): a block a row.
 // Grid ceil(rows / block.y). Width at most 16384: a thread keeps four packs of 8 columns in registers.
@@ -37,6 +39,17 @@ __device__ __forceinline__ void load_pack(const T* row, int column, int width, f
     }
 }
 
+// out = x * gamma + beta of a pack of 8 columns.
+template <bool kWide, class T>
+__device__ __forceinline__ void store_output(float (&x)[8], const float* gamma, const float* beta, T* out, int column, int width) {
+    float weight[8], bias[8];
+    load_some(gamma, column, width, kWide, weight);
+    if (beta) load_some(beta, column, width, kWide, bias);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = fmaf(x[i], weight[i], beta ? bias[i] : 0.0f);
+    store_some(out, column, width, kWide, x);
+}
+
 template <class T, bool kWide>
 __device__ __forceinline__ void norm_forward_row(int kind, float epsilon, const T* residual, const T* branch, const Dropout& dropout,
                                                  uint32_t ordinal, uint32_t token, const float* gamma, const float* beta, T* sum, T* normalized,
@@ -56,8 +69,11 @@ __device__ __forceinline__ void norm_forward_row(int kind, float epsilon, const 
     }
     if (sum) {
 #pragma unroll
-        for (int p = 0; p < kPacks; ++p)
+        for (int p = 0; p < kPacks; ++p) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) x[p][i] = to_float(from_float<T>(x[p][i]));
             if (column_of(p) < width) store_some(sum, column_of(p), width, kWide, x[p]);
+        }
     }
     float mean = 0.0f;
     if (kind == kLayerNorm) {
@@ -82,15 +98,22 @@ __device__ __forceinline__ void norm_forward_row(int kind, float epsilon, const 
     for (int p = 0; p < kPacks; ++p) {
         const int column = column_of(p);
         if (column >= width) continue;
-        float weight[8], bias[8];
-        load_some(gamma, column, width, kWide, weight);
-        if (beta) load_some(beta, column, width, kWide, bias);
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[p][i] = to_float(from_float<T>(x[p][i] * scale));
         store_some(normalized, column, width, kWide, x[p]);
+        store_output<kWide>(x[p], gamma, beta, out, column, width);
+    }
+}
+
+template <class T, bool kWide>
+__device__ __forceinline__ void norm_output_row(const T* normalized, const float* gamma, const float* beta, T* out, int width) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) x[p][i] = x[p][i] * weight[i] + (beta ? bias[i] : 0.0f);
-        store_some(out, column, width, kWide, x[p]);
+    for (int p = 0; p < kPacks; ++p) {
+        const int column = column_of(p);
+        if (column >= width) continue;
+        float x[8];
+        load_some(normalized, column, width, kWide, x);
+        store_output<kWide>(x, gamma, beta, out, column, width);
     }
 }
 
@@ -168,6 +191,19 @@ __device__ __forceinline__ void norm_forward(int kind, float epsilon, const T* r
 }
 
 template <class T>
+__device__ __forceinline__ void norm_output(const T* normalized, int ld_normalized, const float* gamma, const float* beta, T* out, int ld_out,
+                                            int rows, int width) {
+    const int row = blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= rows) return;
+    const bool wide = width % 8 == 0 && rows_are_wide(normalized, ld_normalized) && rows_are_wide(out, ld_out) && rows_are_wide(gamma, 0) &&
+                      rows_are_wide(beta, 0);
+    if (wide)
+        norm_output_row<T, true>(row_of(normalized, row, ld_normalized), gamma, beta, row_of(out, row, ld_out), width);
+    else
+        norm_output_row<T, false>(row_of(normalized, row, ld_normalized), gamma, beta, row_of(out, row, ld_out), width);
+}
+
+template <class T>
 __device__ __forceinline__ void norm_backward(int kind, const T* d_out, int ld_d_out, const T* d_residual, int ld_d_residual,
                                               const float* gamma, const T* normalized, int ld_normalized, const float* rstd, T* d_sum,
                                               int ld_d_sum, const Dropout& dropout, const int* ordinals, const int* tokens, T* d_branch,
@@ -201,6 +237,11 @@ __device__ __forceinline__ void norm_backward(int kind, const T* d_out, int ld_d
                         beta, sum, ld_sum, normalized, ld_normalized, rstd, out, ld_out, rows, width);                                    \
     }                                                                                                                                     \
     KERNEL_ENTRY(norm_forward_##suffix);                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(kThreads) norm_output_##suffix(const T* normalized, int ld_normalized, const float* gamma, \
+                                                                                const float* beta, T* out, int ld_out, int rows, int width) { \
+        norm_output<T>(normalized, ld_normalized, gamma, beta, out, ld_out, rows, width);                                                 \
+    }                                                                                                                                     \
+    KERNEL_ENTRY(norm_output_##suffix);                                                                                                   \
     extern "C" __global__ void __launch_bounds__(kThreads) norm_backward_##suffix(                                                        \
         int kind, const T* d_out, int ld_d_out, const T* d_residual, int ld_d_residual, const float* gamma, const T* normalized,          \
         int ld_normalized, const float* rstd, T* d_sum, int ld_d_sum, uint32_t key0, uint32_t key1, uint32_t threshold, float scale,      \

@@ -100,7 +100,8 @@ pub struct Embed {
 }
 
 /// sum = residual + dropout(branch); normalized = (sum - mean) * rstd; out = normalized * gamma + beta, computed from
-/// `normalized` as it was stored. `sum` is kept only where the residual stream is not `out` itself (pre-norm).
+/// `normalized` as it was stored. `sum` is kept only where the residual stream is not `out` itself (pre-norm); then
+/// `normalized` is computed from it as it was stored, so that the norm of a stored sum is the same to the bit.
 pub struct NormForward<'a> {
     pub kind: NormKind,
     pub epsilon: f64,
@@ -295,6 +296,8 @@ pub trait Backend: Instruments + Send {
 
     fn embed(&mut self, arguments: &Embed);
     fn norm_forward(&mut self, arguments: &NormForward);
+    /// out = normalized * gamma + beta: what [`Backend::norm_forward`] put out, once more from what it kept.
+    fn norm_output(&mut self, normalized: View, gamma: View, beta: Option<View>, out: View);
     fn norm_backward(&mut self, arguments: &NormBackward);
     /// data *= mask / (1 - rate), in place, on rows.
     fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows);

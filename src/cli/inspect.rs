@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::checkpoint::{Adapter, FrozenModel};
-use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
+use crate::engine::{Capacity, EngineOptions, MemoryMode, Plan, PrefixOptions};
 use crate::model::{HeadSpec, Pooling, Positions, Reads, TaskKind, default_head};
 use crate::run::memory::{grouped, readable};
 use crate::run::terminal::Terminal;
@@ -123,7 +123,14 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> R
     let rows = if head.reads == Reads::Sequences { BATCH } else { BATCH * length };
     let capacity =
         Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
-    let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: spec.attention_dropout, seed: 0 };
+    let options = EngineOptions {
+        prefix,
+        head,
+        hidden_dropout: 0.1,
+        attention_dropout: spec.attention_dropout,
+        seed: 0,
+        memory: MemoryMode::default(),
+    };
     let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto, model, &Terminal::new(true))?)?;
     Ok(format!("{title}{plan}\n"))
 }

@@ -2,8 +2,8 @@
 //! output, updated in place: it becomes the sum's gradient, goes through the branch, and comes back with the residual
 //! added. In a pre-norm model the residual's gradient runs beside it in `stream`.
 
+use super::activations::NormBuffers;
 use super::frozen::{Linear, Norm};
-use super::plan::NormBuffers;
 use super::{BatchRows, Engine, Mode};
 use crate::backend::{AttentionSaved, Backend, NormBackward, Rotary, Rows, Scope, Site, View};
 
@@ -32,17 +32,21 @@ fn rotate_backward(backend: &mut dyn Backend, rotations: &Option<[(Rotary, View)
 impl Engine {
     /// From the gradient of the head's input to the gradients of all prefixes.
     pub(super) fn run_backward(&mut self, rows: &BatchRows) {
-        if self.plan.lowest == self.spec.layers {
+        let reach = self.plan.reach;
+        let mut g = self.plan.head.d_input;
+        let mut stream = self.plan.backward_stream.stream.map(|[all, tail]| if reach.tail { tail } else { all });
+        if reach.lowest == reach.layers {
             return;
         }
-        let mut g = self.plan.head.d_input;
-        let mut stream = self.plan.backward.stream.map(|[all, tail]| if self.plan.tail { tail } else { all });
         if let Some(stream) = stream {
-            let rows = if self.plan.tail { rows.readout.count } else { rows.all.count };
+            let rows = if reach.tail { rows.readout.count } else { rows.all.count };
             self.backend.zero(stream.first_rows(rows));
         }
-        for layer in (self.plan.lowest..self.spec.layers).rev() {
-            (g, stream) = self.scoped(Scope::Layer(layer), |engine| engine.backward_layer(rows, layer, g, stream));
+        for layer in (reach.lowest..reach.layers).rev() {
+            (g, stream) = self.scoped(Scope::Layer(layer), |engine| {
+                engine.remake_layer(rows, layer);
+                engine.backward_layer(rows, layer, g, stream)
+            });
         }
     }
 
@@ -81,27 +85,27 @@ impl Engine {
         self.backend.linear_backward_input(branch, output.weight, saved.d_out, false);
         self.backend.attention_delta(buffers.attention.first_rows(count), saved.d_out, self.spec.heads, saved.delta);
         if self.plan.rotated.is_some() {
-            self.rotate(rows, layer, layer > self.plan.lowest);
+            self.rotate(rows, layer, layer > self.plan.reach.lowest);
         }
         let operands = self.attention(Mode::Train, layer, queries, rows);
         if let Some((index, [_, gradient])) = self.prefix_index(layer).zip(self.plan.trainables.table()) {
             let [d_key, d_value] = self.prefix_columns(gradient, index);
             self.backend.prefix_gradient(&operands, &saved, d_key, d_value);
         }
-        if layer == self.plan.lowest {
+        if layer == self.plan.reach.lowest {
             return (g, stream);
         }
 
         // Q, K, V to the layer's input.
         self.refresh_relative(Mode::Train, layer);
         let (tokens, q, kv) = (rows.all.count, self.spec.query_size(), self.spec.kv_size());
-        let scratch = &self.plan.backward;
-        let (joined, tail, wide_g, wide_stream) = (scratch.query_key_value, scratch.tail, scratch.hidden, scratch.stream);
+        let (joined, tail) = (self.plan.backward.query_key_value, self.plan.backward.tail.filter(|_| self.is_tail(layer)));
+        let (wide_g, wide_stream) = (self.plan.backward_stream.hidden, self.plan.backward_stream.stream);
         let rotations = self.rotations(rows, layer);
         let parts = &self.plan.frozen.layers[self.spec.layer_weights[layer]].query_key_value;
         let backend = self.backend.as_mut();
         match tail {
-            Some([d_query, d_key_value]) if self.plan.tail && layer + 1 == self.spec.layers => {
+            Some([d_query, d_key_value]) => {
                 let (d_query, d_key_value) = (d_query.first_rows(count), d_key_value.first_rows(tokens));
                 let [d_key, d_value] = [d_key_value.col_range(0, kv), d_key_value.col_range(kv, kv)];
                 backend.attention_backward(&operands, &saved, d_query, d_key, d_value);

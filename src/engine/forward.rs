@@ -1,8 +1,9 @@
-//! The forward of the frozen model, layer by layer. `hidden[0]` holds a layer's input, `hidden[1]` what stands between
-//! its two branches; a pre-norm model's residual stream goes the same way in `stream`.
+//! The forward of the frozen model, layer by layer, each in two halves: up to the up-projection, which the backward may
+//! ask for again, and from there on. `middle` is what stands between a layer's two branches; a pre-norm model's residual
+//! stream goes the same way beside it.
 
+use super::activations::{LayerInput, NormBuffers};
 use super::frozen::{Linear, Norm};
-use super::plan::NormBuffers;
 use super::{BatchRows, Engine, Mode};
 use crate::backend::{Attention, Backend, Embed, NormForward, Prefix, Rotary, Rows, Site, View};
 use crate::model::NormPlace;
@@ -24,19 +25,19 @@ pub(super) fn project(backend: &mut dyn Backend, x: View, parts: &[Linear], from
 impl Engine {
     /// Whether layer `layer` computes queries for the head's rows only.
     pub(super) fn is_tail(&self, layer: usize) -> bool {
-        self.plan.tail && layer + 1 == self.spec.layers
+        self.plan.reach.tail && layer + 1 == self.spec.layers
     }
 
     pub(super) fn forward_embeddings(&mut self, mode: Mode, rows: &BatchRows) {
         let count = rows.all.count;
-        let scratch = &self.plan.forward;
+        let (scratch, input) = (&self.plan.entry, self.plan.inputs[0]);
         let (batch, frozen) = (&self.plan.batch, &self.plan.frozen);
         let entry = frozen.entry_norm(&self.spec);
         // The branches' first input, before and after the embeddings' own norm; or the stream where that is another.
-        let target = scratch.stream.map_or(scratch.hidden[0], |stream| stream[0]).first_rows(count);
+        let target = input.stream.unwrap_or(input.hidden).first_rows(count);
         let [raw, normed] = match scratch.embedded {
             Some(embedded) => embedded.map(|view| view.first_rows(count)),
-            None => [scratch.hidden[1].first_rows(count), target],
+            None => [self.plan.forward.middle.first_rows(count), target],
         };
         let first = if frozen.embedding_norm.is_some() { raw } else { normed };
         let count_of = |view: View| view.col_range(0, count);
@@ -51,7 +52,7 @@ impl Engine {
         };
         let own_norm = frozen.embedding_norm;
         let projection = frozen.embedding_projection;
-        let (keep, stream_norm) = (scratch.embedding_norm, scratch.hidden[0].first_rows(count));
+        let (keep, stream_norm) = (scratch.norm, input.hidden.first_rows(count));
         self.backend.embed(&embed);
         if let Some(norm) = own_norm {
             self.norm(norm, first, None, None, None, keep, normed, count);
@@ -68,20 +69,27 @@ impl Engine {
     }
 
     pub(super) fn forward_layer(&mut self, mode: Mode, rows: &BatchRows, layer: usize) {
+        self.forward_to_up(mode, rows, layer);
+        self.forward_from_up(mode, rows, layer);
+    }
+
+    /// From a layer's input to its up-projection's output.
+    pub(super) fn forward_to_up(&mut self, mode: Mode, rows: &BatchRows, layer: usize) {
         let buffers = self.plan.layers[layer];
         let scratch = &self.plan.forward;
         let weights = &self.plan.frozen.layers[self.spec.layer_weights[layer]];
-        let (hidden, stream, tail) = (scratch.hidden, scratch.stream, scratch.tail);
-        let (branch, feed_forward, readout_rows) = (scratch.branch, scratch.feed_forward, self.plan.batch.readout_rows);
+        let LayerInput { hidden, stream } = self.plan.inputs[layer];
+        let (tail, branch, readout_rows) = (scratch.tail, scratch.branch, self.plan.batch.readout_rows);
+        let (middle, middle_stream) = (scratch.middle, scratch.middle_stream);
         let tokens = rows.all.count;
         let queries = if self.is_tail(layer) { &rows.readout } else { &rows.all };
         let count = queries.count;
-        let x = hidden[0].first_rows(tokens);
+        let x = hidden.first_rows(tokens);
         let (q, kv) = (self.spec.query_size(), self.spec.kv_size());
 
         // Q, K, V; the residual's rows.
         let parts = &weights.query_key_value;
-        let mut residual = stream.map_or(hidden[0], |stream| stream[0]).first_rows(count);
+        let mut residual = stream.unwrap_or(hidden).first_rows(count);
         match (tail, buffers.query_key_value) {
             (Some(tail), _) if self.is_tail(layer) => {
                 let [rows_x, rows_stream] = tail.map(|view| view.first_rows(count));
@@ -89,7 +97,7 @@ impl Engine {
                 self.backend.gather_rows(x, index, rows_x);
                 residual = match stream {
                     Some(stream) => {
-                        self.backend.gather_rows(stream[0].first_rows(tokens), index, rows_stream);
+                        self.backend.gather_rows(stream.first_rows(tokens), index, rows_stream);
                         rows_stream
                     }
                     None => rows_x,
@@ -109,9 +117,8 @@ impl Engine {
         }
 
         // Attention and its output.
-        let (output, down) = (weights.attention_output, weights.down);
-        let after_attention = self.plan.frozen.norm_after_attention(&self.spec, layer);
-        let after_feed_forward = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
+        let output = weights.attention_output;
+        let norm = self.plan.frozen.norm_after_attention(&self.spec, layer);
         self.refresh_relative(mode, layer);
         self.rotate(rows, layer, true);
         self.store_keys_and_values(layer, rows);
@@ -119,27 +126,42 @@ impl Engine {
         let (context, branch) = (buffers.attention.first_rows(count), branch.first_rows(count));
         self.backend.attention_forward(&attention, context, buffers.log_sum_exp.first_rows(count));
         self.backend.linear(context, output.weight, output.bias, branch);
-        let middle = hidden[1].first_rows(count);
-        let middle_sum = stream.map(|stream| stream[1].first_rows(count));
         let site = Some((Site::AttentionOutput, layer, mode, queries));
-        self.norm(after_attention, residual, Some(branch), site, middle_sum, buffers.attention_norm, middle, count);
+        let (middle, sum) = (middle.first_rows(count), middle_stream.map(|stream| stream.first_rows(count)));
+        self.norm(norm, residual, Some(branch), site, sum, buffers.attention_norm, middle, count);
+        self.project_up(layer, count);
+    }
 
-        // Feed-forward.
-        let (z, a) = (buffers.up.first_rows(count), feed_forward.first_rows(count));
+    /// What stands between the branches, through the up-projection.
+    pub(super) fn project_up(&mut self, layer: usize, count: usize) {
+        let (middle, z) = (self.plan.forward.middle.first_rows(count), self.plan.layers[layer].up.first_rows(count));
         let up = &self.plan.frozen.layers[self.spec.layer_weights[layer]].up;
         project(self.backend.as_mut(), middle, up, 0, z);
-        self.backend.activation_forward(self.spec.activation, z, a);
+    }
+
+    /// From the up-projection's output to the input of the next layer, or of the head.
+    fn forward_from_up(&mut self, mode: Mode, rows: &BatchRows, layer: usize) {
+        let buffers = self.plan.layers[layer];
+        let scratch = &self.plan.forward;
+        let (middle, middle_stream, branch, feed_forward) = (scratch.middle, scratch.middle_stream, scratch.branch, scratch.feed_forward);
+        let queries = if self.is_tail(layer) { &rows.readout } else { &rows.all };
+        let count = queries.count;
+        let down = self.plan.frozen.layers[self.spec.layer_weights[layer]].down;
+        let norm = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
+        let (a, branch) = (feed_forward.first_rows(count), branch.first_rows(count));
+        self.backend.activation_forward(self.spec.activation, buffers.up.first_rows(count), a);
         self.backend.linear(a, down.weight, down.bias, branch);
-        let is_last = layer + 1 == self.spec.layers;
-        let out = if is_last { self.plan.head.input } else { hidden[0] }.first_rows(count);
-        let sum = stream.filter(|_| !is_last).map(|stream| stream[0].first_rows(count));
+        let next = self.plan.inputs.get(layer + 1).copied();
+        let next = next.unwrap_or(LayerInput { hidden: self.plan.head.input, stream: None });
+        let (out, sum) = (next.hidden.first_rows(count), next.stream.map(|stream| stream.first_rows(count)));
+        let residual = middle_stream.unwrap_or(middle).first_rows(count);
         let site = Some((Site::FeedForwardOutput, layer, mode, queries));
-        self.norm(after_feed_forward, middle_sum.unwrap_or(middle), Some(branch), site, sum, buffers.feed_forward_norm, out, count);
+        self.norm(norm, residual, Some(branch), site, sum, buffers.feed_forward_norm, out, count);
     }
 
     /// One residual + dropout + norm over `count` rows.
     #[allow(clippy::too_many_arguments)]
-    fn norm(
+    pub(super) fn norm(
         &mut self,
         norm: Norm,
         residual: View,

@@ -83,7 +83,7 @@ impl Engine {
             loss,
             d_logits,
         });
-        let needed = self.plan.lowest < self.spec.layers;
+        let needed = self.plan.reach.lowest < self.plan.reach.layers;
         if let Some(words) = self.plan.frozen.words() {
             return self.backend.linear_backward_input(d_logits, words, d_input, false);
         }

@@ -2,6 +2,7 @@
 //! operation of the backend on buffers that the memory plan laid out. One forward and one backward serve every
 //! specification; there is no tape.
 
+mod activations;
 mod backward;
 mod forward;
 mod frozen;
@@ -12,6 +13,7 @@ mod numbers;
 mod options;
 mod plan;
 mod prefix;
+mod recompute;
 mod relative;
 mod scale;
 mod state;
@@ -21,7 +23,7 @@ mod trainable;
 mod vocabulary;
 
 pub use layout::{Bytes, Region};
-pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};
+pub use options::{Capacity, EngineOptions, MemoryMode, PrefixInit, PrefixOptions, Recompute};
 pub use plan::Plan;
 pub use step::{StepReport, Update};
 

@@ -93,6 +93,31 @@ pub struct EngineOptions {
     /// Rate on attention probabilities.
     pub attention_dropout: f64,
     pub seed: u64,
+    pub memory: MemoryMode,
+}
+
+/// How time is spent to save memory. No mode changes a bit of what is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryMode {
+    pub recompute: Recompute,
+}
+
+impl MemoryMode {
+    /// All of them.
+    pub fn every() -> impl Iterator<Item = MemoryMode> {
+        [Recompute::None, Recompute::UpProjection, Recompute::Layer].into_iter().map(|recompute| MemoryMode { recompute })
+    }
+}
+
+/// What the backward makes again instead of the forward keeping it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    #[default]
+    None,
+    /// The output of each layer's up-projection.
+    UpProjection,
+    /// All of a layer but its down-projection, from its input.
+    Layer,
 }
 
 /// Initial values of the prefix.

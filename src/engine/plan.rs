@@ -1,71 +1,45 @@
 //! The memory plan: a pure function of specification, element sizes, options and capacity. It decides every buffer of
 //! a run as an offset into one arena.
-//!
-//! What is kept for the backward, a layer and token (H hidden, F ffn, A heads): Q, K, V; the attention's output and
-//! log-sum-exp; two normalised inputs with their 1/deviation; the up-projection's output. No linear layer keeps its
-//! input (frozen weights have no gradients) and a norm's or activation's output is made again from what it keeps.
-//! Layers below the lowest prefix keep nothing; the lowest keeps no K and V, and none of them is kept where no
-//! backward runs.
 
+use super::activations::{LayerBuffers, LayerInput, NormBuffers, Reach, assemble};
 use super::frozen::Frozen;
 use super::generate::CacheBuffers;
 use super::layout::{Bytes, Layout, Region};
-use super::options::{Capacity, EngineOptions};
+use super::options::{Capacity, EngineOptions, Recompute};
 use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use super::vocabulary::VocabularyBuffers;
 use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
 use crate::checkpoint::FrozenModel;
 use crate::data::Grouping;
-use crate::model::{MaskKind, NormPlace, Output, Pooling, Positions, Specification};
+use crate::model::{MaskKind, Output, Pooling, Positions, Specification};
 use anyhow::Result;
 use std::fmt;
 
 /// Token counts are rounded up to a multiple of this, so that shapes of large products recur.
 const TOKEN_GRANULE: usize = 128;
 
-#[derive(Clone, Copy, Debug)]
-pub struct NormBuffers {
-    pub normalized: View,
-    pub rstd: View,
-}
-
-/// One layer's activations. `query` and what follows it have as many rows as the layer has queries: the head's rows
-/// in the last layer, where only these are computed; else all tokens.
-#[derive(Clone, Copy, Debug)]
-pub struct LayerBuffers {
-    /// Q, K and V side by side, where they are one buffer.
-    pub query_key_value: Option<View>,
-    pub query: View,
-    pub key: View,
-    pub value: View,
-    pub attention: View,
-    pub log_sum_exp: View,
-    pub attention_norm: NormBuffers,
-    pub up: View,
-    pub feed_forward_norm: NormBuffers,
-}
-
-/// What the forward needs and nobody keeps.
+/// What a layer's forward needs and nobody keeps.
 pub struct ForwardScratch {
-    /// Inputs of branches, in turn.
-    pub hidden: [View; 2],
-    /// The residual stream, where it is not the branches' input (pre-norm).
-    pub stream: Option<[View; 2]>,
-    /// Embeddings, where they are narrower than the hidden size.
-    pub embedded: Option<[View; 2]>,
-    pub embedding_norm: NormBuffers,
+    /// What the second branch reads.
+    pub middle: View,
+    /// The residual stream between the branches, where it is not what they read (pre-norm).
+    pub middle_stream: Option<View>,
     pub branch: View,
     pub feed_forward: View,
     /// Rows of the last layer's input that the head's queries stand on: hidden and stream.
     pub tail: Option<[View; 2]>,
 }
 
+/// What the embeddings need.
+pub struct EntryScratch {
+    /// Embeddings, where they are narrower than the hidden size.
+    pub embedded: Option<[View; 2]>,
+    pub norm: NormBuffers,
+}
+
+/// What a layer's backward needs.
 pub struct BackwardScratch {
-    /// Gradient of a layer's input over all tokens.
-    pub hidden: View,
-    /// Gradient of the residual stream (pre-norm): over all tokens, and over the head's rows.
-    pub stream: Option<[View; 2]>,
     /// Gradient of a branch where dropout makes it differ from the sum's.
     pub branch: View,
     pub feed_forward: View,
@@ -74,6 +48,14 @@ pub struct BackwardScratch {
     pub query_key_value: View,
     /// Of the last layer, where queries are fewer than keys: Q, and K and V.
     pub tail: Option<[View; 2]>,
+}
+
+/// What goes down from layer to layer.
+pub struct BackwardStream {
+    /// Gradient of a layer's input over all tokens.
+    pub hidden: View,
+    /// Gradient of the residual stream (pre-norm): over all tokens, and over the head's rows.
+    pub stream: Option<[View; 2]>,
 }
 
 /// The head's buffers, over its rows.
@@ -120,17 +102,19 @@ pub struct Plan {
     pub total: usize,
     /// Bytes of frozen matrices that are read where their files are mapped.
     pub mapped: usize,
-    /// The lowest layer that the backward reaches; the number of layers where none does.
-    pub lowest: usize,
-    /// Whether the last layer computes queries for the head's rows only.
-    pub tail: bool,
+    pub reach: Reach,
     pub(super) frozen: Frozen,
     pub(super) trainables: Trainables,
     pub(super) batch: BatchBuffers,
     pub(super) layers: Vec<LayerBuffers>,
+    pub(super) inputs: Vec<LayerInput>,
+    /// What the norm of a layer's input keeps where that input is made again.
+    pub(super) input_norm: Option<NormBuffers>,
     pub(super) relative: Option<RelativeBuffers>,
     pub(super) forward: ForwardScratch,
+    pub(super) entry: EntryScratch,
     pub(super) backward: BackwardScratch,
+    pub(super) backward_stream: BackwardStream,
     pub(super) head: HeadBuffers,
     /// Keys and values of generated text.
     pub(super) cache: Option<CacheBuffers>,
@@ -144,53 +128,21 @@ pub struct Plan {
 }
 
 /// Shapes and element types, once more in short names for the formulas.
-struct Sizes<'a> {
-    spec: &'a Specification,
-    precision: Precision,
-    tokens: usize,
-    rows: usize,
+pub(super) struct Sizes<'a> {
+    pub spec: &'a Specification,
+    pub precision: Precision,
+    /// Of the largest batch, and those that the head reads.
+    pub tokens: usize,
+    pub rows: usize,
 }
 
 impl Sizes<'_> {
-    fn norm(&self, layout: &mut Layout, rows: usize, width: usize) -> NormBuffers {
+    pub fn norm(&self, layout: &mut Layout, rows: usize, width: usize) -> NormBuffers {
         NormBuffers { normalized: layout.matrix(rows, width, self.precision.activation), rstd: layout.vector(rows, self.precision.master) }
     }
 
     fn rotates(&self) -> bool {
         matches!(self.spec.positions, Positions::Rotary(_))
-    }
-
-    /// Q, K and V of all tokens as one buffer.
-    fn joined(&self, layout: &mut Layout) -> (Option<View>, [View; 3]) {
-        let (q, kv) = (self.spec.query_size(), self.spec.kv_size());
-        let all = layout.matrix(self.tokens, q + 2 * kv, self.precision.activation);
-        (Some(all), [all.col_range(0, q), all.col_range(q, kv), all.col_range(q + kv, kv)])
-    }
-
-    /// Q over `rows`; K and V are columns of `key_value`.
-    fn apart(&self, layout: &mut Layout, rows: usize, key_value: View) -> (Option<View>, [View; 3]) {
-        let kv = self.spec.kv_size();
-        let query = layout.matrix(rows, self.spec.query_size(), self.precision.activation);
-        (None, [query, key_value.col_range(0, kv), key_value.col_range(kv, kv)])
-    }
-
-    fn key_value(&self, layout: &mut Layout) -> View {
-        layout.matrix(self.tokens, 2 * self.spec.kv_size(), self.precision.activation)
-    }
-
-    fn layer(&self, layout: &mut Layout, rows: usize, (query_key_value, [query, key, value]): (Option<View>, [View; 3])) -> LayerBuffers {
-        let (spec, activation) = (self.spec, self.precision.activation);
-        LayerBuffers {
-            query_key_value,
-            query,
-            key,
-            value,
-            attention: layout.matrix(rows, spec.query_size(), activation),
-            log_sum_exp: layout.matrix(rows, spec.heads, self.precision.master),
-            attention_norm: self.norm(layout, rows, spec.hidden_size),
-            up: layout.matrix(rows, spec.up_size(), activation),
-            feed_forward_norm: self.norm(layout, rows, spec.hidden_size),
-        }
     }
 }
 
@@ -226,16 +178,22 @@ impl Plan {
         });
 
         let kept = spec.layers - lowest;
-        let formula =
-            format!("{kept} of {} layers, {tokens} tokens: up to (Q+2K+O+2H+U)={} activations", spec.layers, 2 * q + 2 * kv + 2 * h + up);
-        let saved = layout.region("saved activations", formula, |layout| {
-            (lowest..spec.layers)
-                .map(|layer| {
-                    let last = tail && layer + 1 == spec.layers;
-                    sizes.saved_layer(layout, last, layer == lowest)
-                })
-                .collect::<Vec<_>>()
-        });
+        let recompute = if kept > 0 { options.memory.recompute } else { Recompute::None };
+        let reach = Reach { layers: spec.layers, lowest, tail, recompute };
+        let (symbols, values) = match recompute {
+            Recompute::None => ("Q+2K+O+2H+U", 2 * q + 2 * kv + 2 * h + up),
+            Recompute::UpProjection => ("Q+2K+O+2H", 2 * q + 2 * kv + 2 * h),
+            Recompute::Layer => ("H", h),
+        };
+        let formula = format!("{kept} of {} layers, {tokens} tokens: up to ({symbols})={values} activations", spec.layers);
+        let saved = layout.region("saved activations", formula, |layout| sizes.saved(layout, reach));
+        let remade = match recompute {
+            Recompute::None => sizes.remade(&mut layout, reach),
+            _ => {
+                let formula = format!("of one layer at a time, {tokens} tokens");
+                layout.region("remade activations", formula, |layout| sizes.remade(layout, reach))
+            }
+        };
         let formula = format!("{rows} rows x (2H + logits {} + pooled)", options.head.columns);
         let head = layout.region("head", formula, |layout| sizes.head(layout, options, capacity.sequences));
         let vocabulary = (options.head.output == Output::Vocabulary).then(|| {
@@ -255,22 +213,21 @@ impl Plan {
             layout.region("key/value cache", formula, lay_out)
         });
 
+        // Two pairs of sets: what a layer needs in its forward, and in its backward; what lives from layer to layer in the
+        // forward, and in the backward. A layer that is made again needs the first beside the last.
         let formula = format!("{tokens} tokens: forward or backward, whichever is larger (hidden {h}, ffn {f})");
-        let (rotated, ((forward, transient), backward)) = layout.region("working memory", formula, |layout| {
+        let (rotated, layer_sets, stream_sets) = layout.region("working memory", formula, |layout| {
             let rotated = spec.query_key_norm.then(|| [q, kv].map(|width| layout.matrix(tokens, width, precision.activation)));
-            let either = layout.either(
-                |layout| (sizes.forward(layout, tail), sizes.transient(layout, tail, lowest)),
+            let layer_sets = layout.either(
+                |layout| (sizes.forward(layout, tail), sizes.transient(layout, reach)),
                 |layout| sizes.backward(layout, tail, kept > 0),
             );
-            (rotated, either)
+            let stream_sets = layout.either(|layout| sizes.forward_stream(layout, reach), |layout| sizes.backward_stream(layout, kept > 0));
+            (rotated, layer_sets, stream_sets)
         });
-        let layers = (0..spec.layers)
-            .filter_map(|layer| match layer.checked_sub(lowest) {
-                Some(index) => Some(saved[index].complete(transient.key_value)),
-                None if tail && layer + 1 == spec.layers => transient.last,
-                None => transient.full,
-            })
-            .collect();
+        let (((forward, hidden), transient), backward) = layer_sets;
+        let ((stream, entry), backward_stream) = stream_sets;
+        let (layers, inputs) = assemble(reach, &saved, [&remade, &transient], hidden, stream);
         let need = ScratchNeed {
             longest: capacity.longest + capacity.generated + options.prefix.length,
             prefix_length: options.prefix.length,
@@ -298,15 +255,18 @@ impl Plan {
             regions,
             total,
             mapped,
-            lowest,
-            tail,
+            reach,
             frozen,
             trainables,
             batch,
             layers,
+            inputs,
+            input_norm: remade.norm(),
             relative,
             forward,
+            entry,
             backward,
+            backward_stream,
             head,
             cache,
             rotary,
@@ -315,29 +275,6 @@ impl Plan {
             scratch,
         })
     }
-}
-
-/// A kept layer whose keys and values may lie in working memory (the lowest prefix layer's).
-struct SavedLayer {
-    buffers: LayerBuffers,
-    borrows_key_value: bool,
-}
-
-impl SavedLayer {
-    fn complete(&self, key_value: View) -> LayerBuffers {
-        let mut buffers = self.buffers;
-        if self.borrows_key_value {
-            let kv = key_value.cols / 2;
-            (buffers.key, buffers.value) = (key_value.col_range(0, kv), key_value.col_range(kv, kv));
-        }
-        buffers
-    }
-}
-
-struct Transient {
-    full: Option<LayerBuffers>,
-    last: Option<LayerBuffers>,
-    key_value: View,
 }
 
 impl Sizes<'_> {
@@ -361,52 +298,29 @@ impl Sizes<'_> {
         }
     }
 
-    fn saved_layer(&self, layout: &mut Layout, last: bool, lowest: bool) -> SavedLayer {
-        let rows = if last { self.rows } else { self.tokens };
-        let projections = if lowest {
-            let query = layout.matrix(rows, self.spec.query_size(), self.precision.activation);
-            (None, [query; 3])
-        } else if last {
-            let key_value = self.key_value(layout);
-            self.apart(layout, rows, key_value)
-        } else {
-            self.joined(layout)
-        };
-        SavedLayer { buffers: self.layer(layout, rows, projections), borrows_key_value: lowest }
-    }
-
-    /// Buffers that the layers below `lowest` use in turn, and the lowest prefix layer's keys and values.
-    fn transient(&self, layout: &mut Layout, tail: bool, lowest: usize) -> Transient {
-        let key_value = self.key_value(layout);
-        let last = tail && lowest == self.spec.layers;
-        let full = (lowest > usize::from(last)).then(|| {
-            let projections = self.joined(layout);
-            self.layer(layout, self.tokens, projections)
-        });
-        let last = last.then(|| {
-            let projections = self.apart(layout, self.rows, key_value);
-            self.layer(layout, self.rows, projections)
-        });
-        Transient { full, last, key_value }
-    }
-
-    fn forward(&self, layout: &mut Layout, tail: bool) -> ForwardScratch {
+    /// A layer's working memory, and where its input lies.
+    fn forward(&self, layout: &mut Layout, tail: bool) -> (ForwardScratch, View) {
         let (spec, activation) = (self.spec, self.precision.activation);
         let (tokens, rows, h) = (self.tokens, self.rows, spec.hidden_size);
-        let mut pair = |rows, width| [layout.matrix(rows, width, activation), layout.matrix(rows, width, activation)];
-        let hidden = pair(tokens, h);
-        let stream = (spec.norm_place == NormPlace::Pre).then(|| pair(tokens, h));
-        let embedded = (spec.embedding_size != h).then(|| pair(tokens, spec.embedding_size));
-        let tail = tail.then(|| pair(rows, h));
-        ForwardScratch {
-            hidden,
-            stream,
-            embedded,
-            embedding_norm: self.norm(layout, tokens, h.max(spec.embedding_size)),
+        let hidden = layout.matrix(tokens, h, activation);
+        let scratch = ForwardScratch {
+            middle: layout.matrix(tokens, h, activation),
+            middle_stream: self.is_pre_norm().then(|| layout.matrix(tokens, h, activation)),
             branch: layout.matrix(tokens, h, activation),
             feed_forward: layout.matrix(tokens, spec.ffn_size, activation),
-            tail,
-        }
+            tail: tail.then(|| [layout.matrix(rows, h, activation), layout.matrix(rows, h, activation)]),
+        };
+        (scratch, hidden)
+    }
+
+    /// The residual stream where no layer keeps it, and what the embeddings need.
+    fn forward_stream(&self, layout: &mut Layout, reach: Reach) -> (Option<View>, EntryScratch) {
+        let (spec, activation) = (self.spec, self.precision.activation);
+        let (tokens, h, e) = (self.tokens, spec.hidden_size, spec.embedding_size);
+        let kept = reach.recompute == Recompute::Layer && reach.lowest == 0;
+        let stream = self.is_pre_norm().then(|| layout.matrix(if kept { 0 } else { tokens }, h, activation));
+        let embedded = (e != h).then(|| [layout.matrix(tokens, e, activation), layout.matrix(tokens, e, activation)]);
+        (stream, EntryScratch { embedded, norm: self.norm(layout, tokens, h.max(e)) })
     }
 
     fn backward(&self, layout: &mut Layout, tail: bool, runs: bool) -> BackwardScratch {
@@ -414,17 +328,22 @@ impl Sizes<'_> {
         // Without a backward the buffers are empty.
         let (tokens, rows) = if runs { (self.tokens, self.rows) } else { (0, 0) };
         let (h, q, kv) = (spec.hidden_size, spec.query_size(), spec.kv_size());
-        let stream =
-            (spec.norm_place == NormPlace::Pre).then(|| [layout.matrix(tokens, h, activation), layout.matrix(rows, h, activation)]);
         BackwardScratch {
-            hidden: layout.matrix(tokens, h, activation),
-            stream,
             branch: layout.matrix(tokens, h, activation),
             feed_forward: layout.matrix(tokens, spec.ffn_size, activation),
             attention: layout.matrix(tokens, q, activation),
             delta: layout.matrix(tokens, spec.heads, self.precision.master),
             query_key_value: layout.matrix(tokens, q + 2 * kv, activation),
             tail: tail.then(|| [layout.matrix(rows, q, activation), layout.matrix(tokens, 2 * kv, activation)]),
+        }
+    }
+
+    fn backward_stream(&self, layout: &mut Layout, runs: bool) -> BackwardStream {
+        let (h, activation) = (self.spec.hidden_size, self.precision.activation);
+        let (tokens, rows) = if runs { (self.tokens, self.rows) } else { (0, 0) };
+        BackwardStream {
+            hidden: layout.matrix(tokens, h, activation),
+            stream: self.is_pre_norm().then(|| [layout.matrix(tokens, h, activation), layout.matrix(rows, h, activation)]),
         }
     }
 

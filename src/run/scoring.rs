@@ -10,7 +10,7 @@ use super::terminal::Terminal;
 use super::values::{Device, LabelWords};
 use crate::checkpoint::{Adapter, FrozenModel};
 use crate::data::{Columns, TextTokenizer};
-use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
+use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
 use crate::model::TaskKind;
 use crate::task::{Limits, Outcome, Prediction, Task, Verbalizer, require_labels};
 use crate::usage;
@@ -118,7 +118,8 @@ impl Scoring {
             let prompts = Capacity::for_items(&prompts.set, &head, options.batch_size, false);
             capacity = capacity.union(Capacity { generated: generate, ..prompts });
         }
-        let engine_options = EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0 };
+        let engine_options =
+            EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0, memory: MemoryMode::default() };
         let mut engine = Engine::new(device::open(options.device, &model, terminal)?, &model, engine_options, capacity)?;
         terminal.line(loading_line(engine.loading()));
         engine.load_adapter(&adapter)?;

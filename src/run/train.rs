@@ -14,7 +14,7 @@ use super::trainer::{Session, Trainer, write_text};
 use super::values::{Device, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
 use crate::data::TextTokenizer;
-use crate::engine::{Capacity, Engine, EngineOptions, PrefixInit, PrefixOptions};
+use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixInit, PrefixOptions};
 use crate::model::HeadSpec;
 use crate::task::{Limits, Task, Verbalizer, require_labels};
 use crate::usage;
@@ -235,6 +235,7 @@ impl Prepared {
             hidden_dropout: settings.hidden_dropout,
             attention_dropout: settings.attention_dropout,
             seed: settings.seed,
+            memory: MemoryMode::default(),
         };
         let mut engine = Engine::new(device::open(settings.device, &self.model, terminal)?, &self.model, options, capacity)?;
         engine.initialise(if settings.prefix_init == PrefixStart::Zero { PrefixInit::Zero } else { PrefixInit::Normal });

@@ -2,7 +2,7 @@
 
 use crate::backend::{Activation, DType, NormKind};
 use crate::data::{Feature, FeatureSet, Sequence};
-use crate::engine::{EngineOptions, PrefixOptions};
+use crate::engine::{EngineOptions, MemoryMode, PrefixOptions};
 use crate::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Rotary, Specification, TaskKind};
 
 /// What is trained, and how.
@@ -193,7 +193,7 @@ impl Model {
             dropout: 0.2,
         };
         let head = HeadSpec::new(self.task, self.head, LABELS, &self.spec);
-        EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: 0.1, seed: 7 }
+        EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: 0.1, seed: 7, memory: MemoryMode::default() }
     }
 
     /// Four sequences: as many features, or two of two choices.

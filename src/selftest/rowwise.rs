@@ -7,6 +7,7 @@ use Kind::*;
 pub const OPERATIONS: &[Operation] = &[
     ("embedding", embeddings),
     ("norm, forward", norms_forward),
+    ("norm, output", norm_outputs),
     ("norm, backward", norms_backward),
     ("dropout", masks_are_those_of_the_cpu),
     ("activation", activations),
@@ -84,6 +85,19 @@ pub fn norms_forward(judge: &mut Judge) {
                     out: view[out],
                 });
             });
+        }
+    });
+}
+
+pub fn norm_outputs(judge: &mut Judge) {
+    every(|dtype, place, width| {
+        for shifted in [true, false] {
+            let mut case = Case::new(format!("norm output {width}"), dtype, place);
+            let normalized = case.input(Activation, 7, width, 1.0);
+            let gamma = case.gamma(width);
+            let beta = shifted.then(|| case.input(Master, 1, width, 0.5));
+            let out = case.output(Activation, 7, width, Rounding::Activation);
+            judge.check(&case, |backend, view| backend.norm_output(view[normalized], view[gamma], beta.map(|id| view[id]), view[out]));
         }
     });
 }

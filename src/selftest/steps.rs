@@ -7,7 +7,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DType, Stream};
 use crate::checkpoint::{FrozenModel, StateTensors};
 use crate::data::FeatureSet;
-use crate::engine::{Bytes, Capacity, Engine, StepReport, Update};
+use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, StepReport, Update};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -44,7 +44,11 @@ struct Outcome {
 }
 
 fn engine(model: &Model, frozen: &FrozenModel, set: &FeatureSet, backend: Box<dyn Backend>) -> Result<Engine> {
-    let options = model.options();
+    engine_in(MemoryMode::default(), model, frozen, set, backend)
+}
+
+fn engine_in(memory: MemoryMode, model: &Model, frozen: &FrozenModel, set: &FeatureSet, backend: Box<dyn Backend>) -> Result<Engine> {
+    let options = EngineOptions { memory, ..model.options() };
     let capacity = Capacity::for_items(set, &options.head, set.features.len(), true);
     let mut engine = Engine::new(backend, frozen, options, capacity)?;
     // Larger than the initial values, so that the prefix matters.
@@ -131,6 +135,12 @@ fn attempt(model: &Model, open: &Opener, repetitions: u32, row: &mut Row) -> Res
             None => first = Some(outcome),
             Some(first) => ensure!(*first == outcome, "repetition {repetition} gives other bits"),
         }
+        row.cases += 1;
+    }
+    for mode in MemoryMode::every().filter(|&mode| mode != MemoryMode::default()) {
+        let mut engine = engine_in(mode, model, &frozen, &set, open(activation, 0)?)?;
+        gradients(&mut engine, &set)?;
+        ensure!(first == Some(train(&mut engine, &set)?), "{mode:?} gives other bits than the plain mode");
         row.cases += 1;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use ptune::backend::Backend;
 use ptune::checkpoint::{Adapter, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Sequence};
-use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
+use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
 use ptune::model::{HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -205,6 +205,7 @@ impl Bundle {
             hidden_dropout: 0.0,
             attention_dropout: 0.0,
             seed: 42,
+            memory: MemoryMode::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use ptune::backend::cpu::Cpu;
 use ptune::backend::{Activation, DType, NormKind, Stream};
 use ptune::checkpoint::FrozenModel;
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
-use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
+use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Update};
 use ptune::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Rotary, Specification, TaskKind};
 
 const STEP: u64 = 3;
@@ -219,6 +219,7 @@ fn one_forward_and_backward_serve_every_specification() {
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
+                memory: MemoryMode::default(),
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("{name} {task:?}"));
         }
@@ -274,6 +275,7 @@ fn frozen_language_model_heads() {
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             seed: 7,
+            memory: MemoryMode::default(),
         };
         check_gradients(&model, options, &set, &name);
     }
@@ -298,6 +300,7 @@ fn relative_positions() {
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
+                memory: MemoryMode::default(),
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("span {span} {keys} {queries} {task:?}"));
         }

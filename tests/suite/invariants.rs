@@ -1,11 +1,11 @@
 //! What must not change a result: the number of threads, how a step is cut into micro-batches, how sequences are
 //! packed, a stop in the middle.
 
-use crate::bundle::Bundle;
+use crate::bundle::{BUNDLES, Bundle};
 use ptune::backend::cpu::Cpu;
 use ptune::checkpoint::StateTensors;
 use ptune::data::FeatureSet;
-use ptune::engine::{Capacity, Engine, EngineOptions, StepReport, Update};
+use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, StepReport, Update};
 use std::collections::BTreeMap;
 
 const UPDATE: Update = Update { learning_rate: 1e-2, weight_decay: 0.01, max_grad_norm: Some(1.0) };
@@ -70,6 +70,23 @@ fn three_steps(bundle: &Bundle, options: EngineOptions) -> (State, Vec<StepRepor
     let features: Vec<usize> = (0..8).collect();
     let reports = (0..3).map(|number| step(&mut engine, &set, number, &features, 8)).collect();
     (State::of(&mut engine), reports)
+}
+
+/// Every family, a prefix that begins above the lowest layer too.
+#[test]
+fn memory_modes_give_the_same_bits() {
+    for name in BUNDLES {
+        let bundle = Bundle::open(name);
+        for lowest in [0, 1] {
+            let mut options = options(&bundle);
+            options.prefix.layers.retain(|&layer| layer >= lowest);
+            let plain = three_steps(&bundle, options.clone());
+            for memory in MemoryMode::every() {
+                let options = EngineOptions { memory, ..options.clone() };
+                assert!(three_steps(&bundle, options) == plain, "{name} from layer {lowest}: {memory:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use ptune::backend::DType;
 use ptune::backend::cpu::Cpu;
 use ptune::checkpoint::FrozenModel;
 use ptune::data::{Batch, Feature, FeatureSet, Packing, Sequence};
-use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
+use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Update};
 use ptune::model::{HeadSpec, MaskKind, NormPlace, Positions, Specification};
 
 /// A causal model of random weights, whose positions do not depend on ids.
@@ -31,6 +31,7 @@ fn options(layers: usize, length: usize, head: HeadSpec) -> EngineOptions {
         hidden_dropout: 0.0,
         attention_dropout: 0.0,
         seed: 3,
+        memory: MemoryMode::default(),
     }
 }
 

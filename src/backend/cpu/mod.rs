@@ -246,6 +246,10 @@ impl<T: Number> Backend for Cpu<T> {
         });
     }
 
+    fn norm_output(&mut self, normalized: View, gamma: View, beta: Option<View>, out: View) {
+        norm::output(self.matrix(normalized), self.vector(gamma), beta.map(|view| self.vector(view)), self.matrix(out));
+    }
+
     fn norm_backward(&mut self, arguments: &NormBackward) {
         norm::backward(norm::Backward {
             kind: arguments.kind,

@@ -72,6 +72,17 @@ pub fn forward<T: Real + Element>(arguments: Forward<T>) {
     });
 }
 
+/// out = normalized gamma + beta.
+pub fn output<T: Real + Element>(normalized: Matrix<T>, gamma: &[T], beta: Option<&[T]>, out: Matrix<T>) {
+    parallel_rows(out.rows, |row| {
+        let (x, out) = (normalized.row(row), out.row_mut(row));
+        match beta {
+            Some(beta) => (0..x.len()).for_each(|i| out[i] = x[i] * gamma[i] + beta[i]),
+            None => (0..x.len()).for_each(|i| out[i] = x[i] * gamma[i]),
+        }
+    });
+}
+
 pub struct Backward<'a, T> {
     pub kind: NormKind,
     pub d_out: Matrix<T>,

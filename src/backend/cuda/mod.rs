@@ -175,6 +175,10 @@ impl<D: Driver> Backend for Cuda<D> {
         rowwise::norm_forward(self, arguments);
     }
 
+    fn norm_output(&mut self, normalized: View, gamma: View, beta: Option<View>, out: View) {
+        rowwise::norm_output(self, normalized, gamma, beta, out);
+    }
+
     fn norm_backward(&mut self, arguments: &NormBackward) {
         rowwise::norm_backward(self, arguments);
     }

@@ -78,6 +78,14 @@ pub fn norm_forward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormForward) {
     cuda.launch(for_type!(t, "norm_forward"), [norm.out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
 }
 
+pub fn norm_output<D: Driver>(cuda: &mut Cuda<D>, normalized: View, gamma: View, beta: Option<View>, out: View) {
+    let t = cuda.activation;
+    let arguments = cuda.arguments().matrix(t, normalized).vector(DType::F32, gamma).optional_vector(DType::F32, beta).matrix(t, out);
+    let arguments = arguments.int(out.rows).int(out.cols);
+    let block = norm_block(out.cols);
+    cuda.launch(for_type!(t, "norm_output"), [out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
+}
+
 pub fn norm_backward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormBackward) {
     let t = cuda.activation;
     let (dropout, d_branch) = match norm.dropout {

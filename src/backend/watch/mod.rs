@@ -154,6 +154,10 @@ impl Backend for Watched {
         self.around(|_| work::norm_forward(arguments), |inner| inner.norm_forward(arguments));
     }
 
+    fn norm_output(&mut self, normalized: View, gamma: View, beta: Option<View>, out: View) {
+        self.around(|_| work::norm_output(out), |inner| inner.norm_output(normalized, gamma, beta, out));
+    }
+
     fn norm_backward(&mut self, arguments: &NormBackward) {
         self.around(|_| work::norm_backward(arguments), |inner| inner.norm_backward(arguments));
     }

@@ -83,6 +83,10 @@ pub fn norm_forward(norm: &NormForward) -> Operation {
     Operation::new("norm_forward", read + optional(norm.sum) + bytes(norm.normalized) + bytes(norm.rstd) + bytes(norm.out))
 }
 
+pub fn norm_output(out: View) -> Operation {
+    Operation::new("norm_output", 2 * bytes(out))
+}
+
 pub fn norm_backward(norm: &NormBackward) -> Operation {
     let read = bytes(norm.d_out) + optional(norm.d_residual) + bytes(norm.normalized) + bytes(norm.rstd);
     Operation::new("norm_backward", read + bytes(norm.d_sum) + optional(norm.dropout.map(|(_, _, d_branch)| d_branch)))

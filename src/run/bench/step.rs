@@ -4,7 +4,7 @@ use super::table::{Row, rows, table};
 use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
 use crate::data::{Feature, FeatureSet, Sequence};
-use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions, StepReport, Update};
+use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, StepReport, Update};
 use crate::model::{HeadSpec, Slot, Specification, TaskKind, default_head};
 use crate::run::base::BaseOptions;
 use crate::run::device;
@@ -109,6 +109,7 @@ impl StepOptions {
             hidden_dropout: self.hidden_dropout,
             attention_dropout: self.attention_dropout.unwrap_or(spec.attention_dropout),
             seed: self.seed,
+            memory: MemoryMode::default(),
         }
     }
 

@@ -52,6 +52,7 @@ macro_rules! tests {
 tests! {
     embedding: "embedding",
     norm_forward: "norm, forward",
+    norm_output: "norm, output",
     norm_backward: "norm, backward",
     dropout: "dropout",
     activation: "activation",
