@@ -264,19 +264,22 @@ pub type FileBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// Bytes on their way to the host: called, it waits for them alone and not for what was queued after.
 pub type Readback = Box<dyn FnOnce() -> Vec<u8> + Send>;
 
-pub trait Backend: Instruments + Send {
+/// What the memory plan asks of a backend. To answer, no device is needed.
+pub trait Sizing {
     /// For the log: "cpu, 2 threads".
     fn describe(&self) -> String;
     fn precision(&self) -> Precision;
-
+    /// Whether operations can read matrices in files of the host; where not, the engine copies them into the arena.
+    fn reads_files(&self) -> bool;
     /// Scratch that the operations need for a given shape; the plan reserves it as one region.
     /// Errors: a shape that the backend has no kernel for.
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize>;
+}
+
+pub trait Backend: Sizing + Instruments + Send {
     /// The one allocation of the run, zeroed. `scratch` lies inside it.
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()>;
-    /// Whether operations can read matrices in files of the host; where not, the engine copies them into the arena.
-    fn reads_files(&self) -> bool;
-    /// A read-only file whose bytes operations may read in place. Only where [`Backend::reads_files`].
+    /// A read-only file whose bytes operations may read in place. Only where [`Sizing::reads_files`].
     fn attach(&mut self, file: FileBytes) -> BufferId;
     /// The first thing that went wrong with what was queued; every result since is void.
     fn check(&self) -> anyhow::Result<()>;

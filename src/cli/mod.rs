@@ -4,6 +4,7 @@ mod bench;
 mod convert;
 mod eval;
 mod inspect;
+mod plan;
 mod predict;
 mod selftest;
 mod train;
@@ -39,6 +40,8 @@ enum Command {
     Predict(predict::Arguments),
     /// Tell what a model or an adapter is: sizes, trainable share, memory plan
     Inspect(inspect::Arguments),
+    /// Tell what a run takes, in memory and time, before anything is loaded; within a budget the fastest way to run it
+    Plan(Box<plan::Arguments>),
     /// Convert a PyTorch checkpoint (.bin, .pt) to safetensors of 16 bits; nothing in it is executed
     Convert(convert::Arguments),
     /// Measure speed: whole training steps, or single operations
@@ -147,6 +150,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => eval::run(arguments),
         Command::Predict(arguments) => predict::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Plan(arguments) => plan::run(*arguments),
         Command::Convert(arguments) => convert::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Selftest(arguments) => selftest::run(arguments),

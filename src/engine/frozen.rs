@@ -6,7 +6,7 @@
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
-use crate::backend::{ARENA, Backend, BufferId, DType, Precision, Site, Stream, View, stream_key};
+use crate::backend::{ARENA, Backend, BufferId, DType, Precision, Site, Sizing, Stream, View, stream_key};
 use crate::checkpoint::{Checkpoint, FrozenModel, Tensor, Weights};
 use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, Storage};
 use anyhow::{Result, anyhow, bail};
@@ -185,7 +185,7 @@ impl Placer<'_> {
 
 impl Frozen {
     /// Decides where every tensor lies, of those that a head needs besides too.
-    pub fn lay_out(model: &FrozenModel, backend: &dyn Backend, head: &HeadSpec, layout: &mut Layout) -> Result<Frozen> {
+    pub fn lay_out(model: &FrozenModel, backend: &dyn Sizing, head: &HeadSpec, layout: &mut Layout) -> Result<Frozen> {
         let (spec, precision) = (&model.spec, backend.precision());
         let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new() };
         let has = |slot| spec.shape(slot).is_some();

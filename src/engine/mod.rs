@@ -105,7 +105,22 @@ struct BatchRows {
 impl Engine {
     /// Lays out the run, loads the frozen weights and makes the initial head and prefix (N(0, 0.02)).
     /// Errors: a tensor that fp16 cannot hold, a capacity beyond the position table, not enough memory.
-    pub fn new(mut backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
+    pub fn new(backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
+        let mut engine = Engine::empty(backend, model, options, capacity)?;
+        let started = Instant::now();
+        engine.plan.frozen.load(model, engine.backend.as_mut())?;
+        engine.loading.time = started.elapsed();
+        engine.write_rotations();
+        engine.initialise(PrefixInit::Normal);
+        if engine.made_pooler {
+            engine.make_pooler();
+        }
+        engine.cache_relative();
+        Ok(engine)
+    }
+
+    /// Lays out the run and loads nothing: for those who want to know what a step has to do, not what it computes.
+    pub fn empty(mut backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
         let spec = model.spec.clone();
         options.prefix.check_positions(&spec, capacity.longest + capacity.generated)?;
         let files = if backend.reads_files() { model.files() } else { &[] };
@@ -115,12 +130,10 @@ impl Engine {
         }
         let plan = Plan::new(model, &options, capacity, backend.as_ref())?;
         backend.allocate(plan.total, plan.scratch)?;
-        let started = Instant::now();
-        plan.frozen.load(model, backend.as_mut())?;
-        let loading = Loading { bytes: plan.frozen.loaded_bytes(), mapped: plan.mapped, time: started.elapsed() };
+        let loading = Loading { bytes: plan.frozen.loaded_bytes(), mapped: plan.mapped, time: Duration::ZERO };
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
         let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);
-        let mut engine = Engine {
+        Ok(Engine {
             backend,
             spec,
             options,
@@ -136,14 +149,7 @@ impl Engine {
             made_pooler,
             loading,
             bare: false,
-        };
-        engine.write_rotations();
-        engine.initialise(PrefixInit::Normal);
-        if made_pooler {
-            engine.make_pooler();
-        }
-        engine.cache_relative();
-        Ok(engine)
+        })
     }
 
     pub fn plan(&self) -> &Plan {

@@ -3,6 +3,7 @@
 use crate::data::{FeatureSet, Grouping};
 use crate::model::{HeadSpec, Positions, Specification};
 use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 
 /// The per-layer prefixes (ptuning-v2.md §2.1, §2.2).
 #[derive(Clone, Debug, PartialEq)]
@@ -110,7 +111,8 @@ impl MemoryMode {
 }
 
 /// What the backward makes again instead of the forward keeping it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum Recompute {
     #[default]
     None,
@@ -118,6 +120,17 @@ pub enum Recompute {
     UpProjection,
     /// All of a layer but its down-projection, from its input.
     Layer,
+}
+
+impl Recompute {
+    /// As options name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Recompute::None => "none",
+            Recompute::UpProjection => "up-projection",
+            Recompute::Layer => "layer",
+        }
+    }
 }
 
 /// Initial values of the prefix.

@@ -9,7 +9,7 @@ use super::options::{Capacity, EngineOptions, Recompute};
 use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use super::vocabulary::VocabularyBuffers;
-use crate::backend::{Backend, DType, Precision, ScratchNeed, View};
+use crate::backend::{DType, Precision, ScratchNeed, Sizing, View};
 use crate::checkpoint::FrozenModel;
 use crate::data::Grouping;
 use crate::model::{MaskKind, Output, Pooling, Positions, Specification};
@@ -148,7 +148,7 @@ impl Sizes<'_> {
 
 impl Plan {
     /// Lays the run out on a backend. Errors name what the checkpoint lacks.
-    pub fn new(model: &FrozenModel, options: &EngineOptions, capacity: Capacity, backend: &dyn Backend) -> Result<Plan> {
+    pub fn new(model: &FrozenModel, options: &EngineOptions, capacity: Capacity, backend: &dyn Sizing) -> Result<Plan> {
         let spec = &model.spec;
         let precision = backend.precision();
         let master = precision.master;

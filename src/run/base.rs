@@ -54,6 +54,11 @@ impl BaseOptions {
         }
     }
 
+    /// The model's shape, with weights that nobody reads: only its configuration is looked at.
+    pub fn shape(&self) -> Result<FrozenModel> {
+        FrozenModel::random(&self.config()?, 0)
+    }
+
     /// The directory or the architecture, as it was given.
     pub fn name(&self) -> String {
         match (&self.model, &self.architecture) {

@@ -333,6 +333,48 @@ impl fmt::Display for StepRange {
     }
 }
 
+/// A number of bytes: `24GiB`, `80GB`, `500 MiB`, or a plain number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Scalar", into = "Scalar")]
+pub struct ByteSize(pub usize);
+
+scalar!(ByteSize);
+
+/// Units of bytes, the longer names first.
+const UNITS: [(&str, f64); 9] = [
+    ("KiB", 1024.0),
+    ("MiB", 1048576.0),
+    ("GiB", 1073741824.0),
+    ("TiB", 1099511627776.0),
+    ("kB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+    ("TB", 1e12),
+    ("B", 1.0),
+];
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ByteSize, String> {
+        let lower = text.trim().to_ascii_lowercase();
+        let unit = UNITS.iter().find_map(|(name, size)| Some((lower.strip_suffix(&name.to_ascii_lowercase())?, *size)));
+        let (number, size) = unit.unwrap_or((&lower, 1.0));
+        match number.trim().parse::<f64>() {
+            Ok(number) if number.is_finite() && number > 0.0 && number * size <= (1u64 << 53) as f64 => {
+                Ok(ByteSize((number * size) as usize))
+            }
+            _ => Err(format!("`{text}` is no amount of memory; write for example 24GiB, 80GB or 500MiB")),
+        }
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0)
+    }
+}
+
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Scalar", into = "Scalar")]
@@ -410,6 +452,18 @@ mod tests {
         assert_eq!(LayerSet::from_indices(&[16, 17, 18]).to_string(), "17-19");
         for wrong in ["", "0", "8-5", "a", "1-", "1,,2", "1-99999999"] {
             assert!(wrong.parse::<LayerSet>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in
+            [("24GiB", 24usize << 30), ("80 GB", 80_000_000_000), ("1.5mib", 3 << 19), ("7", 7), ("12B", 12), ("2TiB", 2 << 40)]
+        {
+            assert_eq!(text.parse::<ByteSize>().unwrap().0, bytes);
+        }
+        for wrong in ["", "GiB", "-1GiB", "0", "1e300", "3 PiB", "nan"] {
+            assert!(wrong.parse::<ByteSize>().is_err(), "{wrong}");
         }
     }
 

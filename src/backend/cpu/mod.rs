@@ -154,7 +154,7 @@ impl<T: Number> Cpu<T> {
     }
 }
 
-impl<T: Number> Backend for Cpu<T> {
+impl<T: Number> Sizing for Cpu<T> {
     fn describe(&self) -> String {
         let threads = self.workers.threads;
         format!("cpu, {} threads, {}", threads, <T as Real>::DTYPE.name())
@@ -164,20 +164,22 @@ impl<T: Number> Backend for Cpu<T> {
         Precision { activation: <T as Real>::DTYPE, master: <T as Real>::DTYPE }
     }
 
+    fn reads_files(&self) -> bool {
+        true
+    }
+
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize> {
         let attention = attention::scratch_elements(need);
         Ok(self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>())
     }
+}
 
+impl<T: Number> Backend for Cpu<T> {
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()> {
         self.buffers.allocate(bytes)?;
         self.workers.elements = scratch.len() * scratch.dtype.size() / size_of::<T>() / self.workers.threads;
         self.workers.scratch = self.matrix(View { dtype: <T as Real>::DTYPE, rows: 1, cols: 0, stride: 0, ..scratch }).start;
         Ok(())
-    }
-
-    fn reads_files(&self) -> bool {
-        true
     }
 
     fn attach(&mut self, file: FileBytes) -> BufferId {

@@ -26,7 +26,7 @@ pub fn architectures() -> Option<&'static str> {
 const PIECE: usize = 64 << 10;
 const PIECES: usize = 64;
 /// What a product may use beside its operands: what NVIDIA advises for Hopper, enough for all before it.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 /// More dynamic shared memory than this has to be asked for.
 const PLAIN_SHARED: u32 = 48 << 10;
 

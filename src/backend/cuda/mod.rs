@@ -3,6 +3,7 @@
 //!
 //! Grids and blocks stand beside each launch, with the reason; what a kernel computes stands in its `.cu` file.
 
+mod absent;
 mod arguments;
 mod attention;
 mod device;
@@ -20,6 +21,7 @@ mod scratch;
 mod token_loss;
 mod training;
 
+pub use absent::Absent;
 pub use arguments::Arguments;
 pub use device::{Device, architectures};
 pub use driver::{Address, Driver, Launch, Operand, Product};
@@ -86,7 +88,7 @@ impl<D: Driver> Cuda<D> {
     }
 }
 
-impl<D: Driver> Backend for Cuda<D> {
+impl<D: Driver> Sizing for Cuda<D> {
     fn describe(&self) -> String {
         format!("{}, {}", self.driver.describe(), self.activation.name())
     }
@@ -95,19 +97,21 @@ impl<D: Driver> Backend for Cuda<D> {
         Precision { activation: self.activation, master: DType::F32 }
     }
 
+    fn reads_files(&self) -> bool {
+        false
+    }
+
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
         attention::supports(need.head_dim, need.relative)?;
         Ok(Scratch::bytes(self.driver.workspace_bytes(), need))
     }
+}
 
+impl<D: Driver> Backend for Cuda<D> {
     fn allocate(&mut self, bytes: usize, scratch: View) -> Result<()> {
         self.scratch = Scratch::new(self.driver.workspace_bytes(), scratch);
         self.arena = Arena { start: self.driver.allocate(bytes, scratch.offset)?, bytes };
         Ok(())
-    }
-
-    fn reads_files(&self) -> bool {
-        false
     }
 
     fn attach(&mut self, _: FileBytes) -> BufferId {

@@ -90,7 +90,7 @@ impl Instruments for Watched {
     }
 }
 
-impl Backend for Watched {
+impl Sizing for Watched {
     fn describe(&self) -> String {
         self.inner.describe()
     }
@@ -99,16 +99,18 @@ impl Backend for Watched {
         self.inner.precision()
     }
 
+    fn reads_files(&self) -> bool {
+        self.inner.reads_files()
+    }
+
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
         self.inner.scratch_bytes(need)
     }
+}
 
+impl Backend for Watched {
     fn allocate(&mut self, bytes: usize, scratch: View) -> Result<()> {
         self.inner.allocate(bytes, scratch)
-    }
-
-    fn reads_files(&self) -> bool {
-        self.inner.reads_files()
     }
 
     fn attach(&mut self, file: FileBytes) -> BufferId {

@@ -11,6 +11,7 @@ mod table;
 
 pub use kernels::{KernelOptions, kernels};
 pub use rates::Rates;
+pub(super) use step::random_batch;
 pub use step::{StepOptions, step};
 
 use crate::backend::{Backend, Machine};
@@ -45,7 +46,7 @@ fn header(kind: &str, machine: &Machine, rates: &Rates) -> Value {
 }
 
 /// Fields of another object after those of the first.
-fn joined(mut first: Value, second: Value) -> Value {
+pub(super) fn joined(mut first: Value, second: Value) -> Value {
     if let (Value::Object(first), Value::Object(second)) = (&mut first, second) {
         first.extend(second);
     }
@@ -95,7 +96,7 @@ fn seconds_of(backend: &mut dyn Backend, least: f64, mut run: impl FnMut(&mut dy
 }
 
 /// A number with a unit of the right size: "4.10 TB/s".
-fn with_unit(value: f64, unit: &str) -> String {
+pub(super) fn with_unit(value: f64, unit: &str) -> String {
     for (size, letter) in [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")] {
         if value >= size {
             return format!("{:.4} {letter}{unit}", Digits(value / size));

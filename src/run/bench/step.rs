@@ -146,7 +146,7 @@ fn read_lengths(path: &Path) -> Result<Vec<usize>> {
 
 /// Sequences of random tokens, each a feature of two classes. The first ids are left out: among them are those of
 /// padding and of other special tokens.
-fn random_batch(spec: &Specification, lengths: &[usize], seed: u64) -> FeatureSet {
+pub fn random_batch(spec: &Specification, lengths: &[usize], seed: u64) -> FeatureSet {
     let mut random = crate::backend::Stream::new([seed as u32, (seed >> 32) as u32]);
     let first = 10.min(spec.vocabulary - 1);
     let mut set = FeatureSet { examples: lengths.len(), ..FeatureSet::default() };

@@ -1,0 +1,164 @@
+//! Ways to run one training step: memory mode and size of the micro-batch, each with what it takes. Memory is the engine's
+//! own plan; time is what an engine on a GPU that is not there would have to move and to compute.
+
+use crate::backend::cuda::Absent;
+use crate::backend::{DType, Sizing, watch};
+use crate::checkpoint::FrozenModel;
+use crate::data::FeatureSet;
+use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Plan, Recompute, Region, Update};
+use anyhow::{Context, Result, bail};
+
+/// Rates of a machine: bytes read and written a second, and floating-point operations of matrix products.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    pub copy: f64,
+    pub product: f64,
+}
+
+/// What a step consists of: features of a set, and the room that other uses of the engine (evaluation) want.
+pub struct Workload<'a> {
+    pub set: &'a FeatureSet,
+    /// The features of one step.
+    pub features: Vec<usize>,
+    pub options: EngineOptions,
+    pub besides: Capacity,
+}
+
+impl Workload<'_> {
+    fn capacity(&self, micro_batch: usize) -> Capacity {
+        Capacity::for_items(self.set, &self.options.head, micro_batch, true).union(self.besides)
+    }
+}
+
+/// One way to run the step.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub memory: MemoryMode,
+    /// Features of a micro-batch.
+    pub micro_batch: usize,
+    /// Tokens of the largest micro-batch.
+    pub micro_batch_tokens: usize,
+    /// Bytes of the one allocation, and its parts.
+    pub bytes: usize,
+    pub regions: Vec<Region>,
+    /// Bytes of frozen matrices that are read where their files are mapped.
+    pub mapped: usize,
+}
+
+impl Candidate {
+    pub fn new(model: &FrozenModel, work: &Workload, sizing: &dyn Sizing, memory: MemoryMode, micro_batch: usize) -> Result<Candidate> {
+        let options = EngineOptions { memory, ..work.options.clone() };
+        let capacity = work.capacity(micro_batch);
+        let plan = Plan::new(model, &options, capacity, sizing)?;
+        let micro_batch_tokens = capacity.tokens;
+        Ok(Candidate { memory, micro_batch, micro_batch_tokens, bytes: plan.total, regions: plan.regions, mapped: plan.mapped })
+    }
+}
+
+/// Time of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepTime {
+    pub seconds: f64,
+    /// Floating-point operations of matrix products and attention, those of recomputation too.
+    pub flops: f64,
+}
+
+/// The least time that the step takes at such a speed: each operation as long as its bytes or its FLOPs want, whichever
+/// is longer, one behind the other. `shape` has the model's shape; its weights are not read.
+pub fn step_time(shape: &FrozenModel, work: &Workload, candidate: &Candidate, activation: DType, speed: Speed) -> Result<StepTime> {
+    let options = EngineOptions { memory: candidate.memory, ..work.options.clone() };
+    let (backend, log) = watch::timed(Box::new(Absent::new(activation)));
+    let mut engine = Engine::empty(backend, shape, options, work.capacity(candidate.micro_batch))?;
+    log.start();
+    engine.begin_step(0, work.features.iter().map(|&feature| work.set.targets(feature)).sum());
+    let mut ordinal = 0;
+    for batch in work.features.chunks(candidate.micro_batch) {
+        engine.accumulate(work.set, batch, ordinal)?;
+        ordinal += batch.iter().map(|&feature| work.set.features[feature].sequences).sum::<usize>();
+    }
+    engine.finish_step(&Update { learning_rate: 0.0, weight_decay: 0.0, max_grad_norm: Some(1.0) });
+    let mut time = StepTime { seconds: 0.0, flops: 0.0 };
+    for piece in log.stop().pieces {
+        time.seconds += piece.work.floor(speed.copy, speed.product);
+        time.flops += piece.work.flops;
+    }
+    Ok(time)
+}
+
+/// Sizes of micro-batches to try: the whole step, its half, and so on down to one feature.
+pub fn micro_batches(features: usize) -> Vec<usize> {
+    let mut sizes: Vec<usize> = (0..usize::BITS).map(|shift| features.div_ceil(1 << shift)).collect();
+    sizes.dedup();
+    sizes
+}
+
+/// Of what is allowed the fastest way that fits into `budget` bytes beside `context`; of equally fast ones the one that
+/// recomputes less, then the larger micro-batch. Where none fits, the error says what the least budget is.
+#[allow(clippy::too_many_arguments)]
+pub fn fastest(
+    model: &FrozenModel,
+    shape: &FrozenModel,
+    work: &Workload,
+    sizing: &dyn Sizing,
+    allowed: &[(MemoryMode, Vec<usize>)],
+    budget: usize,
+    context: usize,
+    speed: Speed,
+) -> Result<Candidate> {
+    let mut best: Option<(f64, Candidate)> = None;
+    let mut least: Option<Candidate> = None;
+    for (memory, sizes) in allowed {
+        for &size in sizes {
+            let candidate = Candidate::new(model, work, sizing, *memory, size)?;
+            if least.as_ref().is_none_or(|least| candidate.bytes < least.bytes) {
+                least = Some(candidate.clone());
+            }
+            if candidate.bytes + context > budget {
+                continue;
+            }
+            let seconds = step_time(shape, work, &candidate, half(sizing), speed)?.seconds;
+            if best.as_ref().is_none_or(|(least, _)| seconds < *least) {
+                best = Some((seconds, candidate));
+            }
+            // A smaller micro-batch of the same mode reads the weights more often.
+            break;
+        }
+    }
+    let least = least.context("no way to run the step is allowed")?;
+    match best {
+        Some((_, candidate)) => Ok(candidate),
+        None => bail!(
+            "a budget of {} is too small: at least {} are needed (recompute {}, micro-batches of {} tokens{})",
+            Bytes(budget),
+            Bytes(least.bytes + context),
+            least.memory.recompute.name(),
+            least.micro_batch_tokens,
+            if context > 0 { format!(", {} of CUDA context included", Bytes(context)) } else { String::new() }
+        ),
+    }
+}
+
+/// The 16-bit type that a GPU would compute in.
+fn half(sizing: &dyn Sizing) -> DType {
+    match sizing.precision().activation {
+        DType::BF16 => DType::BF16,
+        _ => DType::F16,
+    }
+}
+
+/// The modes that are allowed where `recompute` may be said.
+pub fn modes(recompute: Option<Recompute>) -> Vec<MemoryMode> {
+    MemoryMode::every().filter(|mode| recompute.is_none_or(|recompute| mode.recompute == recompute)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::micro_batches;
+
+    #[test]
+    fn micro_batches_halve() {
+        assert_eq!(micro_batches(5), [5, 3, 2, 1]);
+        assert_eq!(micro_batches(1), [1]);
+        assert_eq!(micro_batches(8), [8, 4, 2, 1]);
+    }
+}

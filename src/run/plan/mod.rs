@@ -1,0 +1,312 @@
+//! `ptune plan`: what a run takes, in memory and time, before anything is loaded.
+
+mod candidates;
+
+pub use candidates::{Candidate, Speed, StepTime, Workload, fastest, micro_batches, modes, step_time};
+
+use super::base::BaseOptions;
+use super::bench::{Report, random_batch, with_unit};
+use super::memory::{grouped, readable};
+use super::settings::check_size;
+use super::values::{ByteSize, Device, Offset};
+use crate::backend::cpu::Cpu;
+use crate::backend::cuda::Absent;
+use crate::backend::{DType, Sizing};
+use crate::checkpoint::FrozenModel;
+use crate::engine::{Bytes, Capacity, EngineOptions, MemoryMode, PrefixOptions, Recompute};
+use crate::model::{HeadSpec, Slot, TaskKind, default_head};
+use crate::run::device;
+use crate::usage;
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// What a CUDA context with this program's kernels and cuBLAS takes of a GPU's memory, where nobody measured it.
+pub const ASSUMED_CONTEXT: usize = 512 << 20;
+
+/// An H200's, from measurements of others: 790 TFLOP/s in large fp16 products, 4.3 TB/s in copies (cuda.md §2.5).
+const ASSUMED_SPEED: Speed = Speed { copy: 4.3e12, product: 790e12 };
+
+/// What the host holds of its own beside batches: pinned pieces, and a window of each file that is loaded.
+const HOST: usize = 256 << 20;
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct PlanOptions {
+    #[command(flatten)]
+    pub base: BaseOptions,
+    /// Prefix positions per layer; 0 trains the head alone
+    #[arg(long, value_name = "N", default_value_t = 20, help_heading = "Step")]
+    pub prefix_length: usize,
+    /// Train the prefix through a two-layer tanh MLP of this hidden size [without a value: 512]
+    #[arg(long, value_name = "HIDDEN", num_args = 0..=1, default_missing_value = "512", help_heading = "Step")]
+    pub prefix_projection: Option<usize>,
+    /// Tokens of an optimizer step [default: 16384]
+    #[arg(long, value_name = "N", conflicts_with = "batch_size", help_heading = "Step")]
+    pub tokens_per_step: Option<usize>,
+    /// Sequences of an optimizer step, in place of --tokens-per-step
+    #[arg(long, value_name = "N", help_heading = "Step")]
+    pub batch_size: Option<usize>,
+    /// Length of every sequence
+    #[arg(long, value_name = "L", default_value_t = 512, help_heading = "Step")]
+    pub length: usize,
+    /// Token positions: shifted by the prefix length, or unshifted [default: shifted; unshifted where the model is too short]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = "Step")]
+    pub positions: Option<Offset>,
+
+    /// Most memory that may be used, as 24GiB or 80GB: picks the fastest mode that fits, and the largest micro-batch
+    #[arg(long, value_name = "SIZE", help_heading = "Memory")]
+    pub budget: Option<ByteSize>,
+    /// What the backward makes again: none, up-projection or layer [default: what --budget wants; else none]
+    #[arg(long, value_name = "WHAT", hide_possible_values = true, help_heading = "Memory")]
+    pub recompute: Option<Recompute>,
+    /// Tokens of a micro-batch at most [default: the step's, or what --budget wants]
+    #[arg(long, value_name = "N", help_heading = "Memory")]
+    pub micro_batch_tokens: Option<usize>,
+    /// What the CUDA context takes, where it was measured [default: 512MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Memory")]
+    pub context: Option<ByteSize>,
+
+    /// cuda (a GPU, there or not) or cpu
+    #[arg(long, value_name = "DEVICE", default_value = "cuda", help_heading = "Machine")]
+    pub device: Device,
+    /// Rate of large matrix products, in TFLOP/s [default: an H200's, 790]
+    #[arg(long, value_name = "X", help_heading = "Machine")]
+    pub tflops: Option<f64>,
+    /// Rate of copies, read and written bytes counted, in TB/s [default: an H200's, 4.3]
+    #[arg(long, value_name = "X", help_heading = "Machine")]
+    pub bandwidth: Option<f64>,
+}
+
+impl PlanOptions {
+    fn validate(&self) -> Result<()> {
+        // A shape is enough.
+        BaseOptions { random_weights: self.base.random_weights.or(self.base.architecture.as_ref().map(|_| 0)), ..self.base.clone() }
+            .validate()?;
+        for (flag, value, least) in [
+            ("prefix-length", Some(self.prefix_length), 0),
+            ("prefix-projection", self.prefix_projection, 1),
+            ("tokens-per-step", self.tokens_per_step, 1),
+            ("batch-size", self.batch_size, 1),
+            ("length", Some(self.length), 1),
+            ("micro-batch-tokens", self.micro_batch_tokens, 1),
+        ] {
+            check_size(flag, value, least)?;
+        }
+        for (flag, rate) in [("tflops", self.tflops), ("bandwidth", self.bandwidth)] {
+            if let Some(rate) = rate.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
+                usage!("--{flag} {rate}: must be above 0 and finite");
+            }
+        }
+        if let Some(tokens) = self.micro_batch_tokens.filter(|&tokens| tokens < self.length) {
+            usage!("--micro-batch-tokens {tokens}: a sequence has --length {} tokens", self.length);
+        }
+        Ok(())
+    }
+
+    fn speed(&self) -> Speed {
+        Speed {
+            copy: self.bandwidth.map_or(ASSUMED_SPEED.copy, |rate| rate * 1e12),
+            product: self.tflops.map_or(ASSUMED_SPEED.product, |rate| rate * 1e12),
+        }
+    }
+
+    /// Lengths of the step's sequences.
+    fn lengths(&self) -> Vec<usize> {
+        let tokens = match (self.tokens_per_step, self.batch_size) {
+            (_, Some(sequences)) => sequences * self.length,
+            (tokens, None) => tokens.unwrap_or(16384),
+        };
+        let mut lengths = vec![self.length; tokens / self.length];
+        lengths.extend(Some(tokens % self.length).filter(|&rest| rest > 0));
+        lengths
+    }
+}
+
+/// What a plan is made for.
+struct Planned {
+    shape: FrozenModel,
+    /// The device's type of activations.
+    half: DType,
+    sizing: Box<dyn Sizing>,
+    context: usize,
+    speed: Speed,
+}
+
+/// Plans a training step, and chooses its mode where there is a budget.
+pub fn plan(options: &PlanOptions) -> Result<Report> {
+    options.validate()?;
+    let shape = options.base.shape()?;
+    let half = device::half(shape.dtype(Slot::WordEmbedding)?);
+    let on_gpu = options.device != Device::Cpu;
+    // On the CPU a model's own files are read where they are mapped.
+    let model =
+        if on_gpu || options.base.random_weights.is_some() || options.base.model.is_none() { None } else { Some(options.base.open()?) };
+    let planned = Planned {
+        sizing: if on_gpu { Box::new(Absent::new(half)) } else { Box::new(Cpu::<f32>::new()) },
+        context: if on_gpu { options.context.map_or(ASSUMED_CONTEXT, |size| size.0) } else { 0 },
+        speed: options.speed(),
+        shape,
+        half,
+    };
+    let spec = &planned.shape.spec;
+    let head = HeadSpec::new(TaskKind::Classification, default_head(spec, TaskKind::Classification), 2, spec);
+    let longest = options.length;
+    let fits = spec.longest_sequence(options.prefix_length) >= longest;
+    let shifted = options.positions.map_or(spec.shifts() && fits, |positions| positions == Offset::Shifted);
+    let engine_options = EngineOptions {
+        prefix: PrefixOptions {
+            length: options.prefix_length,
+            layers: (0..spec.layers).collect(),
+            projection: options.prefix_projection,
+            shifted,
+            dropout: 0.1,
+        },
+        head,
+        hidden_dropout: 0.1,
+        attention_dropout: spec.attention_dropout,
+        seed: 0,
+        memory: MemoryMode::default(),
+    };
+    let lengths = options.lengths();
+    let set = random_batch(spec, &lengths, 0);
+    let features = (0..lengths.len()).collect();
+    let work = Workload { set: &set, features, options: engine_options, besides: Capacity::default() };
+    let frozen = model.as_ref().unwrap_or(&planned.shape);
+
+    let largest = options.micro_batch_tokens.map_or(lengths.len(), |tokens| (tokens / options.length).min(lengths.len()));
+    let sizes = micro_batches(largest);
+    let allowed: Vec<(MemoryMode, Vec<usize>)> = modes(options.recompute).into_iter().map(|mode| (mode, sizes.clone())).collect();
+    let chosen = match options.budget {
+        Some(budget) => {
+            fastest(frozen, &planned.shape, &work, planned.sizing.as_ref(), &allowed, budget.0, planned.context, planned.speed)?
+        }
+        None => Candidate::new(frozen, &work, planned.sizing.as_ref(), allowed[0].0, largest)?,
+    };
+    let time = planned.time(&work, &chosen)?;
+    // Beside it, every mode of the same micro-batch.
+    let mut others = Vec::new();
+    for mode in MemoryMode::every() {
+        let candidate = Candidate::new(frozen, &work, planned.sizing.as_ref(), mode, chosen.micro_batch)?;
+        others.push((planned.time(&work, &candidate)?, candidate));
+    }
+    Ok(Report { text: planned.text(options, &work, &chosen, time, &others), json: planned.json(options, &work, &chosen, time, &others) })
+}
+
+impl Planned {
+    fn time(&self, work: &Workload, candidate: &Candidate) -> Result<StepTime> {
+        step_time(&self.shape, work, candidate, self.half, self.speed)
+    }
+
+    fn peak(&self, candidate: &Candidate) -> usize {
+        candidate.bytes + self.context
+    }
+
+    fn host_peak(&self, candidate: &Candidate) -> usize {
+        HOST + candidate.mapped + if self.context == 0 { candidate.bytes } else { 0 }
+    }
+
+    fn text(&self, options: &PlanOptions, work: &Workload, chosen: &Candidate, time: StepTime, others: &[(StepTime, Candidate)]) -> String {
+        let spec = &self.shape.spec;
+        let tokens: usize = work.features.iter().map(|&feature| work.set.tokens(feature)).sum();
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{name:<20} {value}");
+        };
+        let (parameters, h) = (grouped(spec.parameters() as u64), spec.hidden_size);
+        line("model", format!("{}: {parameters} parameters, {} layers of {h}", options.base.name(), spec.layers));
+        let sequences = grouped(work.features.len() as u64);
+        line("step", format!("{} tokens in {sequences} sequences; prefix {}", grouped(tokens as u64), options.prefix_length));
+        let batches = work.features.len().div_ceil(chosen.micro_batch);
+        let micro_batches = format!("{batches} micro-batch{}", if batches == 1 { "" } else { "es" });
+        let of = grouped(chosen.micro_batch_tokens as u64);
+        line("mode", format!("recompute {}; {micro_batches} of up to {of} tokens", chosen.memory.recompute.name()));
+        for region in &chosen.regions {
+            line(&format!("  {}", region.name), format!("{:>10}  {}", Bytes(region.bytes).to_string(), region.formula));
+        }
+        if self.context > 0 {
+            let how = if options.context.is_some() { "as given" } else { "assumed" };
+            line("  CUDA context", format!("{:>10}  {how}", Bytes(self.context).to_string()));
+        }
+        line("memory", format!("{:>10}  planned, in all", Bytes(self.peak(chosen)).to_string()));
+        if chosen.mapped > 0 {
+            line("mapped", format!("{:>10}  frozen matrices read in their files", Bytes(chosen.mapped).to_string()));
+        }
+        line("host", format!("{:>10}  at most", Bytes(self.host_peak(chosen)).to_string()));
+        line(
+            "time",
+            format!(
+                "{:.1} ms a step at least, {} tokens/s at most, at {} in products and {} in copies ({})",
+                1e3 * time.seconds,
+                grouped((tokens as f64 / time.seconds).round() as u64),
+                with_unit(self.speed.product, "FLOP/s"),
+                with_unit(self.speed.copy, "B/s"),
+                if options.tflops.is_some() || options.bandwidth.is_some() { "as given" } else { "an H200's, assumed" }
+            ),
+        );
+        let _ = writeln!(text, "\n{:<20} {:>10} {:>12} {:>12}", "recompute", "memory", "ms a step", "FLOPs more");
+        let plain = others.first().map_or(time.flops, |(time, _)| time.flops);
+        for (time, candidate) in others {
+            let _ = writeln!(
+                text,
+                "{:<20} {:>10} {:>12.1} {:>11.1}%",
+                candidate.memory.recompute.name(),
+                Bytes(self.peak(candidate)).to_string(),
+                1e3 * time.seconds,
+                100.0 * (time.flops / plain - 1.0)
+            );
+        }
+        text
+    }
+
+    fn json(&self, options: &PlanOptions, work: &Workload, chosen: &Candidate, time: StepTime, others: &[(StepTime, Candidate)]) -> Value {
+        let mut parts: Vec<Value> =
+            chosen.regions.iter().map(|part| json!({"name": part.name, "bytes": part.bytes, "formula": part.formula})).collect();
+        if self.context > 0 {
+            parts.push(json!({"name": "CUDA context", "bytes": self.context, "formula": if options.context.is_some() { "given" } else { "assumed" }}));
+        }
+        let mode = |candidate: &Candidate, time: StepTime| {
+            json!({
+                "recompute": candidate.memory.recompute.name(),
+                "micro_batch_tokens": candidate.micro_batch_tokens,
+                "device_peak_bytes": self.peak(candidate),
+                "step_seconds": time.seconds,
+                "step_flops": time.flops,
+            })
+        };
+        json!({
+            "kind": "plan",
+            "schema": 1,
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": options.base.name(),
+            "parameters": self.shape.spec.parameters(),
+            "tokens_per_step": work.features.iter().map(|&feature| work.set.tokens(feature)).sum::<usize>(),
+            "length": options.length,
+            "prefix_length": options.prefix_length,
+            "recompute": chosen.memory.recompute.name(),
+            "micro_batch_tokens": chosen.micro_batch_tokens,
+            "micro_batches": work.features.len().div_ceil(chosen.micro_batch),
+            "device_peak_bytes": if self.context > 0 { json!(self.peak(chosen)) } else { json!(0) },
+            "host_peak_bytes": self.host_peak(chosen),
+            "parts": parts,
+            "mapped_bytes": chosen.mapped,
+            "step_seconds": time.seconds,
+            "step_flops": time.flops,
+            "product_flops_per_second": self.speed.product,
+            "copy_bytes_per_second": self.speed.copy,
+            "modes": others.iter().map(|(time, candidate)| mode(candidate, *time)).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A line for the log of a run whose mode a budget has chosen.
+pub fn choice_line(chosen: &Candidate, budget: usize) -> String {
+    format!(
+        "budget of {}: recompute {}, micro-batches of {} ({} tokens at most), {} planned",
+        Bytes(budget),
+        chosen.memory.recompute.name(),
+        chosen.micro_batch,
+        grouped(chosen.micro_batch_tokens as u64),
+        readable(chosen.bytes as u64)
+    )
+}
