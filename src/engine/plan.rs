@@ -53,8 +53,9 @@ pub struct ForwardScratch {
     /// The residual stream, where it is not the branches' input (pre-norm).
     pub stream: Option<[View; 2]>,
     /// Embeddings, where they are narrower than the hidden size.
-    pub embedded: Option<[View; 2]>,
-    pub embedding_norm: NormBuffers,
+    pub embedded: Option<View>,
+    /// What the first layer's norm keeps, where it does not directly follow the sum of the embeddings.
+    pub entry_norm: Option<NormBuffers>,
     pub branch: View,
     pub feed_forward: View,
     /// Rows of the last layer's input that the head's queries stand on: hidden and stream.
@@ -396,13 +397,14 @@ impl Sizes<'_> {
         let mut pair = |rows, width| [layout.matrix(rows, width, activation), layout.matrix(rows, width, activation)];
         let hidden = pair(tokens, h);
         let stream = (spec.norm_place == NormPlace::Pre).then(|| pair(tokens, h));
-        let embedded = (spec.embedding_size != h).then(|| pair(tokens, spec.embedding_size));
+        let narrow = spec.embedding_size != h;
+        let entry_apart = stream.is_some() && (narrow || spec.embedding_norm);
         let tail = tail.then(|| pair(rows, h));
         ForwardScratch {
             hidden,
             stream,
-            embedded,
-            embedding_norm: self.norm(layout, tokens, h.max(spec.embedding_size)),
+            embedded: narrow.then(|| layout.matrix(tokens, spec.embedding_size, activation)),
+            entry_norm: entry_apart.then(|| self.norm(layout, tokens, h)),
             branch: layout.matrix(tokens, h, activation),
             feed_forward: layout.matrix(tokens, spec.ffn_size, activation),
             tail,
