@@ -1,44 +1,112 @@
-// embed.cu: out[t] = word[ids[t]] + position[positions[t]] + token_type[types[t]].
+// embed.cu: sums of embeddings, their norm and their dropout.
 //
-// out [rows, width], contiguous; tables [*, width], contiguous. `position` and `token_type` may be null.
-// Bytes moved: (tables + 1) * rows * width * 2 and 4 a table and row. FLOPs: (tables - 1) * rows * width.
-// Launch: block 256, grid ceil(rows * ceil(width / 8) / 256), or any other: the loop strides over the grid.
-#include "numbers.cuh"
+// x = word[ids[t]] + position[positions[t]] + token_type[types[t]] in float.
+// Without gamma:      out = dropout(x).
+// With gamma:         out = dropout(norm(x)).                        (post-norm: what the layers read)
+// With gamma and sum: sum = dropout(x), out = norm(sum as stored).   (pre-norm: the stream, and what the layers read)
+// norm: normalized = (x - mean) * rstd, rounded as it is stored (where `normalized` and `rstd` are not null), times gamma
+// plus beta; RMSNorm: mean = 0 and no beta.
+//
+// Tables [*, width], contiguous; `position` and `token_type` may be null. out, sum, normalized [rows, width]; gamma, beta
+// [width] and rstd [rows] in float.
+// Bytes moved a row: 2 * width * (tables + out, sum, normalized where there are), 4 a table, 4 for rstd.
+// FLOPs: (tables - 1) an element, about 8 more with a norm.
+// Launch: that of normalisation.cuh.
+#include "normalisation.cuh"
+#include "philox.cuh"
+
+#include <type_traits>
 
 namespace {
 
-template <class T>
-__device__ __forceinline__ void embed(const T* __restrict__ word, const T* __restrict__ position, const T* __restrict__ token_type,
-                                      const int* __restrict__ ids, const int* __restrict__ positions, const int* __restrict__ types,
-                                      T* __restrict__ out, int rows, int width) {
-    const int packs = (width + 7) / 8;
-    const bool wide = rows_are_wide(word, width) && rows_are_wide(out, width) && rows_are_wide(position, width) && rows_are_wide(token_type, width);
-    const int64_t total = static_cast<int64_t>(rows) * packs, stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-    for (int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; item < total; item += stride) {
-        const int row = static_cast<int>(item / packs), column = static_cast<int>(item % packs) * 8;
-        float sum[8], term[8];
-        load_some(row_of(word, ids[row], width), column, width, wide, sum);
-        if (position) {
-            load_some(row_of(position, positions[row], width), column, width, wide, term);
+template <bool kWide, class T>
+__device__ __forceinline__ void add_row(const T* row, int width, float (&x)[kPacks][8]) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) sum[i] += term[i];
-        }
-        if (token_type) {
-            load_some(row_of(token_type, types[row], width), column, width, wide, term);
+    for (int p = 0; p < kPacks; ++p) {
+        float term[8];
+        load_pack<kWide>(row, column_of(p), width, term);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) sum[i] += term[i];
-        }
-        store_some(row_of(out, row, width), column, width, wide, sum);
+        for (int i = 0; i < 8; ++i) x[p][i] += term[i];
     }
+}
+
+// The dropout of the row, where there is one, and the row's place in memory.
+template <class T, bool kWide>
+__device__ __forceinline__ void store_row(float (&x)[kPacks][8], const Dropout& dropout, uint32_t ordinal, uint32_t token, T* to, int width) {
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) {
+        const int column = column_of(p);
+        if (column >= width) continue;
+        if (dropout.threshold) apply_dropout(x[p], dropout, ordinal, token, 0, column);
+        store_some(to, column, width, kWide, x[p]);
+    }
+}
+
+template <class T, bool kWide>
+__device__ __forceinline__ void embed_row(const T* word, const T* position, const T* token_type, const Dropout& dropout, uint32_t ordinal,
+                                          uint32_t token, int kind, float epsilon, const float* gamma, const float* beta, T* sum,
+                                          T* normalized, float* rstd, T* out, int width) {
+    float x[kPacks][8];
+#pragma unroll
+    for (int p = 0; p < kPacks; ++p) load_pack<kWide>(word, column_of(p), width, x[p]);
+    if (position) add_row<kWide>(position, width, x);
+    if (token_type) add_row<kWide>(token_type, width, x);
+    if (sum) {
+        store_row<T, kWide>(x, dropout, ordinal, token, sum, width);
+        // As it was stored, so that the norm of the stored sum gives the same bits.
+#pragma unroll
+        for (int p = 0; p < kPacks; ++p) round_pack<T>(x[p]);
+    }
+    if (gamma) {
+        const float scale = centre_row<kWide>(kind, epsilon, x, width);
+        if (rstd && threadIdx.x == 0) *rstd = scale;
+#pragma unroll
+        for (int p = 0; p < kPacks; ++p) {
+            const int column = column_of(p);
+            if (column >= width) continue;
+            normalize_pack<T>(x[p], scale);
+            if (normalized) store_some(normalized, column, width, kWide, x[p]);
+            scale_pack<kWide>(x[p], gamma, beta, column, width);
+        }
+    }
+    store_row<T, kWide>(x, sum ? Dropout{} : dropout, ordinal, token, out, width);
+}
+
+template <class T>
+__device__ __forceinline__ void embed(const T* word, const T* position, const T* token_type, const int* ids, const int* positions,
+                                      const int* types, const Dropout& dropout, const int* ordinals, const int* tokens, int kind,
+                                      float epsilon, const float* gamma, const float* beta, T* sum, int ld_sum, T* normalized,
+                                      int ld_normalized, float* rstd, T* out, int ld_out, int rows, int width) {
+    const int row = blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= rows) return;  // whole x-rows of threads leave
+    // What is absent is at address 0, which is aligned.
+    const bool wide = width % 8 == 0 && rows_are_wide(word, width) && rows_are_wide(position, width) && rows_are_wide(token_type, width) &&
+                      rows_are_wide(gamma, 0) && rows_are_wide(beta, 0) && rows_are_wide(sum, ld_sum) &&
+                      rows_are_wide(normalized, ld_normalized) && rows_are_wide(out, ld_out);
+    const uint32_t ordinal = dropout.threshold ? ordinals[row] : 0, token = dropout.threshold ? tokens[row] : 0;
+    auto body = [&](auto is_wide) {
+        embed_row<T, decltype(is_wide)::value>(
+            row_of(word, ids[row], width), position ? row_of(position, positions[row], width) : nullptr,
+            token_type ? row_of(token_type, types[row], width) : nullptr, dropout, ordinal, token, kind, epsilon, gamma, beta,
+            optional_row(sum, row, ld_sum), optional_row(normalized, row, ld_normalized), rstd ? rstd + row : nullptr,
+            row_of(out, row, ld_out), width);
+    };
+    if (wide)
+        body(std::true_type());
+    else
+        body(std::false_type());
 }
 
 }  // namespace
 
 #define ENTRIES(T, suffix)                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256)                                                                                   \
-        embed_##suffix(const T* word, const T* position, const T* token_type, const int* ids, const int* positions, const int* types,   \
-                       T* out, int rows, int width) {                                                                                   \
-        embed<T>(word, position, token_type, ids, positions, types, out, rows, width);                                                  \
+    extern "C" __global__ void __launch_bounds__(kThreads) embed_##suffix(                                                              \
+        const T* word, const T* position, const T* token_type, const int* ids, const int* positions, const int* types, uint32_t key0,   \
+        uint32_t key1, uint32_t threshold, float scale, const int* ordinals, const int* tokens, int kind, float epsilon,                \
+        const float* gamma, const float* beta, T* sum, int ld_sum, T* normalized, int ld_normalized, float* rstd, T* out, int ld_out,   \
+        int rows, int width) {                                                                                                          \
+        embed<T>(word, position, token_type, ids, positions, types, {key0, key1, threshold, scale}, ordinals, tokens, kind, epsilon,    \
+                 gamma, beta, sum, ld_sum, normalized, ld_normalized, rstd, out, ld_out, rows, width);                                  \
     }                                                                                                                                   \
     KERNEL_ENTRY(embed_##suffix);
 FOR_BOTH_HALVES(ENTRIES)

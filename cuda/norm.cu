@@ -9,46 +9,15 @@
 //           d_branch = dropout(d_sum). RMSNorm: without mean(g).
 //
 // All matrices are [rows, width]; gamma, beta [width] and rstd [rows] in float. d_sum may be d_out or d_residual.
-// Bytes moved a row: forward 2 * width * (residual, branch, normalized, out, sum where there are); output 4 * width; backward 2 * width *
-// (d_out, normalized, d_sum, d_residual, d_branch where there are). FLOPs: about 8 and 10 an element.
-// Launch: block (32, 4) where width <= 1024: a warp a row, no barrier; else (32 * ceil(width / 1024), 1): a block a row.
-// Grid ceil(rows / block.y). Width at most 16384: a thread keeps four packs of 8 columns in registers.
+// Bytes moved a row: forward 2 * width * (residual, branch, normalized, out, sum where there are); output 4 * width;
+// backward 2 * width * (d_out, normalized, d_sum, d_residual, d_branch where there are). FLOPs: about 8 and 10 an element.
+// Launch: that of normalisation.cuh.
+#include "normalisation.cuh"
 #include "philox.cuh"
-#include "reduce.cuh"
 
 #include <type_traits>
 
 namespace {
-
-constexpr int kLayerNorm = 0;
-constexpr int kPacks = 4;
-constexpr int kThreads = 512;
-
-// This thread's pack number `pack` of its row.
-__device__ __forceinline__ int column_of(int pack) { return (threadIdx.x + pack * blockDim.x) * 8; }
-
-// A pack of 8 columns. `kWide`: the width is a multiple of 8 and every row is aligned, so that loads are unconditional
-// but for the end of the row and the compiler may issue all of them at once.
-template <bool kWide, class T>
-__device__ __forceinline__ void load_pack(const T* row, int column, int width, float (&to)[8]) {
-    if (column < width) {
-        load_some(row, column, width, kWide, to);
-    } else {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) to[i] = 0.0f;
-    }
-}
-
-// out = x * gamma + beta of a pack of 8 columns.
-template <bool kWide, class T>
-__device__ __forceinline__ void store_output(float (&x)[8], const float* gamma, const float* beta, T* out, int column, int width) {
-    float weight[8], bias[8];
-    load_some(gamma, column, width, kWide, weight);
-    if (beta) load_some(beta, column, width, kWide, bias);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = fmaf(x[i], weight[i], beta ? bias[i] : 0.0f);
-    store_some(out, column, width, kWide, x);
-}
 
 template <class T, bool kWide>
 __device__ __forceinline__ void norm_forward_row(int kind, float epsilon, const T* residual, const T* branch, const Dropout& dropout,
@@ -70,38 +39,20 @@ __device__ __forceinline__ void norm_forward_row(int kind, float epsilon, const 
     if (sum) {
 #pragma unroll
         for (int p = 0; p < kPacks; ++p) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[p][i] = to_float(from_float<T>(x[p][i]));
+            round_pack<T>(x[p]);
             if (column_of(p) < width) store_some(sum, column_of(p), width, kWide, x[p]);
         }
     }
-    float mean = 0.0f;
-    if (kind == kLayerNorm) {
-        float total = 0.0f;
-#pragma unroll
-        for (int p = 0; p < kPacks; ++p)
-#pragma unroll
-            for (int i = 0; i < 8; ++i) total += x[p][i];
-        mean = row_sum(total) / width;
-    }
-    float squares = 0.0f;
-#pragma unroll
-    for (int p = 0; p < kPacks; ++p)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            x[p][i] -= mean;
-            if (column_of(p) + (kWide ? 0 : i) < width) squares += x[p][i] * x[p][i];
-        }
-    const float scale = 1.0f / sqrtf(row_sum(squares) / width + epsilon);
+    const float scale = centre_row<kWide>(kind, epsilon, x, width);
     if (threadIdx.x == 0) *rstd = scale;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
         const int column = column_of(p);
         if (column >= width) continue;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[p][i] = to_float(from_float<T>(x[p][i] * scale));
+        normalize_pack<T>(x[p], scale);
         store_some(normalized, column, width, kWide, x[p]);
-        store_output<kWide>(x[p], gamma, beta, out, column, width);
+        scale_pack<kWide>(x[p], gamma, beta, column, width);
+        store_some(out, column, width, kWide, x[p]);
     }
 }
 
@@ -113,7 +64,8 @@ __device__ __forceinline__ void norm_output_row(const T* normalized, const float
         if (column >= width) continue;
         float x[8];
         load_some(normalized, column, width, kWide, x);
-        store_output<kWide>(x, gamma, beta, out, column, width);
+        scale_pack<kWide>(x, gamma, beta, column, width);
+        store_some(out, column, width, kWide, x);
     }
 }
 
@@ -159,12 +111,6 @@ __device__ __forceinline__ void norm_backward_row(int kind, const T* d_out, cons
             store_some(d_branch, column, width, kWide, g[p]);
         }
     }
-}
-
-// The row of a matrix that may be absent.
-template <class T>
-__device__ __forceinline__ T* optional_row(T* matrix, int row, int ld) {
-    return matrix ? row_of(matrix, row, ld) : nullptr;
 }
 
 template <class T>

@@ -88,15 +88,31 @@ impl Rows {
     }
 }
 
-/// out\[t\] = word\[ids\[t\]\] + position\[positions\[t\]\] + token_type\[types\[t\]\].
-pub struct Embed {
+/// x\[t\] = word\[ids\[t\]\] + position\[positions\[t\]\] + token_type\[types\[t\]\]; out = dropout(x), or where a norm
+/// follows dropout(norm(x)). Where the norm keeps the stream it stands behind the dropout.
+pub struct Embed<'a> {
     pub word: View,
     pub position: Option<View>,
     pub token_type: Option<View>,
     pub ids: View,
     pub positions: View,
     pub types: View,
+    pub dropout: Option<(Dropout, &'a Rows)>,
+    pub norm: Option<EmbedNorm>,
     pub out: View,
+}
+
+/// The norm behind the embeddings: normalized = (x - mean) * rstd; out = normalized * gamma + beta, computed from
+/// `normalized` as it would be stored.
+pub struct EmbedNorm {
+    pub kind: NormKind,
+    pub epsilon: f64,
+    pub gamma: View,
+    pub beta: Option<View>,
+    /// The residual stream of a pre-norm model: stream = dropout(x), and out = norm(stream).
+    pub stream: Option<View>,
+    /// `normalized`, and `rstd` of one value a row, where somebody wants them.
+    pub kept: Option<[View; 2]>,
 }
 
 /// sum = residual + dropout(branch); normalized = (sum - mean) * rstd; out = normalized * gamma + beta, computed from

@@ -5,7 +5,7 @@
 use super::activations::{LayerInput, NormBuffers};
 use super::frozen::{Linear, Norm};
 use super::{BatchRows, Engine, Mode};
-use crate::backend::{Attention, Backend, Embed, NormForward, Prefix, Rotary, Rows, Site, View};
+use crate::backend::{Attention, Backend, Embed, EmbedNorm, NormForward, Prefix, Rotary, Rows, Site, View};
 use crate::model::NormPlace;
 
 /// out's columns = those outputs of x's linear layer, `parts` being its rows in order.
@@ -28,19 +28,28 @@ impl Engine {
         self.plan.reach.tail && layer + 1 == self.spec.layers
     }
 
+    /// Sums of embeddings, their norm and dropout: one operation, with the first layer's norm too where that directly
+    /// follows. A narrow sum is then projected.
     pub(super) fn forward_embeddings(&mut self, mode: Mode, rows: &BatchRows) {
         let count = rows.all.count;
-        let (scratch, input) = (&self.plan.entry, self.plan.inputs[0]);
-        let (batch, frozen) = (&self.plan.batch, &self.plan.frozen);
-        let entry = frozen.entry_norm(&self.spec);
-        // The branches' first input, before and after the embeddings' own norm; or the stream where that is another.
-        let target = input.stream.unwrap_or(input.hidden).first_rows(count);
-        let [raw, normed] = match scratch.embedded {
-            Some(embedded) => embedded.map(|view| view.first_rows(count)),
-            None => [self.plan.forward.middle.first_rows(count), target],
-        };
-        let first = if frozen.embedding_norm.is_some() { raw } else { normed };
+        let (batch, frozen, scratch) = (&self.plan.batch, &self.plan.frozen, &self.plan.entry);
+        let (own, entry, projection) = (frozen.embedding_norm, frozen.entry_norm(&self.spec), frozen.embedding_projection);
+        let LayerInput { hidden, stream } = self.plan.inputs[0];
+        let (hidden, stream) = (hidden.first_rows(count), stream.map(|stream| stream.first_rows(count)));
+        // Where the first layer's norm stands apart, its input comes first: the stream.
+        let apart = own.is_some() || projection.is_some();
+        let target = stream.filter(|_| apart).unwrap_or(hidden);
+        let norm = if apart { own } else { entry }.map(|norm| EmbedNorm {
+            kind: self.spec.norm,
+            epsilon: self.spec.norm_epsilon,
+            gamma: norm.gamma,
+            beta: norm.beta,
+            stream: stream.filter(|_| !apart),
+            kept: None,
+        });
         let count_of = |view: View| view.col_range(0, count);
+        let out = scratch.embedded.map_or(target, |embedded| embedded.first_rows(count));
+        let (keep, entry) = (scratch.norm, entry.filter(|_| apart));
         let embed = Embed {
             word: frozen.word,
             position: frozen.position,
@@ -48,23 +57,16 @@ impl Engine {
             ids: count_of(batch.ids),
             positions: count_of(batch.positions),
             types: count_of(batch.types),
-            out: first,
+            dropout: self.hidden_mask(mode, Site::Embedding, 0).map(|dropout| (dropout, &rows.all)),
+            norm,
+            out,
         };
-        let own_norm = frozen.embedding_norm;
-        let projection = frozen.embedding_projection;
-        let (keep, stream_norm) = (scratch.norm, input.hidden.first_rows(count));
         self.backend.embed(&embed);
-        if let Some(norm) = own_norm {
-            self.norm(norm, first, None, None, None, keep, normed, count);
-        }
-        if let Some(dropout) = self.hidden_mask(mode, Site::Embedding, 0) {
-            self.backend.dropout(normed, dropout, &rows.all);
-        }
         if let Some(linear) = projection {
-            self.backend.linear(normed, linear.weight, linear.bias, target);
+            self.backend.linear(out, linear.weight, linear.bias, target);
         }
-        if let Some(norm) = entry {
-            self.norm(norm, target, None, None, None, keep, stream_norm, count);
+        if let Some((norm, keep)) = entry.zip(keep) {
+            self.norm(norm, target, None, None, None, keep, hidden, count);
         }
     }
 

@@ -34,8 +34,9 @@ pub struct ForwardScratch {
 /// What the embeddings need.
 pub struct EntryScratch {
     /// Embeddings, where they are narrower than the hidden size.
-    pub embedded: Option<[View; 2]>,
-    pub norm: NormBuffers,
+    pub embedded: Option<View>,
+    /// What the first layer's norm keeps, where it does not directly follow the sum of the embeddings.
+    pub norm: Option<NormBuffers>,
 }
 
 /// What a layer's backward needs.
@@ -319,8 +320,10 @@ impl Sizes<'_> {
         let (tokens, h, e) = (self.tokens, spec.hidden_size, spec.embedding_size);
         let kept = reach.recompute == Recompute::Layer && reach.lowest == 0;
         let stream = self.is_pre_norm().then(|| layout.matrix(if kept { 0 } else { tokens }, h, activation));
-        let embedded = (e != h).then(|| [layout.matrix(tokens, e, activation), layout.matrix(tokens, e, activation)]);
-        (stream, EntryScratch { embedded, norm: self.norm(layout, tokens, h.max(e)) })
+        let narrow = e != h;
+        let embedded = narrow.then(|| layout.matrix(tokens, e, activation));
+        let apart = self.is_pre_norm() && (narrow || spec.embedding_norm);
+        (stream, EntryScratch { embedded, norm: apart.then(|| self.norm(layout, tokens, h)) })
     }
 
     fn backward(&self, layout: &mut Layout, tail: bool, runs: bool) -> BackwardScratch {

@@ -76,15 +76,21 @@ impl Engine {
 
     /// Tables of the layer weights `set` with layer `layer`'s dropout.
     fn project_relative(&mut self, mode: Mode, layer: usize, set: usize) {
-        let dropout = self.hidden_mask(mode, Site::RelativeEmbedding, layer);
         let (Some(relative), Some(word)) = (&self.plan.relative, self.plan.frozen.relative) else { return };
         let (table, [numbers, ordinals, offsets]) = (relative.table, relative.rows);
-        let embed = Embed { word, position: None, token_type: None, ids: numbers, positions: numbers, types: numbers, out: table };
+        let rows = Rows { ordinals, tokens: numbers, offsets, count: table.rows, longest: table.rows };
+        let embed = Embed {
+            word,
+            position: None,
+            token_type: None,
+            ids: numbers,
+            positions: numbers,
+            types: numbers,
+            dropout: self.hidden_mask(mode, Site::RelativeEmbedding, layer).map(|dropout| (dropout, &rows)),
+            norm: None,
+            out: table,
+        };
         self.backend.embed(&embed);
-        if let Some(dropout) = dropout {
-            let rows = Rows { ordinals, tokens: numbers, offsets, count: table.rows, longest: table.rows };
-            self.backend.dropout(table, dropout, &rows);
-        }
         let projected = relative.projected[if relative.cached { set } else { 0 }];
         for (linear, out) in self.plan.frozen.layers[set].relative.into_iter().zip(projected) {
             if let (Some(linear), Some(out)) = (linear, out) {

@@ -1,7 +1,7 @@
 //! Operations that work row by row, and the masks that they draw.
 
 use super::*;
-use crate::backend::{Activation as Function, Dropout, Embed, NormBackward, NormForward, NormKind, Rotary};
+use crate::backend::{Activation as Function, Dropout, Embed, EmbedNorm, NormBackward, NormForward, NormKind, Rotary};
 use Kind::*;
 
 pub const OPERATIONS: &[Operation] = &[
@@ -36,21 +36,59 @@ fn every(mut test: impl FnMut(DType, Place, usize)) {
     }
 }
 
+/// Sums of one to three tables: as they are, behind a norm, and in front of it as a stream; with and without dropout and
+/// what the norm keeps.
 pub fn embeddings(judge: &mut Judge) {
+    const CASES: [(usize, Option<NormKind>, [bool; 3]); 8] = [
+        (3, None, [false, false, false]),
+        (1, None, [true, false, false]),
+        (3, Some(NormKind::LayerNorm), [true, false, false]),
+        (2, Some(NormKind::LayerNorm), [true, true, false]),
+        (1, Some(NormKind::RmsNorm), [false, true, false]),
+        (1, Some(NormKind::RmsNorm), [true, false, true]),
+        (2, Some(NormKind::LayerNorm), [false, false, true]),
+        (3, Some(NormKind::RmsNorm), [true, true, true]),
+    ];
     every(|dtype, place, width| {
-        for (positions, types) in [(true, true), (true, false), (false, false)] {
-            let mut case = Case::new(format!("embed {width}"), dtype, place);
+        for (number, (tables, kind, [drops, keeps_stream, keeps])) in CASES.into_iter().enumerate() {
+            let mut case = Case::new(format!("embed {width} #{number}"), dtype, place);
+            let rows = case.rows(&LENGTHS, |_| true);
             let word = case.input(Frozen, 11, width, 1.0);
-            let tables = [positions.then(|| case.input(Frozen, 9, width, 1.0)), types.then(|| case.input(Frozen, 2, width, 1.0))];
+            let others = [9, 2].map(|rows| (rows, tables > if rows == 9 { 1 } else { 2 }));
+            let others = others.map(|(rows, there)| there.then(|| case.input(Frozen, rows, width, 1.0)));
             let [ids, at, kinds] = [11, 9, 2].map(|bound| {
                 let values: Vec<i32> = (0..7).map(|_| case.below(bound) as i32).collect();
                 case.integers(&values)
             });
-            let out = case.tight_output(Activation, 7, width, Rounding::Activation);
+            let gamma = case.gamma(width);
+            let beta = (kind == Some(NormKind::LayerNorm)).then(|| case.input(Master, 1, width, 0.5));
+            let stream = keeps_stream.then(|| case.output(Activation, 7, width, Rounding::Activation));
+            let kept = keeps.then(|| {
+                let normalized = case.output(Activation, 7, width, Rounding::Activation);
+                [normalized, case.output(Master, 1, 7, Rounding::Activation)]
+            });
+            let out = case.output(Activation, 7, width, Rounding::Activation);
             judge.check(&case, |backend, view| {
-                let [position, token_type] = tables.map(|table| table.map(|id| view[id]));
-                let (ids, positions, types) = (view[ids], view[at], view[kinds]);
-                backend.embed(&Embed { word: view[word], position, token_type, ids, positions, types, out: view[out] });
+                let rows = view.rows(rows);
+                let [position, token_type] = others.map(|table| table.map(|id| view[id]));
+                backend.embed(&Embed {
+                    word: view[word],
+                    position,
+                    token_type,
+                    ids: view[ids],
+                    positions: view[at],
+                    types: view[kinds],
+                    dropout: drops.then(|| (mask(), &rows)),
+                    norm: kind.map(|kind| EmbedNorm {
+                        kind,
+                        epsilon: 1e-5,
+                        gamma: view[gamma],
+                        beta: beta.map(|id| view[id]),
+                        stream: stream.map(|id| view[id]),
+                        kept: kept.map(|kept| kept.map(|id| view[id])),
+                    }),
+                    out: view[out],
+                });
             });
         }
     });

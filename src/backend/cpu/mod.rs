@@ -3,6 +3,7 @@
 //! number of threads.
 
 mod attention;
+mod embed;
 mod fill;
 mod instruments;
 mod loss;
@@ -229,7 +230,16 @@ impl<T: Number> Backend for Cpu<T> {
         if let Some(table) = arguments.token_type {
             tables.push((self.buffers.source(table), self.integers(arguments.types)));
         }
-        pointwise::embed(&tables, || self.workers.scratch(), self.matrix(arguments.out));
+        let norm = arguments.norm.as_ref().map(|norm| embed::Norm {
+            kind: norm.kind,
+            epsilon: T::of(norm.epsilon),
+            gamma: self.vector(norm.gamma),
+            beta: norm.beta.map(|view| self.vector(view)),
+            stream: norm.stream.map(|view| self.matrix(view)),
+            kept: norm.kept.map(|kept| kept.map(|view| self.matrix(view))),
+        });
+        let dropout = arguments.dropout.map(|(dropout, rows)| (dropout, self.rows(rows)));
+        embed::embed(&tables, dropout, norm, || self.workers.scratch(), self.matrix(arguments.out));
     }
 
     fn norm_forward(&mut self, arguments: &NormForward) {

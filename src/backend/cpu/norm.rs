@@ -21,6 +21,19 @@ pub struct Forward<'a, T> {
     pub out: Matrix<T>,
 }
 
+/// x becomes x - mean (RMSNorm: x); returns 1 / √(mean of its squares + epsilon).
+pub fn centre<T: Real>(kind: NormKind, epsilon: T, x: &mut [T]) -> T {
+    let (width, count) = (x.len(), T::of(x.len() as f64));
+    if kind == NormKind::LayerNorm {
+        let mean = reduce(width, |i| x[i]) / count;
+        for x in x.iter_mut() {
+            *x = *x - mean;
+        }
+    }
+    let variance = reduce(width, |i| x[i] * x[i]) / count;
+    T::ONE / (variance + epsilon).sqrt()
+}
+
 pub fn forward<T: Real + Element>(arguments: Forward<T>) {
     let Forward { kind, epsilon, residual, branch, dropout, gamma, beta, sum, normalized, rstd, out } = arguments;
     let rstd = Matrix { start: rstd.as_mut_ptr(), rows: rstd.len(), cols: 1, stride: 1 };
@@ -43,15 +56,7 @@ pub fn forward<T: Real + Element>(arguments: Forward<T>) {
         if let Some(sum) = sum {
             sum.row_mut(row).copy_from_slice(x);
         }
-        let count = T::of(width as f64);
-        if kind == NormKind::LayerNorm {
-            let mean = reduce(width, |i| x[i]) / count;
-            for x in x.iter_mut() {
-                *x = *x - mean;
-            }
-        }
-        let variance = reduce(width, |i| x[i] * x[i]) / count;
-        let scale = T::ONE / (variance + epsilon).sqrt();
+        let scale = centre(kind, epsilon, x);
         // SAFETY: row < rows, and this task alone writes it.
         unsafe { *rstd.at(row, 0) = scale };
         let out = out.row_mut(row);

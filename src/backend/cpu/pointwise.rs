@@ -1,27 +1,9 @@
-//! Operations that touch every element once: embedding, dropout, activations, copies of rows.
+//! Operations that touch every element once: dropout, activations, copies of rows.
 
-use super::memory::{Element, Matrix, Source};
+use super::memory::Matrix;
 use super::real::Real;
 use super::{RowIndex, mask, parallel_rows};
 use crate::backend::{Activation, Dropout};
-
-/// out\[t\] = Σ of one row of each table.
-pub fn embed<T: Real + Element>(tables: &[(Source<T>, &[i32])], scratch: impl Fn() -> &'static mut [T] + Sync, out: Matrix<T>) {
-    parallel_rows(out.rows, |row| {
-        let out = out.row_mut(row);
-        for (number, (table, indices)) in tables.iter().enumerate() {
-            if number == 0 {
-                table.widen_row(indices[row] as usize, 0, out);
-            } else {
-                let widened = &mut scratch()[..out.len()];
-                table.widen_row(indices[row] as usize, 0, widened);
-                for (out, &value) in out.iter_mut().zip(widened.iter()) {
-                    *out += value;
-                }
-            }
-        }
-    });
-}
 
 pub fn dropout<T: Real>(data: Matrix<T>, dropout: Dropout, index: RowIndex) {
     parallel_rows(data.rows, |row| {

@@ -41,20 +41,30 @@ pub fn fill_normal<D: Driver>(cuda: &mut Cuda<D>, to: View, [key0, key1]: [u32; 
 }
 
 pub fn embed<D: Driver>(cuda: &mut Cuda<D>, embed: &Embed) {
-    let Embed { word, position, token_type, ids, positions, types, out } = *embed;
-    assert!(out.is_contiguous());
+    let Embed { word, position, token_type, ids, positions, types, dropout, ref norm, out } = *embed;
+    let (t, norm) = (cuda.activation, norm.as_ref());
+    let kept = norm.and_then(|norm| norm.kept);
     let arguments = cuda
         .arguments()
-        .vector(cuda.activation, word)
-        .optional_vector(cuda.activation, position)
-        .optional_vector(cuda.activation, token_type)
+        .vector(t, word)
+        .optional_vector(t, position)
+        .optional_vector(t, token_type)
         .vector(DType::I32, ids)
         .vector(DType::I32, positions)
         .vector(DType::I32, types)
-        .vector(cuda.activation, out)
+        .dropout_rows(dropout)
+        .int(norm.map_or(0, |norm| norm_kind(norm.kind)))
+        .float(norm.map_or(0.0, |norm| norm.epsilon))
+        .optional_vector(DType::F32, norm.map(|norm| norm.gamma))
+        .optional_vector(DType::F32, norm.and_then(|norm| norm.beta))
+        .optional_matrix(t, norm.and_then(|norm| norm.stream))
+        .optional_matrix(t, kept.map(|[normalized, _]| normalized))
+        .optional_vector(DType::F32, kept.map(|[_, rstd]| rstd))
+        .matrix(t, out)
         .int(out.rows)
         .int(out.cols);
-    cuda.launch(for_type!(cuda.activation, "embed"), packs(out.rows, out.cols), [THREADS, 1], 0, arguments);
+    let block = norm_block(out.cols);
+    cuda.launch(for_type!(t, "embed"), [out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
 }
 
 pub fn norm_forward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormForward) {

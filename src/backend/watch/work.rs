@@ -75,7 +75,9 @@ pub fn fill_normal(to: View) -> Operation {
 
 pub fn embed(embed: &Embed) -> Operation {
     let tables = 1 + usize::from(embed.position.is_some()) + usize::from(embed.token_type.is_some());
-    Operation::new("embed", (tables * embed.word.dtype.size() + embed.out.dtype.size()) * embed.out.len() + 4 * tables * embed.out.rows)
+    let read = tables * (embed.word.dtype.size() * embed.out.len() + 4 * embed.out.rows);
+    let kept = embed.norm.as_ref().map_or(0, |norm| optional(norm.stream) + norm.kept.map_or(0, |kept| kept.map(bytes).iter().sum()));
+    Operation::new("embed", read + bytes(embed.out) + kept)
 }
 
 pub fn norm_forward(norm: &NormForward) -> Operation {
