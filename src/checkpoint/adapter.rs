@@ -241,6 +241,8 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
     }
     Ok(Metadata {
         task: peft.task,
+        named_task: None,
+        template: 0,
         labels: None,
         head,
         prefix_length: peft.tokens,

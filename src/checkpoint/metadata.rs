@@ -15,6 +15,12 @@ const FORMAT: u64 = 1;
 pub struct Metadata {
     /// None: a foreign adapter whose files do not tell.
     pub task: Option<TaskKind>,
+    /// The named task that it was trained on, with official files and scores; None: one's own data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named_task: Option<String>,
+    /// The named task's template by which inputs are built.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub template: usize,
     /// Label names in the order of the head's outputs; None where the task has none or a foreign adapter lacks them.
     pub labels: Option<Vec<String>>,
     pub head: HeadKind,
@@ -44,6 +50,10 @@ pub struct Metadata {
     pub base_model: String,
     /// [`super::Checkpoint::fingerprint`] of the base model.
     pub fingerprint: Option<String>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Metadata {
@@ -134,6 +144,8 @@ pub(super) mod tests {
     pub fn metadata(task: TaskKind, prefix_length: usize, model_layers: usize) -> Metadata {
         Metadata {
             task: Some(task),
+            named_task: None,
+            template: 0,
             labels: None,
             head: HeadKind::Linear,
             prefix_length,

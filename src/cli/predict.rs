@@ -6,6 +6,7 @@ use crate::run::interrupt::Interrupt;
 use crate::run::scoring::{Scoring, ScoringOptions};
 use crate::run::terminal::Terminal;
 use crate::task::With;
+use crate::task::named::{self, TEST};
 use crate::usage;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -13,14 +14,20 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Data, with or without labels
+    /// Data, with or without labels; of a named task the official file, or their folder
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
+    /// The official file that is taken from a folder (ptune tasks lists them)
+    #[arg(long, value_name = "NAME", default_value = TEST)]
+    split: String,
     /// Where the predictions go
     #[arg(long, value_name = "FILE.jsonl")]
     output: PathBuf,
     #[command(flatten)]
     scoring: ScoringArguments,
+    /// Also write a submission of a named task in its official form: SuperGLUE's JSONL, GLUE's TSV, SQuAD's JSON
+    #[arg(long, value_name = "FILE")]
+    submission: Option<PathBuf>,
     /// What else a line holds: logits, input_ids or both
     #[arg(long, value_name = "logits,input_ids", value_delimiter = ',', hide_possible_values = true)]
     with: Vec<Extra>,
@@ -41,14 +48,21 @@ enum Extra {
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
-    check_output(&arguments.input, &arguments.output)?;
+    check_output("output", &arguments.input, &arguments.output)?;
+    if let Some(submission) = &arguments.submission {
+        check_output("submission", &arguments.input, submission)?;
+        if *submission == arguments.output {
+            usage!("--submission {}: is --output too", submission.display());
+        }
+    }
     let terminal = Terminal::new(arguments.quiet);
     let with = With { logits: arguments.with.contains(&Extra::Logits), input_ids: arguments.with.contains(&Extra::InputIds) };
     let options = ScoringOptions {
         labelled: false,
+        submission: arguments.submission.is_some(),
         generate: arguments.max_new_tokens,
         logits: with.logits,
-        ..arguments.scoring.options(&arguments.input)
+        ..arguments.scoring.options(&arguments.input, &arguments.split)
     };
     let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
     let predictions = scoring.predict();
@@ -59,24 +73,30 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Ok(())
     })?;
+    if let Some(submission) = &arguments.submission {
+        let form = scoring.task.named().map_or(named::Submission::None, |task| task.submission);
+        let examples = &scoring.split.examples;
+        write_atomically(submission, |writer| named::write_submission(form, writer, examples, &predictions))?;
+        terminal.line(format!("submission: {}", submission.display()));
+    }
     terminal.line(format!("{} predictions: {}", predictions.len(), arguments.output.display()));
     Ok(ExitCode::SUCCESS)
 }
 
 /// What would only fail after all the work, or destroy the input.
-fn check_output(input: &Path, output: &Path) -> Result<()> {
+fn check_output(flag: &str, input: &Path, output: &Path) -> Result<()> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
-        bail!("{}: there is no such folder for --output", folder.display());
+        bail!("{}: there is no such folder for --{flag}", folder.display());
     }
     // Also no device or pipe: the finished file is renamed to this name, which would replace it.
     if output.exists() && !output.is_file() {
-        usage!("--output {}: is not a regular file", output.display());
+        usage!("--{flag} {}: is not a regular file", output.display());
     }
     if let (Ok(input), Ok(output)) = (input.canonicalize(), output.canonicalize())
         && input == output
     {
-        usage!("--output {}: is the input itself", output.display());
+        usage!("--{flag} {}: is the input itself", output.display());
     }
     Ok(())
 }

@@ -55,6 +55,24 @@ pub(super) fn numbers<'a>(values: impl IntoIterator<Item = &'a f32>) -> Value {
 }
 
 impl Prediction<'_> {
+    /// Logits of its first feature; none where it has no feature.
+    pub(super) fn logits(&self) -> &[f32] {
+        self.logits.get(self.features.start).filter(|_| !self.features.is_empty()).map_or(&[], Vec::as_slice)
+    }
+
+    /// Index of the label, of a classification.
+    pub(super) fn label_index(&self) -> Option<usize> {
+        match self.outcome {
+            Outcome::Label(index) => Some(index),
+            _ => None,
+        }
+    }
+
+    /// Name of the label, of a classification.
+    pub(super) fn label_name(&self) -> Option<&str> {
+        self.label_index().map(|index| self.labels.name(index))
+    }
+
     /// One JSON object, of the example with this index in its file. Tagging: a sentence that was read in parts has the
     /// parts' ids one behind the other, and a word without any sub-token has null instead of logits.
     pub fn to_json(&self, index: usize, with: &With) -> Value {
