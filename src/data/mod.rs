@@ -9,6 +9,8 @@ mod tokenizer;
 pub use batch::{Batch, Packing, RowArrays};
 pub use feature::{Feature, FeatureSet, Grouping, Sequence};
 pub use order::epoch_order;
+#[cfg(test)]
+pub(crate) use read::mutated;
 pub use read::{Columns, Expand, Layout, Official, Record, official_examples, read_examples};
 pub(crate) use read::{cell_label, describe, label, string, take};
 pub use tokenizer::{Encoded, TextTokenizer, Window};

@@ -5,11 +5,15 @@
 mod conll;
 mod json;
 mod lines;
+#[cfg(test)]
+mod mutated;
 mod official;
 mod record;
 mod squad;
 mod table;
 
+#[cfg(test)]
+pub use mutated::mutated;
 pub use official::{Expand, Layout, Official, official_examples};
 pub use record::{Record, cell_label, describe, label, string, take};
 
