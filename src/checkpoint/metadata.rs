@@ -43,6 +43,9 @@ pub struct Metadata {
     /// Question answering: whether it was trained to leave questions unanswered.
     #[serde(default)]
     pub no_answer: bool,
+    /// By how much "no answer" must score above the best answer to be given; None: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub null_threshold: Option<f32>,
     /// Cloze classification: the words that stand for the labels, in their order.
     #[serde(default)]
     pub verbalizer: Option<Vec<String>>,
@@ -116,6 +119,9 @@ impl Metadata {
         if let Some((name, rate)) = rates.iter().find(|(_, rate)| !(0.0..1.0).contains(rate)) {
             bail!("field {name}_dropout is {rate}; a rate is from 0 to below 1");
         }
+        if let Some(threshold) = self.null_threshold.filter(|threshold| !threshold.is_finite()) {
+            bail!("field null_threshold is {threshold}; it must be finite");
+        }
         if let Some(words) = &self.verbalizer
             && self.labels.as_ref().map(Vec::len) != Some(words.len())
         {
@@ -159,6 +165,7 @@ pub(super) mod tests {
             max_length: Some(128),
             doc_stride: None,
             no_answer: false,
+            null_threshold: None,
             verbalizer: None,
             base_model: "model".into(),
             fingerprint: None,

@@ -86,6 +86,9 @@ struct ScoringArguments {
     /// Tokens that neighbouring windows of a context share [default: as trained; else 128]
     #[arg(long, value_name = "N", help_heading = "Data")]
     doc_stride: Option<usize>,
+    /// By how much "no answer" must score above the best answer to be given (qa) [default: the adapter's; else 0]
+    #[arg(long, value_name = "NUMBER", value_parser = finite, help_heading = "Data")]
+    null_threshold: Option<f32>,
     /// Examples (qa: windows) of a batch
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Machine")]
     batch_size: usize,
@@ -116,15 +119,22 @@ impl ScoringArguments {
             },
             max_length: self.max_length,
             doc_stride: self.doc_stride,
+            null_threshold: self.null_threshold,
             batch_size: self.batch_size,
             device: self.device,
             labelled: true,
             submission: false,
+            answers: false,
             verbalizer: self.verbalizer.clone(),
             generate: 0,
             logits: true,
         }
     }
+}
+
+/// A number that is neither infinite nor none.
+fn finite(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|value: &f32| value.is_finite()).ok_or_else(|| "must be a finite number".to_string())
 }
 
 /// Version, commit (where the build knows it) and backends.

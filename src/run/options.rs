@@ -3,7 +3,7 @@
 
 use super::base::BaseOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
 use crate::error::UsageError;
 use crate::model::HeadKind;
 use crate::task::TaskName;
@@ -73,6 +73,10 @@ pub struct TrainOptions {
     /// Tokens that neighbouring windows of a context share (qa) [default: 128]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub doc_stride: Option<usize>,
+    /// By how much "no answer" must score above the best answer to be given (qa): a number, or tune, to find it on
+    /// --validation [default: 0]
+    #[arg(long, value_name = "NUMBER|tune", allow_hyphen_values = true, help_heading = "Data")]
+    pub null_threshold: Option<NullThreshold>,
     /// Use only the first N training examples
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_train_samples: Option<usize>,

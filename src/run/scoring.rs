@@ -33,12 +33,16 @@ pub struct ScoringOptions {
     /// None: as the adapter was trained.
     pub max_length: Option<usize>,
     pub doc_stride: Option<usize>,
+    /// Of "no answer"; None: as the adapter says.
+    pub null_threshold: Option<f32>,
     pub batch_size: usize,
     pub device: Device,
     /// Whether every example must be labelled.
     pub labelled: bool,
     /// Whether a submission is to be written of it.
     pub submission: bool,
+    /// Whether the ranked answers of questions are wanted.
+    pub answers: bool,
     /// Words of the labels of a cloze, where the adapter does not tell.
     pub verbalizer: Option<LabelWords>,
     /// Causal language modelling: tokens to generate behind each prompt at most; 0: none.
@@ -77,6 +81,12 @@ impl Scoring {
             (None, None) => usage!("--task is missing: the files of the adapter do not tell its task"),
         };
         let kind = name.kind();
+        if options.answers && kind != TaskKind::Qa {
+            usage!("--n-best and --null-odds are for qa, not for {name}");
+        }
+        if let Some(threshold) = options.null_threshold.filter(|_| kind != TaskKind::Qa) {
+            usage!("--null-threshold {threshold}: is for qa, not for {name}");
+        }
         if options.submission && name.named().is_none_or(|task| matches!(task.submission, Submission::None)) {
             usage!("--submission: {name} has no official form; it is for named tasks (see ptune tasks)");
         }
@@ -111,7 +121,8 @@ impl Scoring {
         }
         let labels = prepare::labels(name, &examples, &model.spec, Some(&adapter), words.as_ref(), terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, &model.spec)).transpose()?;
-        let task = Task::new(kind, labels).with_name(name.named()).with_no_answer(metadata.no_answer).with_verbalizer(verbalizer);
+        let task = Task::new(kind, labels).with_no_answer(metadata.no_answer).with_name(name.named()).with_verbalizer(verbalizer);
+        let task = task.with_null_threshold(options.null_threshold.or(metadata.null_threshold).unwrap_or(0.0));
         let split = reader.encode("data", &task, examples)?;
         let set = &split.encoding.set;
         let generate = if kind == TaskKind::CausalLm { options.generate } else { 0 };

@@ -4,7 +4,7 @@
 use super::base::BaseOptions;
 use super::options::TrainOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
 use crate::checkpoint::Adapter;
 use crate::data::Columns;
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
@@ -30,6 +30,7 @@ pub struct Settings {
     pub output: PathBuf,
     pub max_length: usize,
     pub doc_stride: usize,
+    pub null_threshold: Option<NullThreshold>,
     pub max_train_samples: Option<usize>,
     pub data_order: DataOrder,
     pub prefix_length: usize,
@@ -216,9 +217,12 @@ impl TrainOptions {
             usage!("--prefix-projection and --init-adapter exclude each other: an adapter holds a prefix without its projection");
         }
         if self.validation.is_none() {
-            for (flag, given) in
-                [("eval-every", self.eval_every.is_some()), ("metric", self.metric.is_some()), ("patience", self.patience.is_some())]
-            {
+            for (flag, given) in [
+                ("null-threshold tune", self.null_threshold == Some(NullThreshold::Tuned)),
+                ("eval-every", self.eval_every.is_some()),
+                ("metric", self.metric.is_some()),
+                ("patience", self.patience.is_some()),
+            ] {
                 if given {
                     usage!("--{flag} needs --validation");
                 }
@@ -323,6 +327,9 @@ impl TrainOptions {
         let name = self.task.context("the task is not known")?;
         let task = name.kind();
         self.check_template()?;
+        if let Some(threshold) = self.null_threshold.filter(|_| task != TaskKind::Qa) {
+            usage!("--null-threshold {threshold}: is for qa, not for {name}");
+        }
         let head = *self.head.get_or_insert(default_head(spec, task));
         let max_length = *self.max_length.get_or_insert(default_max_length(name));
         check_stride(task, max_length, self.doc_stride)?;

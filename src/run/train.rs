@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::state::{Extent, RunState};
 use super::terminal::Terminal;
 use super::trainer::{Session, Trainer, write_text};
-use super::values::{Device, PrefixStart};
+use super::values::{Device, NullThreshold, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
 use crate::data::TextTokenizer;
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixInit, PrefixOptions};
@@ -133,8 +133,9 @@ impl Prepared {
         let labels = prepare::labels(name, &examples, spec, adapter.as_ref(), words, terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, spec)).transpose()?;
         examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
-        let no_answer = examples.iter().any(prepare::is_unanswerable);
-        let task = Task::new(kind, labels).with_name(name.named()).with_no_answer(no_answer).with_verbalizer(verbalizer);
+        let no_answer = name.named().is_some_and(|named| named.no_answer) || examples.iter().any(prepare::is_unanswerable);
+        let task = Task::new(kind, labels).with_no_answer(no_answer).with_name(name.named()).with_verbalizer(verbalizer);
+        let task = task.with_null_threshold(settings.null_threshold.and_then(NullThreshold::fixed).unwrap_or(0.0));
         let metric = settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string());
         if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
             usage!("--metric {metric}: {name} has {} and loss", task.metrics().join(", "));
@@ -222,6 +223,7 @@ impl Prepared {
             max_length: Some(settings.max_length),
             doc_stride: Some(settings.doc_stride),
             no_answer: self.no_answer,
+            null_threshold: settings.null_threshold.and_then(NullThreshold::fixed),
             verbalizer: settings.verbalizer.as_ref().map(|words| words.words.clone()),
             base_model: settings.base().description(),
             fingerprint: Some(self.model.fingerprint()),

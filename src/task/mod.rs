@@ -30,6 +30,7 @@ pub struct Task {
     kind: TaskKind,
     labels: Labels,
     no_answer: bool,
+    null_threshold: f32,
     verbalizer: Option<Verbalizer>,
     named: Option<&'static NamedTask>,
 }
@@ -37,7 +38,7 @@ pub struct Task {
 impl Task {
     /// `labels`: of [`labels_for`] or of an adapter; empty for multiple choice and question answering.
     pub fn new(kind: TaskKind, labels: Vec<String>) -> Task {
-        Task { kind, labels: Labels::new(labels), no_answer: false, verbalizer: None, named: None }
+        Task { kind, labels: Labels::new(labels), no_answer: false, null_threshold: 0.0, verbalizer: None, named: None }
     }
 
     /// Questions may have no answer even where no example of the file shows it (an unlabelled file). Without this,
@@ -45,6 +46,17 @@ impl Task {
     pub fn with_no_answer(mut self, no_answer: bool) -> Task {
         self.no_answer = no_answer;
         self
+    }
+
+    /// By how much "no answer" must score above the best answer to be given.
+    pub fn with_null_threshold(mut self, threshold: f32) -> Task {
+        self.null_threshold = threshold;
+        self
+    }
+
+    /// The threshold of "no answer" with the best F1 on labelled questions; None where every question has an answer.
+    pub fn tune_null_threshold(&self, examples: &[Example], encoding: &Encoding, logits: &[Vec<f32>]) -> Option<f32> {
+        self.has_no_answer(examples).then(|| qa::best_threshold(examples, encoding, logits)).flatten()
     }
 
     /// Classification by words that fill a blank, in order of the labels.
@@ -120,6 +132,7 @@ impl Task {
     /// A prediction for every example. `logits`: those of every feature of the encoding, \[rows, columns\] row-major.
     pub fn predict<'a>(&'a self, examples: &'a [Example], encoding: &'a Encoding, logits: &'a [Vec<f32>]) -> Vec<Prediction<'a>> {
         let no_answer = self.has_no_answer(examples);
+        let threshold = no_answer.then_some(self.null_threshold);
         examples
             .par_iter()
             .enumerate()
@@ -129,10 +142,10 @@ impl Task {
                     TaskKind::Classification => Outcome::Label(prediction::greatest(&logits[features.start])),
                     TaskKind::MultipleChoice => Outcome::Choice(prediction::greatest(&logits[features.start])),
                     TaskKind::Tagging => tagging::predict(example, &self.labels, encoding, features.clone(), logits),
-                    TaskKind::Qa => qa::predict(example, no_answer, encoding, features.clone(), logits),
+                    TaskKind::Qa => qa::predict(example, threshold, encoding, features.clone(), logits),
                     TaskKind::CausalLm => causal_lm::predict(),
                 };
-                Prediction { outcome, example, labels: &self.labels, encoding, features, logits }
+                Prediction { outcome, example, labels: &self.labels, encoding, features, logits, no_answer }
             })
             .collect()
     }

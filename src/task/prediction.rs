@@ -30,6 +30,8 @@ pub struct Prediction<'a> {
     pub(super) encoding: &'a Encoding,
     pub(super) features: Range<usize>,
     pub(super) logits: &'a [Vec<f32>],
+    /// Question answering: whether "no answer" is one.
+    pub(super) no_answer: bool,
 }
 
 /// What a written prediction carries beside the answer.
@@ -64,6 +66,19 @@ impl Prediction<'_> {
     pub(super) fn label_index(&self) -> Option<usize> {
         match self.outcome {
             Outcome::Label(index) => Some(index),
+            _ => None,
+        }
+    }
+
+    /// Question answering: so many of the best answers, best first, as JSON.
+    pub fn best_answers(&self, count: usize) -> Value {
+        qa::ranking_json(self, count)
+    }
+
+    /// Question answering: the question's id and by how much "no answer" scores above the best answer.
+    pub fn null_odds(&self) -> Option<(&str, Value)> {
+        match &self.example.content {
+            Content::Question { id, .. } => Some((id, number(qa::null_odds(self)?))),
             _ => None,
         }
     }
