@@ -57,13 +57,12 @@ fn the_template_is_recorded_and_used() {
     place.write("wic.jsonl", format!("{line}{}", line.replace("true", "false")));
     place.train("--task superglue/wic --template 1 --data wic.jsonl --output wic");
     assert_eq!(json(&place.path("wic/ptune.json"))["template"], 1);
-    let ids = |adapter: &str, more: &str| {
-        let output = format!("{adapter}.jsonl");
-        place.run(&format!("predict --model model --adapter {adapter} --output {output} --with input_ids --quiet {more}")).ok();
-        json_lines(&place.path(&output))[0]["input_ids"].clone()
+    let ids = |more: &str| {
+        place.run(&format!("predict --model model --adapter wic --output ids.jsonl --with input_ids --quiet {more}")).ok();
+        json_lines(&place.path("ids.jsonl"))[0]["input_ids"].clone()
     };
     place.write("pair.jsonl", "{\"text\": \"b: a b\", \"text_pair\": \"b: b c\"}\n");
-    assert_eq!(ids("wic", "--input wic.jsonl"), ids("wic", "--input pair.jsonl --task classification"));
+    assert_eq!(ids("--input wic.jsonl"), ids("--input pair.jsonl --task classification"));
 }
 
 #[test]
