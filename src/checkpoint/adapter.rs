@@ -241,6 +241,8 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
     }
     Ok(Metadata {
         task: peft.task,
+        named_task: None,
+        template: 0,
         labels: None,
         head,
         prefix_length: peft.tokens,
@@ -254,6 +256,7 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
         max_length: None,
         doc_stride: None,
         no_answer: false,
+        null_threshold: None,
         verbalizer: None,
         base_model: peft.base_model.clone(),
         fingerprint: None,

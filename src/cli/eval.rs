@@ -4,6 +4,7 @@ use super::{ScoringArguments, print, set_threads};
 use crate::run::interrupt::Interrupt;
 use crate::run::scoring::Scoring;
 use crate::run::terminal::Terminal;
+use crate::task::named::VALIDATION;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -11,9 +12,12 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Labelled data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON
+    /// Labelled data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON; of a named task the official file, or their folder
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// The official file that is taken from a folder (ptune tasks lists them)
+    #[arg(long, value_name = "NAME", default_value = VALIDATION)]
+    split: String,
     #[command(flatten)]
     scoring: ScoringArguments,
     /// Print one JSON object with the metrics and nothing else
@@ -24,7 +28,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
     let terminal = Terminal::new(arguments.json);
-    let scoring = Scoring::run(&arguments.scoring.options(&arguments.data), &terminal, &Interrupt::install()?)?;
+    let scoring = Scoring::run(&arguments.scoring.options(&arguments.data, &arguments.split), &terminal, &Interrupt::install()?)?;
     let evaluation = scoring.evaluate()?;
     let examples = &scoring.split.examples;
     if arguments.json {
