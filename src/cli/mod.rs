@@ -12,6 +12,7 @@ mod train;
 
 use crate::data::Columns;
 use crate::error::UsageError;
+use crate::run::spelling::translate_line;
 use crate::run::{Device, LabelWords, device};
 use crate::task::TaskName;
 use crate::usage;
@@ -149,7 +150,14 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 /// Runs the program: parses, dispatches, prints at most one error line. Exit code 0; 1: a failure; 2: a wrong command
 /// line or configuration; 128 + signal: interrupted.
 pub fn main() -> ExitCode {
-    let cli = match parse(std::env::args_os()) {
+    let line = match translate_line(std::env::args_os()) {
+        Ok(line) => line,
+        Err(error) => {
+            eprintln!("{}", one_line(&format!("error: {error}")));
+            return ExitCode::from(2);
+        }
+    };
+    let cli = match parse(line) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && error.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             eprintln!("{}", one_line(&error.render().to_string()));

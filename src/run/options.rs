@@ -3,13 +3,15 @@
 
 use super::base::BaseOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
+use super::spelling::translate_table;
+use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
 use crate::error::UsageError;
 use crate::model::HeadKind;
 use crate::task::TaskName;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use toml::de::DeTable;
 
 /// Options of `ptune train` as given: by flags, or by a TOML file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -84,6 +86,9 @@ pub struct TrainOptions {
     #[arg(long, value_name = "ORDER", hide_possible_values = true, help_heading = "Data")]
     pub data_order: Option<DataOrder>,
 
+    /// What is trained beside the head: prefix (keys and values in every layer), or head (nothing) [default: prefix]
+    #[arg(long, value_name = "METHOD", hide_possible_values = true, help_heading = "Prefix and head")]
+    pub method: Option<Method>,
     /// Prefix positions per layer; 0 trains the head alone [default: 20]
     #[arg(long, value_name = "N", help_heading = "Prefix and head")]
     pub prefix_length: Option<usize>,
@@ -120,7 +125,7 @@ pub struct TrainOptions {
     /// Peak learning rate of AdamW [default: 5e-3]
     #[arg(long, value_name = "RATE", help_heading = "Optimization")]
     pub learning_rate: Option<f64>,
-    /// linear (down to 0), constant or exponential (times 0.95 an epoch) [default: linear]
+    /// linear or cosine (both down to 0), constant or exponential (times 0.95 an epoch) [default: linear]
     #[arg(long, value_name = "SCHEDULE", hide_possible_values = true, help_heading = "Optimization")]
     pub schedule: Option<Schedule>,
     /// Warm-up: whole number of steps, or a ratio below 1 [default: 0]
@@ -193,11 +198,23 @@ impl TrainOptions {
     /// cannot be read is not.
     pub fn read(path: &Path) -> Result<TrainOptions> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        toml::from_str(&text).map_err(|error| UsageError(format!("{}: {}", path.display(), describe(&error, &text))).into())
+        let wrong = |message: String| UsageError(format!("{}: {message}", path.display()));
+        let parse_error = |error: toml::de::Error| wrong(describe(&error, &text));
+        let parsed = DeTable::parse(&text).map_err(parse_error)?;
+        let span = parsed.span();
+        let table = translate_table(parsed.into_inner()).map_err(|error| wrong(error.0))?;
+        let options = TrainOptions::deserialize(toml::Deserializer::from(toml::Spanned::new(span, table)));
+        Ok(options.map_err(parse_error)?)
+    }
+
+    /// Whether these options alone say that nothing but the head is trained; None where they do not say.
+    pub fn is_head_alone(&self) -> Option<bool> {
+        self.method.map(|method| method == Method::Head).or(self.prefix_length.map(|length| length == 0))
     }
 
     /// These options, and `beneath` for what they leave open. `epochs` and `max-steps` are two ways to say one thing:
-    /// saying either hides both of those beneath; a prefix length of 0 hides what is said of a prefix.
+    /// saying either hides both of those beneath. What says that the head is alone hides what is said of a prefix, and the
+    /// other way round.
     pub fn over(self, beneath: &TrainOptions) -> Result<TrainOptions> {
         let upper = self.to_table()?;
         let mut table = beneath.to_table()?;
@@ -205,9 +222,13 @@ impl TrainOptions {
             table.remove("epochs");
             table.remove("max-steps");
         }
-        if upper.get("prefix-length").and_then(toml::Value::as_integer) == Some(0) {
+        if self.is_head_alone() == Some(true) {
             table.remove("prefix-layers");
             table.remove("prefix-projection");
+        }
+        if self.is_head_alone().is_some() && self.is_head_alone() != beneath.is_head_alone() {
+            table.remove("method");
+            table.remove("prefix-length");
         }
         table.extend(upper);
         let resume = self.resume.or(beneath.resume);
@@ -300,13 +321,30 @@ mod tests {
     }
 
     #[test]
+    fn the_head_alone_and_a_prefix_hide_each_other() {
+        let over = |upper: &str, beneath: &str| {
+            let options = flags(upper).over(&file(beneath).unwrap()).unwrap();
+            (options.method, options.prefix_length, options.prefix_layers.is_some())
+        };
+        let prefix = "prefix-length = 8\nmethod = 'prefix'\nprefix-layers = 2";
+        assert_eq!(over("--method head", prefix), (Some(Method::Head), None, false));
+        assert_eq!(over("--prefix-length 0", prefix), (None, Some(0), false));
+        assert_eq!(over("--prefix-length 4", prefix), (Some(Method::Prefix), Some(4), true));
+        assert_eq!(over("--seed 1", prefix), (Some(Method::Prefix), Some(8), true));
+        let head = "prefix-length = 0\nmethod = 'head'";
+        assert_eq!(over("--method prefix", head), (Some(Method::Prefix), None, false));
+        assert_eq!(over("--prefix-length 4", head), (None, Some(4), false));
+        assert_eq!(over("--method head", head), (Some(Method::Head), Some(0), false));
+    }
+
+    #[test]
     fn errors_of_a_file_name_the_line_and_the_key() {
         let message = |text: &str| {
             let error = file(text).unwrap_err();
             assert!(error.is::<UsageError>());
             error.to_string()
         };
-        assert!(message("seed = 1\nlearning_rate = 1").contains("line 2: unknown field `learning_rate`"));
+        assert!(message("seed = 1\nlearning-rates = 1").contains("line 2: unknown field `learning-rates`"));
         assert!(message("prefix-layers = '0'").contains("layers are counted from 1"));
         assert!(message("seed = -1").contains("line 1"));
     }

@@ -79,6 +79,7 @@ impl Prepared {
             match settings.schedule {
                 Schedule::Linear => "linear schedule",
                 Schedule::Constant => "constant schedule",
+                Schedule::Cosine => "cosine schedule",
                 Schedule::Exponential => "exponential schedule",
             },
             settings.learning_rate

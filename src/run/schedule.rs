@@ -9,6 +9,8 @@ pub enum Schedule {
     /// Down to 0 over all steps.
     Linear,
     Constant,
+    /// Half a cosine from the peak down to 0 over all steps.
+    Cosine,
     /// Times 0.95 after every epoch.
     Exponential,
 }
@@ -39,6 +41,11 @@ impl LearningRate {
                 let rest = self.total_steps.saturating_sub(self.warmup_steps).max(1);
                 self.peak * (self.total_steps.saturating_sub(step) as f64 / rest as f64)
             }
+            Schedule::Cosine => {
+                let rest = self.total_steps.saturating_sub(self.warmup_steps).max(1);
+                let progress = (step - self.warmup_steps) as f64 / rest as f64;
+                self.peak * (0.5 * (1.0 + libm::cos(std::f64::consts::PI * progress))).max(0.0)
+            }
             // Multiplied epoch by epoch, as a scheduler that keeps the rate would: the same bits on every platform.
             Schedule::Exponential => (0..step / self.steps_per_epoch).fold(self.peak, |rate, _| rate * DECAY),
         }
@@ -63,6 +70,19 @@ mod tests {
     fn warmup_rises_linearly_and_the_rest_decays_over_the_rest() {
         assert_eq!(rates(Schedule::Linear, 2), [0.0, 0.5, 1.0, 2.0 / 3.0, 1.0 / 3.0]);
         assert_eq!(rates(Schedule::Constant, 2), [0.0, 0.5, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn cosine_falls_in_half_a_wave() {
+        // (1 + cos(pi k / n)) / 2 by hand: cos(pi/5) = (1 + sqrt 5)/4, cos(2 pi/5) = (sqrt 5 - 1)/4; cos(pi/3) = 1/2.
+        let root = 5f64.sqrt();
+        let first = [1.0, (5.0 + root) / 8.0, (3.0 + root) / 8.0, (5.0 - root) / 8.0, (3.0 - root) / 8.0];
+        let second = [0.0, 0.5, 1.0, 0.75, 0.25];
+        for (warmup, expected) in [(0, first), (2, second)] {
+            for (found, expected) in rates(Schedule::Cosine, warmup).into_iter().zip(expected) {
+                assert!((found - expected).abs() <= 2.0 * f64::EPSILON, "{found} is not {expected}");
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::base::BaseOptions;
 use super::options::TrainOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
 use crate::checkpoint::Adapter;
 use crate::data::Columns;
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
@@ -33,6 +33,7 @@ pub struct Settings {
     pub null_threshold: Option<NullThreshold>,
     pub max_train_samples: Option<usize>,
     pub data_order: DataOrder,
+    pub method: Method,
     pub prefix_length: usize,
     pub prefix_projection: Option<usize>,
     /// None with a prefix length of 0.
@@ -113,6 +114,9 @@ impl TrainOptions {
         self.choices_column.get_or_insert(columns.choices);
         self.doc_stride.get_or_insert(DEFAULT_DOC_STRIDE);
         self.data_order.get_or_insert(DataOrder::Shuffled);
+        if self.method == Some(Method::Head) {
+            self.prefix_length.get_or_insert(0);
+        }
         self.prefix_init.get_or_insert(PrefixStart::Normal);
         self.prefix_dropout.get_or_insert(0.1);
         self.hidden_dropout.get_or_insert(0.1);
@@ -192,8 +196,15 @@ impl TrainOptions {
                 usage!("--{flag} {value}: must be from 1 to {}", u32::MAX);
             }
         }
-        if self.prefix_length == Some(0) && (self.prefix_projection.is_some() || self.prefix_layers.is_some()) {
-            usage!("--prefix-length 0 trains the head alone: leave out --prefix-projection and --prefix-layers");
+        match (self.method, self.prefix_length) {
+            (Some(Method::Head), Some(length)) if length > 0 => {
+                usage!("--method head trains the head alone: leave out --prefix-length {length}, or give --method prefix")
+            }
+            (Some(Method::Prefix), Some(0)) => usage!("--method prefix with --prefix-length 0: there is no prefix; give --method head"),
+            _ => {}
+        }
+        if self.is_head_alone() == Some(true) && (self.prefix_projection.is_some() || self.prefix_layers.is_some()) {
+            usage!("--method head (--prefix-length 0) trains the head alone: leave out --prefix-projection and --prefix-layers");
         }
         if let Some(start @ (PrefixStart::Text(_) | PrefixStart::File(_))) = &self.prefix_init {
             for (flag, given) in [("prefix-projection", self.prefix_projection.is_some()), ("init-adapter", self.init_adapter.is_some())] {
@@ -201,8 +212,8 @@ impl TrainOptions {
                     usage!("--prefix-init {start} and --{flag} exclude each other: the text's keys and values are the prefix itself");
                 }
             }
-            if self.prefix_length == Some(0) {
-                usage!("--prefix-init {start}: with --prefix-length 0 there is no prefix");
+            if self.is_head_alone() == Some(true) {
+                usage!("--prefix-init {start}: without a prefix (--method head, --prefix-length 0) nothing starts");
             }
         }
         if self.verbalizer.is_some() {
@@ -317,7 +328,11 @@ impl TrainOptions {
                 usage!("--task is missing: the files of the adapter do not tell its task");
             }
         }
-        self.prefix_length.get_or_insert(20);
+        let length = *self.prefix_length.get_or_insert(20);
+        let method = *self.method.get_or_insert(if length == 0 { Method::Head } else { Method::Prefix });
+        if (method == Method::Head) != (length == 0) {
+            usage!("--method {}: the adapter of --init-adapter has a prefix length of {length}", method.name());
+        }
         self.prefix_layers.get_or_insert(LayerSet::from_indices(&every_layer)).indices(spec.layers)?;
         if self.positions == Some(Offset::Shifted) && !spec.shifts() {
             usage!("--positions shifted: the positions of {} are not shifted by a prefix; leave it out", spec.family);

@@ -472,6 +472,26 @@ pub enum Offset {
     Unshifted,
 }
 
+/// What is trained beside the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Keys and values in front of every layer's own (P-Tuning v2).
+    Prefix,
+    /// Nothing: the head alone.
+    Head,
+}
+
+impl Method {
+    /// As the option spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Prefix => "prefix",
+            Method::Head => "head",
+        }
+    }
+}
+
 /// Order of the training data in an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]

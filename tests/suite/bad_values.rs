@@ -56,7 +56,10 @@ fn numbers_out_of_range() {
         "--metric accuracy",
         "--device tpu",
         "--device cuda:x",
-        "--schedule cosine",
+        "--schedule wavy",
+        "--method fine-tuning",
+        "--method head --prefix-length 4",
+        "--method prefix --prefix-length 0",
         "--head none",
         "--positions x",
     ] {
