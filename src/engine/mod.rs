@@ -19,6 +19,7 @@ mod step;
 mod text_prefix;
 mod trainable;
 mod vocabulary;
+mod words;
 
 pub use layout::{Bytes, Region};
 pub use options::{Capacity, EngineOptions, PrefixInit, PrefixOptions};

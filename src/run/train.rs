@@ -116,6 +116,7 @@ impl Prepared {
             }
         }
         let mut settings = Settings::new(&options)?;
+        prepare::check_words(&model, settings.verbalizer.as_ref())?;
         let spec = &model.spec;
         let kind = settings.task;
         let tokenizer = tokenizer()?;
