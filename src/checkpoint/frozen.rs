@@ -107,8 +107,7 @@ impl FrozenModel {
             names => bail!(
                 "{}: the checkpoint has no masked-language-model head, by which --verbalizer scores words: the tensors {} are missing; take a checkpoint that was saved with it, or leave --verbalizer out to train a head",
                 self.directory.display(),
-                names.join(" (or ")
-                    + if names.len() > 1 { ")" } else { "" }
+                names.join(" (or ") + if names.len() > 1 { ")" } else { "" }
             ),
         }
     }

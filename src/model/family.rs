@@ -1,6 +1,8 @@
 //! The table of model families, and what every family refuses.
 
-use super::{Config, HeadKind, MaskKind, MaskedHead, Slot, Specification, TaskKind, bert, deberta, glm, gpt2, llama, mistral, qwen, roberta};
+use super::{
+    Config, HeadKind, MaskKind, MaskedHead, Slot, Specification, TaskKind, bert, deberta, glm, gpt2, llama, mistral, qwen, roberta,
+};
 use crate::backend::Activation;
 use anyhow::{Result, bail};
 

@@ -1,7 +1,7 @@
 //! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
 
-use super::{MaskKind, Specification};
 use super::family::has_pooler;
+use super::{MaskKind, Specification};
 use crate::backend::Activation;
 use crate::data::Grouping;
 use serde::{Deserialize, Serialize};

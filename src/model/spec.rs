@@ -261,7 +261,9 @@ impl Specification {
         match slot {
             Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding | Slot::LanguageHead => false,
             Slot::QueryNorm(_) | Slot::KeyNorm(_) => false,
-            Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm | Slot::HeadNorm => self.norm == NormKind::LayerNorm,
+            Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm | Slot::HeadNorm => {
+                self.norm == NormKind::LayerNorm
+            }
             Slot::Pooler | Slot::EmbeddingProjection | Slot::RelativeQuery(_) | Slot::HeadTransform => true,
             Slot::RelativeEmbedding | Slot::RelativeKey(_) => false,
             Slot::Query(_) | Slot::Value(_) => self.biases.query_key_value,

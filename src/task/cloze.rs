@@ -151,7 +151,8 @@ impl Verbalizer {
             }
             Reader::Masked { mask, spelled } => {
                 let mut ids = tokenizer.encode_part(&text.replace(BLANK, spelled))?;
-                let at = ids.iter().position(|&id| id == mask).with_context(|| format!("the tokenizer does not keep {spelled} as one token"))?;
+                let at =
+                    ids.iter().position(|&id| id == mask).with_context(|| format!("the tokenizer does not keep {spelled} as one token"))?;
                 let blanks = ids.iter().filter(|&&id| id == mask).count();
                 ensure!(blanks == 1, "the text has {blanks} blanks ({spelled}), of which one word fills one; keep one");
                 let excess = (before.len() + ids.len() + after.len()).saturating_sub(room);
@@ -177,8 +178,7 @@ impl Verbalizer {
             limit >= least,
             "--max-length {limit} leaves no room for a text beside the {BLANK} and its words; raise it to {least} at least"
         );
-        let Frame { ids, reads, blank, cut } =
-            self.frame(text, tokenizer, limit - (longest - 1)).with_context(|| example.place.clone())?;
+        let Frame { ids, reads, blank, cut } = self.frame(text, tokenizer, limit - (longest - 1)).with_context(|| example.place.clone())?;
         let frame = Sequence { ids, separator: if blank.is_some() { reads } else { 0 }, blank, ..Sequence::default() };
         let sequences = if self.single_tokens().is_some() {
             vec![Sequence { readout: vec![reads], ..frame }]

@@ -127,6 +127,7 @@ def case(name, task, family, reference, notes, **more):
     tolerance = lambda logits, loss, gradient, step: dict(
         logits_max_abs=logits, loss_abs=loss, grad_rel_l2=gradient, trained_delta_rel_l2=step, trained_clipped_linear_delta_rel_l2=step
     )
+    # Adam steps by the sign of a gradient that is near zero, and fp16 may have the other one.
     return dict(
         name=name,
         task=task,
@@ -135,7 +136,7 @@ def case(name, task, family, reference, notes, **more):
         precision="weights are fp16 values; computed in fp64, stored as fp32",
         settings=dict(batch_size=BATCH, steps=STEPS, optimizer=dict(name="AdamW (torch)", lr=RATE, weight_decay=0.0), dropout="none anywhere"),
         tolerance_fp32_engine=tolerance(1e-4, 1e-4, 1e-4, 2e-3),
-        tolerance_fp16_activation_engine=tolerance(5e-2, 5e-3, 2e-2, 1e-1),
+        tolerance_fp16_activation_engine=tolerance(5e-2, 5e-3, 2e-2, 1.5e-1),
         notes=notes,
         **more,
     )

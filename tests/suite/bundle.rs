@@ -189,7 +189,10 @@ impl Bundle {
 
     pub fn head(&self) -> HeadSpec {
         if let Some(words) = self.case.get("verbalizer_ids") {
-            return HeadSpec::words(words.as_object().unwrap().values().map(|id| id.as_u64().unwrap() as u32).collect(), self.model.spec.mask);
+            return HeadSpec::words(
+                words.as_object().unwrap().values().map(|id| id.as_u64().unwrap() as u32).collect(),
+                self.model.spec.mask,
+            );
         }
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
         HeadSpec::new(self.task, self.adapter.metadata.head, classes, &self.model.spec)
