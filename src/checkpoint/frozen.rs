@@ -3,7 +3,7 @@
 use super::mapped::Tensor;
 use super::shards::Checkpoint;
 use crate::backend::{DType, FileBytes};
-use crate::model::{Config, Family, Slot, Specification, Storage, describe};
+use crate::model::{Config, Family, MaskedHead, Slot, Specification, Storage, describe};
 use anyhow::{Result, anyhow, bail};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -30,6 +30,8 @@ pub struct FrozenModel {
     /// What stands before every tensor's name: `bert.`, or nothing.
     prefix: &'static str,
     pooler: bool,
+    /// The masked-language-model head that is there.
+    masked_head: Option<&'static MaskedHead>,
 }
 
 impl FrozenModel {
@@ -50,7 +52,8 @@ impl FrozenModel {
             _ => DType::F16,
         };
         let (pooler, directory) = ((family.tensor_name)(Slot::Pooler).is_some(), config.file().to_owned());
-        Ok(FrozenModel { spec, source: Weights::Random { seed, dtype }, directory, family, prefix: "", pooler })
+        let masked_head = family.masked_heads.first().copied();
+        Ok(FrozenModel { spec, source: Weights::Random { seed, dtype }, directory, family, prefix: "", pooler, masked_head })
     }
 
     /// A model of given parts: `prefix` stands before the names that `family` gives its tensors. Checks that every
@@ -78,8 +81,10 @@ impl FrozenModel {
         directory: PathBuf,
     ) -> FrozenModel {
         let name = (family.tensor_name)(Slot::Pooler).map(|name| format!("{prefix}{name}.weight"));
-        let pooler = name.is_some_and(|name| checkpoint.tensor(&name).is_some() || checkpoint.unsupported(&name).is_some());
-        FrozenModel { spec, source: Weights::Files(checkpoint), directory, family, prefix, pooler }
+        let known = |name: &str| checkpoint.tensor(name).is_some() || checkpoint.unsupported(name).is_some();
+        let pooler = name.is_some_and(|name| known(&name));
+        let masked_head = family.masked_heads.iter().copied().find(|head| known(&format!("{}.weight", head.transform)));
+        FrozenModel { spec, source: Weights::Files(checkpoint), directory, family, prefix, pooler, masked_head }
     }
 
     /// Every slot that the checkpoint must fill, and the pooler where it has one.
@@ -89,6 +94,27 @@ impl FrozenModel {
 
     pub fn has_pooler(&self) -> bool {
         self.pooler
+    }
+
+    /// The masked-language-model head; an error that names what is missing where the checkpoint has none.
+    pub fn masked_head(&self) -> Result<&'static MaskedHead> {
+        if let Some(head) = self.masked_head {
+            return Ok(head);
+        }
+        let names: Vec<String> = self.family.masked_heads.iter().map(|head| head.tensors().join(", ")).collect();
+        match names.as_slice() {
+            [] => bail!("a model of type {} has no masked-language-model head", self.spec.family),
+            names => bail!(
+                "{}: the checkpoint has no masked-language-model head, by which --verbalizer scores words: the tensors {} are missing; take a checkpoint that was saved with it, or leave --verbalizer out to train a head",
+                self.directory.display(),
+                names.join(" (or ") + if names.len() > 1 { ")" } else { "" }
+            ),
+        }
+    }
+
+    /// The bias of a masked-language-model head's output layer [V]; only of a model of files.
+    pub fn masked_bias(&self) -> Result<&Tensor> {
+        self.find("", self.masked_head()?.bias, &[""], &[self.spec.vocabulary])
     }
 
     /// The files that it is made of; none with random weights.
@@ -136,11 +162,11 @@ impl FrozenModel {
     pub fn weight(&self, slot: Slot) -> Result<&Tensor> {
         let ([rows, cols], base) = (self.shape(slot)?, self.base(slot)?);
         if slot.is_norm() {
-            return self.find(slot, &base, &[".weight", ".gamma"], &[cols]);
+            return self.find(self.prefix(slot), &base, &[".weight", ".gamma"], &[cols]);
         }
         let Storage { transposed, parts, .. } = self.storage(slot);
         let shape = if transposed { [cols, parts * rows] } else { [parts * rows, cols] };
-        self.find(slot, &base, &[".weight"], &shape)
+        self.find(self.prefix(slot), &base, &[".weight"], &shape)
     }
 
     /// How the tensor of a slot's matrix holds it.
@@ -161,14 +187,22 @@ impl FrozenModel {
         let [rows, cols] = self.shape(slot)?;
         let outputs = self.bias_storage(slot).parts * rows;
         let tensor = match (self.family.bias_name)(slot) {
-            Some(name) => self.find(slot, &name, &[""], &[outputs]),
-            None if slot.is_norm() => self.find(slot, &self.base(slot)?, &[".bias", ".beta"], &[cols]),
-            None => self.find(slot, &self.base(slot)?, &[".bias"], &[outputs]),
+            Some(name) => self.find(self.prefix(slot), &name, &[""], &[outputs]),
+            None if slot.is_norm() => self.find(self.prefix(slot), &self.base(slot)?, &[".bias", ".beta"], &[cols]),
+            None => self.find(self.prefix(slot), &self.base(slot)?, &[".bias"], &[outputs]),
         };
         tensor.map(Some)
     }
 
+    /// What stands before the name of a slot's tensor.
+    fn prefix(&self, slot: Slot) -> &'static str {
+        if slot.is_beside() { "" } else { self.prefix }
+    }
+
     fn base(&self, slot: Slot) -> Result<String> {
+        if let (true, Some(name)) = (slot.is_beside(), self.masked_head.and_then(|head| head.name(slot))) {
+            return Ok(name.to_string());
+        }
         (self.family.tensor_name)(slot).ok_or_else(|| anyhow!("a model of type {} has no {slot:?}", self.spec.family))
     }
 
@@ -177,10 +211,8 @@ impl FrozenModel {
     }
 
     /// The first of a tensor's possible names, checked.
-    fn find(&self, slot: Slot, base: &str, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
+    fn find(&self, prefix: &str, base: &str, endings: &[&str], shape: &[usize]) -> Result<&Tensor> {
         let Weights::Files(checkpoint) = &self.source else { bail!("{}: random weights are in no file", self.directory.display()) };
-        // A language-model head stands beside the model, not in it.
-        let prefix = if slot == Slot::LanguageHead { "" } else { self.prefix };
         let names: Vec<String> = endings.iter().map(|ending| format!("{prefix}{base}{ending}")).collect();
         for name in &names {
             if let Some((file, dtype)) = checkpoint.unsupported(name) {

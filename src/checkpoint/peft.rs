@@ -70,6 +70,8 @@ pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Res
         Some(TaskKind::Qa) => ("QUESTION_ANS", ["qa_outputs"].repeat(2)),
         None => bail!("the adapter's task is not known; give it with --task"),
     };
+    // It has none for masked-language-model heads.
+    let task_type = (metadata.verbalizer.is_none() || spec.mask != MaskKind::Full).then_some(task_type);
     Ok(json!({
         "auto_mapping": null,
         "base_model_name_or_path": metadata.base_model,
@@ -101,6 +103,9 @@ pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool)
         reasons.push("transformers' DeBERTa takes no prefix".into());
     }
     let cloze = metadata.verbalizer.is_some();
+    if cloze && spec.mask == MaskKind::Full {
+        reasons.push("PEFT has no class for masked-language-model heads".into());
+    }
     let whole = metadata.task.filter(|task| task.reads_sequences() && !cloze);
     if whole.is_some_and(|task| metadata.head != (family.transformers_head)(task)) {
         reasons.push(match metadata.head {

@@ -16,7 +16,7 @@ pub struct TensorBytes {
 }
 
 impl FrozenModel {
-    /// A model of a specification, with a pooler; weights are normal with a deviation, norms' gammas around 1.
+    /// A model of a specification, with a pooler and a masked-language-model head; weights are normal with a deviation, norms' gammas around 1.
     /// `dtype` is fp16, bf16 or fp32.
     pub fn synthetic(spec: Specification, dtype: DType, deviation: f64, seed: u32) -> Result<FrozenModel> {
         let mut random = Stream::new([seed, 2]);
@@ -31,7 +31,7 @@ impl FrozenModel {
             let dtype = if matches!(dtype, DType::F16 | DType::BF16) { dtype } else { DType::F32 };
             tensors.push(TensorBytes { name, dtype, shape, bytes });
         };
-        for slot in spec.slots().into_iter().chain([Slot::Pooler, Slot::LanguageHead]) {
+        for slot in spec.slots().into_iter().chain([Slot::Pooler, Slot::LanguageHead, Slot::HeadTransform, Slot::HeadNorm]) {
             let Some([rows, cols]) = spec.shape(slot) else { continue };
             let norm = slot.is_norm();
             add(format!("{slot:?}.weight"), if norm { vec![cols] } else { vec![rows, cols] }, if norm { 1.0 } else { 0.0 });
@@ -39,6 +39,7 @@ impl FrozenModel {
                 add(format!("{slot:?}.bias"), vec![if norm { cols } else { rows }], 0.0);
             }
         }
+        add("HeadBias".into(), vec![spec.vocabulary], 0.0);
         let place = PathBuf::from("random weights");
         FrozenModel::assemble(&SYNTHETIC, "", spec, Checkpoint::in_memory(tensors, place.clone()), place)
     }

@@ -6,6 +6,7 @@
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
+use super::words::WordHead;
 use crate::backend::{ARENA, Backend, BufferId, DType, Precision, Site, Sizing, Stream, View, stream_key};
 use crate::checkpoint::{Checkpoint, FrozenModel, Tensor, Weights};
 use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, Storage};
@@ -58,8 +59,8 @@ pub struct Frozen {
     pub pooler: Option<Linear>,
     /// \[V, H\], where the head predicts tokens.
     pub language_head: Option<View>,
-    /// The language-model head's rows of the words that a head scores \[C, H\], in master precision: few, and exact.
-    words: Option<(Slot, Vec<u32>, View)>,
+    /// What scores the words of a head.
+    pub words: Option<WordHead>,
     /// What has to be brought into the arena.
     uploads: Vec<(Slot, Part, View)>,
 }
@@ -78,9 +79,9 @@ pub fn file_buffer(file: usize) -> BufferId {
     BufferId(file as u32 + 1)
 }
 
-struct Placer<'a> {
-    model: &'a FrozenModel,
-    precision: Precision,
+pub(super) struct Placer<'a> {
+    pub model: &'a FrozenModel,
+    pub precision: Precision,
     /// Whether the backend reads the mapped files.
     reads_files: bool,
     uploads: Vec<(Slot, Part, View)>,
@@ -130,7 +131,7 @@ impl Placer<'_> {
         view
     }
 
-    fn linear(&mut self, layout: &mut Layout, slot: Slot) -> Result<Linear> {
+    pub fn linear(&mut self, layout: &mut Layout, slot: Slot) -> Result<Linear> {
         let weight = self.matrix(layout, slot)?;
         let bias = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, weight.rows, self.precision.activation));
         Ok(Linear { weight, bias })
@@ -141,7 +142,7 @@ impl Placer<'_> {
         self.model.spec.shape(slot).map(|_| self.linear(layout, slot)).transpose()
     }
 
-    fn norm(&mut self, layout: &mut Layout, slot: Slot) -> Norm {
+    pub fn norm(&mut self, layout: &mut Layout, slot: Slot) -> Norm {
         let cols = self.model.spec.shape(slot).map_or(0, |[_, cols]| cols);
         let master = self.precision.master;
         let gamma = self.vector(layout, slot, false, cols, master);
@@ -221,10 +222,7 @@ impl Frozen {
             _ => None,
         };
         let words = match &head.output {
-            Output::Words(tokens) => {
-                model.weight(predicting)?;
-                Some((predicting, tokens.clone(), layout.matrix(tokens.len(), spec.hidden_size, precision.master)))
-            }
+            Output::Words(tokens) => Some(WordHead::lay_out(&mut placer, head.pooling, tokens, layout)?),
             _ => None,
         };
         let pooler = match (head.pooling == Pooling::Frozen, model.has_pooler()) {
@@ -251,11 +249,6 @@ impl Frozen {
             words,
             uploads,
         })
-    }
-
-    /// Rows of the language-model head that score a label each.
-    pub fn words(&self) -> Option<View> {
-        self.words.as_ref().map(|(_, _, view)| *view)
     }
 
     /// The norm in front of layer 0, where the model normalises before each branch.
@@ -289,7 +282,8 @@ impl Frozen {
             let others = [&layer.attention_output, &layer.down].into_iter().chain(layer.relative.iter().flatten());
             joined.chain(others).map(|linear| linear.weight)
         });
-        let linears = [self.embedding_projection, self.pooler].into_iter().flatten().map(|linear| linear.weight);
+        let transform = self.words.as_ref().and_then(|words| words.transform.as_ref()).map(|transform| transform.dense);
+        let linears = [self.embedding_projection, self.pooler, transform].into_iter().flatten().map(|linear| linear.weight);
         let language_head = self.language_head.filter(|&head| head != self.word);
         let tables = [Some(self.word), self.position, self.token_type, self.relative, language_head].into_iter().flatten();
         tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
@@ -338,16 +332,7 @@ impl Frozen {
             }
             checkpoint.release(tensor);
         }
-        if let Some((slot, tokens, view)) = &self.words {
-            let tensor = model.weight(*slot)?;
-            let row_bytes = view.cols * tensor.dtype.size();
-            for (row, &token) in tokens.iter().enumerate() {
-                let data = &checkpoint.data(tensor)[token as usize * row_bytes..][..row_bytes];
-                let values = numbers::widen_frozen(&tensor.name, data, tensor.dtype)?;
-                backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
-            }
-        }
-        Ok(())
+        self.words.as_ref().map_or(Ok(()), |words| words.load(model, checkpoint, backend))
     }
 }
 
@@ -355,9 +340,9 @@ impl Frozen {
     /// Weights of a new model: matrices from N(0, initializer_range), each of a stream of its own, gammas 1, the rest 0.
     fn draw(&self, seed: u64, spec: &Specification, backend: &mut dyn Backend) {
         let slots = spec.slots();
-        // Pooler and language-model head are none of the slots, and come after them.
-        let after = |slot| slots.len() + usize::from(slot == Slot::LanguageHead);
-        let number = |slot| slots.iter().position(|&known| known == slot).unwrap_or_else(|| after(slot));
+        // The pooler and language-model heads are none of the slots, and come after them.
+        let beside = [Slot::Pooler, Slot::LanguageHead, Slot::HeadTransform];
+        let number = |slot| slots.iter().chain(&beside).position(|&known| known == slot).unwrap_or(slots.len());
         let key = |slot| stream_key(seed, 0, Site::Weights, number(slot));
         for &(slot, part, view) in &self.uploads {
             match part {
@@ -366,20 +351,8 @@ impl Frozen {
                 Part::Vector { bias: true } => backend.zero(view),
             }
         }
-        let Some((slot, tokens, view)) = &self.words else { return };
-        let mut stream = Stream::new(key(*slot));
-        for (row, &token) in tokens.iter().enumerate() {
-            // Where the head is the word embedding, its rows; else rows of a matrix that nothing else reads.
-            let values = if *slot == Slot::WordEmbedding {
-                let from = self.word.row_range(token as usize, 1);
-                let mut bytes = vec![0; from.len() * from.dtype.size()];
-                backend.read(from, &mut bytes);
-                numbers::from_bytes(&bytes, from.dtype)
-            } else {
-                let pairs = std::iter::repeat_with(|| stream.normal_pair()).flatten();
-                pairs.take(view.cols).map(|value| value * spec.initializer_range).collect()
-            };
-            backend.write(view.row_range(row, 1), &numbers::to_bytes(&values, view.dtype));
+        if let Some(words) = &self.words {
+            words.draw(self.word, Stream::new(key(words.slot())), spec.initializer_range, backend);
         }
     }
 }

@@ -35,6 +35,9 @@ impl Engine {
             return;
         }
         let count = rows.readout.count;
+        if self.plan.frozen.words.is_some() {
+            return self.forward_words(count);
+        }
         let input = self.plan.head.input.first_rows(count);
         let logits = self.plan.head.logits.first_rows(count);
         let pooled = self.plan.head.pooled.map(|views| views.map(|view| view.first_rows(count)));
@@ -58,9 +61,6 @@ impl Engine {
             _ => input,
         };
         self.head_dropout(mode, Site::Head, last, rows);
-        if let Some(words) = self.plan.frozen.words() {
-            return self.backend.linear(last, words, None, logits);
-        }
         let (weight, bias) = self.head_layer(self.plan.trainables.head.len() - 1);
         self.backend.linear(last, weight, bias, logits);
     }
@@ -84,8 +84,8 @@ impl Engine {
             d_logits,
         });
         let needed = self.plan.reach.lowest < self.plan.reach.layers;
-        if let Some(words) = self.plan.frozen.words() {
-            return self.backend.linear_backward_input(d_logits, words, d_input, false);
+        if self.plan.frozen.words.is_some() {
+            return self.backward_words(count);
         }
         let (last, d_last) = pooled.map_or((input, d_input), |[_, pooled, d_pooled]| (pooled, d_pooled));
         let final_layer = self.plan.trainables.head.len() - 1;

@@ -21,6 +21,7 @@ mod step;
 mod text_prefix;
 mod trainable;
 mod vocabulary;
+mod words;
 
 pub use layout::{Bytes, Region};
 pub use options::{Capacity, EngineOptions, MemoryMode, PrefixInit, PrefixOptions, Recompute};

@@ -71,6 +71,8 @@ pub struct HeadBuffers {
     /// Where rows predict tokens.
     pub vocabulary: Option<VocabularyBuffers>,
     pub d_pooled: Option<View>,
+    /// Of a masked-language-model head's norm.
+    pub norm: Option<NormBuffers>,
     /// Gradient of `input`.
     pub d_input: View,
 }
@@ -362,6 +364,7 @@ impl Sizes<'_> {
             d_logits: layout.matrix(scored, options.head.columns, master),
             vocabulary: None,
             d_pooled: pools.then(|| layout.matrix(rows, h, activation)),
+            norm: (options.head.pooling == Pooling::Masked).then(|| self.norm(layout, rows, h)),
             d_input: layout.matrix(rows, h, activation),
         }
     }

@@ -1,7 +1,7 @@
 //! BERT (and MiniLM, which is a small BERT): post-norm encoder, learned positions from 0, token types.
 
 use super::family::{Family, activation};
-use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Readout, Slot, Specification, Storage};
+use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Readout, Slot, Specification, Storage, masked_head};
 use crate::backend::NormKind;
 use anyhow::Result;
 
@@ -14,6 +14,7 @@ pub static FAMILY: Family = Family {
     tensor_name,
     storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
+    masked_heads: &[&masked_head::BERT],
 };
 
 fn specification(config: &Config) -> Result<Specification> {
@@ -80,6 +81,7 @@ pub fn tensor_name(slot: Slot) -> Option<String> {
         Slot::TypeEmbedding => return Some("embeddings.token_type_embeddings".into()),
         Slot::EmbeddingNorm => return Some("embeddings.LayerNorm".into()),
         Slot::Pooler => return Some("pooler.dense".into()),
+        Slot::HeadTransform | Slot::HeadNorm => return None,
         Slot::EmbeddingProjection | Slot::FinalNorm | Slot::LanguageHead | Slot::QueryNorm(_) | Slot::KeyNorm(_) | Slot::Gate(_) => {
             return None;
         }

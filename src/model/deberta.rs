@@ -3,7 +3,7 @@
 
 use super::bert::{encoder, padding_id, tensor_name as bert_name};
 use super::family::{Family, Storage};
-use super::{Biases, Config, HeadKind, Positions, Slot, Specification};
+use super::{Biases, Config, HeadKind, Positions, Slot, Specification, masked_head};
 use anyhow::Result;
 
 pub static FAMILY: Family = Family {
@@ -15,6 +15,7 @@ pub static FAMILY: Family = Family {
     tensor_name,
     storage,
     bias_name,
+    masked_heads: &[&masked_head::DEBERTA, &masked_head::BERT],
 };
 
 fn specification(config: &Config) -> Result<Specification> {

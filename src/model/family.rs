@@ -1,6 +1,8 @@
 //! The table of model families, and what every family refuses.
 
-use super::{Config, HeadKind, MaskKind, Slot, Specification, TaskKind, bert, deberta, glm, gpt2, llama, mistral, qwen, roberta};
+use super::{
+    Config, HeadKind, MaskKind, MaskedHead, Slot, Specification, TaskKind, bert, deberta, glm, gpt2, llama, mistral, qwen, roberta,
+};
 use crate::backend::Activation;
 use anyhow::{Result, bail};
 
@@ -22,6 +24,8 @@ pub struct Family {
     pub storage: fn(&Specification, Slot) -> Storage,
     /// Name of a bias that is not named as its matrix (and stands by itself), without prefix.
     pub bias_name: fn(Slot) -> Option<String>,
+    /// How the tensors of a masked-language-model head may be named, in the order in which they are looked for.
+    pub masked_heads: &'static [&'static MaskedHead],
 }
 
 /// How a file's tensor holds a slot's matrix and bias.

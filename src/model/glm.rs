@@ -16,6 +16,7 @@ pub static FAMILY: Family = Family {
     tensor_name,
     storage,
     bias_name: |_| None,
+    masked_heads: &[],
 };
 
 fn specification(config: &Config) -> Result<Specification> {

@@ -16,6 +16,7 @@ pub static FAMILY: Family = Family {
     tensor_name,
     storage,
     bias_name: |_| None,
+    masked_heads: &[],
 };
 
 /// Sizes must be given; the rest defaults to what transformers' `GPT2Config` defaults to.
@@ -70,6 +71,7 @@ fn tensor_name(slot: Slot) -> Option<String> {
         Slot::PositionEmbedding => return Some("wpe".into()),
         Slot::FinalNorm => return Some("ln_f".into()),
         Slot::TypeEmbedding | Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::Pooler => return None,
+        Slot::HeadTransform | Slot::HeadNorm => return None,
         Slot::QueryNorm(_) | Slot::KeyNorm(_) | Slot::Gate(_) => return None,
         Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => return None,
         Slot::LanguageHead => return Some("lm_head".into()),

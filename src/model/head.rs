@@ -1,7 +1,7 @@
 //! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
 
-use super::Specification;
 use super::family::has_pooler;
+use super::{MaskKind, Specification};
 use crate::backend::Activation;
 use crate::data::Grouping;
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,8 @@ pub enum Pooling {
     Dense,
     /// gelu(W h + b), trained, without it.
     Context,
+    /// norm(f(W h + b)), frozen: a masked-language-model head in front of its output layer.
+    Masked,
 }
 
 impl Pooling {
@@ -106,7 +108,7 @@ impl Pooling {
 pub enum Output {
     /// Trained, with `columns` outputs.
     Trained,
-    /// The frozen language-model head's rows of these tokens; nothing is trained.
+    /// The frozen language-model head's rows of these tokens (and a masked one's biases); nothing is trained.
     Words(Vec<u32>),
     /// The frozen language-model head: every row that is read is to predict a token. Its logits never exist all at once,
     /// so there are no columns.
@@ -188,9 +190,10 @@ impl HeadSpec {
     }
 
     /// Labels as words of one token each.
-    pub fn words(tokens: Vec<u32>) -> HeadSpec {
+    pub fn words(tokens: Vec<u32>, mask: MaskKind) -> HeadSpec {
         let columns = tokens.len();
-        HeadSpec::frozen(Output::Words(tokens), columns, Grouping::PerRow)
+        let pooling = if mask == MaskKind::Full { Pooling::Masked } else { Pooling::None };
+        HeadSpec { pooling, ..HeadSpec::frozen(Output::Words(tokens), columns, Grouping::PerRow) }
     }
 
     /// Labels as sequences of their own, each with the log-probability of its words as its score.
@@ -227,7 +230,7 @@ impl HeadSpec {
             Pooling::Context => {
                 vec![layer("base_model.pooler.dense".into(), hidden_size, true), layer(module, self.columns, self.bias)]
             }
-            Pooling::None | Pooling::Frozen => vec![layer(module, self.columns, self.bias)],
+            Pooling::None | Pooling::Frozen | Pooling::Masked => vec![layer(module, self.columns, self.bias)],
         }
     }
 }

@@ -18,6 +18,7 @@ pub static FAMILY: Family = Family {
     tensor_name,
     storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
+    masked_heads: &[],
 };
 
 /// `score`, but for question answering.
@@ -90,6 +91,7 @@ pub fn tensor_name(slot: Slot) -> Option<String> {
         Slot::WordEmbedding => return Some("embed_tokens".into()),
         Slot::FinalNorm => return Some("norm".into()),
         Slot::PositionEmbedding | Slot::TypeEmbedding | Slot::EmbeddingNorm | Slot::EmbeddingProjection | Slot::Pooler => return None,
+        Slot::HeadTransform | Slot::HeadNorm => return None,
         Slot::RelativeEmbedding | Slot::RelativeKey(_) | Slot::RelativeQuery(_) => return None,
         Slot::LanguageHead => return Some("lm_head".into()),
         Slot::Query(layer) => (layer, "self_attn.q_proj"),

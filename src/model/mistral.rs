@@ -16,6 +16,7 @@ pub static FAMILY: Family = Family {
     tensor_name,
     storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
+    masked_heads: &[],
 };
 
 #[cfg(test)]

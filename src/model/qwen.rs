@@ -19,6 +19,7 @@ pub static QWEN2: Family = Family {
     tensor_name,
     storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
+    masked_heads: &[],
 };
 
 pub static QWEN3: Family = Family {
@@ -36,6 +37,7 @@ pub static QWEN3: Family = Family {
     tensor_name,
     storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
+    masked_heads: &[],
 };
 
 /// Refuses sliding windows in some of the layers: those from `max_window_layers` on, or by `layer_types`.

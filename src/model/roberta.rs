@@ -3,7 +3,7 @@
 
 use super::bert::{encoder, padding_id, tensor_name};
 use super::family::Family;
-use super::{Config, HeadKind, Positions, Specification, Storage};
+use super::{Config, HeadKind, Positions, Specification, Storage, masked_head};
 use anyhow::Result;
 
 pub static FAMILY: Family = Family {
@@ -15,6 +15,7 @@ pub static FAMILY: Family = Family {
     tensor_name,
     storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
+    masked_heads: &[&masked_head::ROBERTA],
 };
 
 fn specification(config: &Config) -> Result<Specification> {

@@ -148,13 +148,21 @@ pub enum Slot {
     Pooler,
     /// The language-model head's matrix, where it is not the word embedding.
     LanguageHead,
+    /// Of a masked-language-model head: the dense layer and the norm in front of its output layer.
+    HeadTransform,
+    HeadNorm,
 }
 
 impl Slot {
     /// Whether it is a norm's gamma (and beta).
     pub fn is_norm(self) -> bool {
         use Slot::*;
-        matches!(self, EmbeddingNorm | QueryNorm(_) | KeyNorm(_) | AttentionNorm(_) | FeedForwardNorm(_) | FinalNorm)
+        matches!(self, EmbeddingNorm | QueryNorm(_) | KeyNorm(_) | AttentionNorm(_) | FeedForwardNorm(_) | FinalNorm | HeadNorm)
+    }
+
+    /// Whether it belongs to a language-model head, which stands beside the model and not in it.
+    pub fn is_beside(self) -> bool {
+        matches!(self, Slot::LanguageHead | Slot::HeadTransform | Slot::HeadNorm)
     }
 }
 
@@ -208,7 +216,8 @@ impl Specification {
             Slot::Down(_) => [hidden, self.ffn_size],
             Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) => [1, hidden],
             Slot::FinalNorm if self.final_norm => [1, hidden],
-            Slot::Pooler => [hidden, hidden],
+            Slot::Pooler | Slot::HeadTransform => [hidden, hidden],
+            Slot::HeadNorm => [1, hidden],
             Slot::LanguageHead if !self.tied_head => [self.vocabulary, hidden],
             Slot::EmbeddingNorm
             | Slot::EmbeddingProjection
@@ -220,7 +229,7 @@ impl Specification {
         })
     }
 
-    /// Every slot of the model but the pooler and the language-model head, in the order of the forward.
+    /// Every slot of the model but the pooler and those of language-model heads, in the order of the forward.
     pub fn slots(&self) -> Vec<Slot> {
         let mut slots =
             vec![Slot::WordEmbedding, Slot::PositionEmbedding, Slot::TypeEmbedding, Slot::EmbeddingNorm, Slot::EmbeddingProjection];
@@ -252,8 +261,10 @@ impl Specification {
         match slot {
             Slot::WordEmbedding | Slot::PositionEmbedding | Slot::TypeEmbedding | Slot::LanguageHead => false,
             Slot::QueryNorm(_) | Slot::KeyNorm(_) => false,
-            Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm => self.norm == NormKind::LayerNorm,
-            Slot::Pooler | Slot::EmbeddingProjection | Slot::RelativeQuery(_) => true,
+            Slot::EmbeddingNorm | Slot::AttentionNorm(_) | Slot::FeedForwardNorm(_) | Slot::FinalNorm | Slot::HeadNorm => {
+                self.norm == NormKind::LayerNorm
+            }
+            Slot::Pooler | Slot::EmbeddingProjection | Slot::RelativeQuery(_) | Slot::HeadTransform => true,
             Slot::RelativeEmbedding | Slot::RelativeKey(_) => false,
             Slot::Query(_) | Slot::Value(_) => self.biases.query_key_value,
             Slot::Key(_) => self.biases.query_key_value && !self.biases.except_key,

@@ -1,7 +1,7 @@
 //! A family of no checkpoint: a specification that is given, its tensors named by their slots. Models of random weights
 //! are of it.
 
-use super::{Config, Family, HeadKind, Slot, Specification, Storage};
+use super::{Config, Family, HeadKind, MaskedHead, Slot, Specification, Storage};
 use anyhow::{Result, bail};
 
 pub static SYNTHETIC: Family = Family {
@@ -13,7 +13,11 @@ pub static SYNTHETIC: Family = Family {
     tensor_name: |slot: Slot| Some(format!("{slot:?}")),
     storage: |_, _| Storage::PLAIN,
     bias_name: |_| None,
+    masked_heads: &[&MASKED_HEAD],
 };
+
+static MASKED_HEAD: MaskedHead =
+    MaskedHead { transform: "HeadTransform", norm: "HeadNorm", decoder: "LanguageHead", bias: "HeadBias", activation: None };
 
 fn specification(config: &Config) -> Result<Specification> {
     bail!("{}: a synthetic model has no config.json", config.file().display())

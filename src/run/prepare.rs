@@ -5,7 +5,7 @@ use super::terminal::Terminal;
 use super::values::{LabelWords, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, POOLER};
 use crate::data::{Columns, Content, Example, TextTokenizer, read_examples};
-use crate::model::{HeadKind, Pooling, Specification, TaskKind};
+use crate::model::{HeadKind, MaskKind, Pooling, Specification, TaskKind};
 use crate::task::{Encoding, Limits, Task, TaskName, labels_for, labels_of_head};
 use crate::usage;
 use anyhow::{Context, Result, bail};
@@ -97,6 +97,14 @@ pub fn prefix_text(start: &PrefixStart, tokenizer: &TextTokenizer) -> Result<Opt
 /// Whether an example is a question that its context does not answer.
 pub fn is_unanswerable(example: &Example) -> bool {
     matches!(&example.content, Content::Question { answers: Some(answers), .. } if answers.is_empty())
+}
+
+/// Whether the model has the head that scores words.
+pub fn check_words(model: &FrozenModel, words: Option<&LabelWords>) -> Result<()> {
+    match words.filter(|_| model.spec.mask == MaskKind::Full) {
+        Some(_) => model.masked_head().map(|_| ()),
+        None => Ok(()),
+    }
 }
 
 /// Names of the classes: those of the verbalizer, of the adapter to start from, of the named task, or of the model's

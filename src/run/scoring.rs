@@ -93,6 +93,7 @@ impl Scoring {
         adapter.metadata.task = Some(kind);
         let words = words(options, &mut adapter)?;
         check_language_task(kind, words.is_some(), &model.spec)?;
+        prepare::check_words(&model, words.as_ref())?;
         for warning in adapter.check(&model)? {
             terminal.warn(warning);
         }

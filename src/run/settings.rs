@@ -420,11 +420,6 @@ pub fn check_language_task(task: TaskKind, cloze: bool, spec: &Specification) ->
         (TaskKind::CausalLm, MaskKind::Separator) => {
             usage!("{flag} needs a causal language model (llama, gpt2, ...); {family} fills blanks: use --task classification --verbalizer")
         }
-        (_, MaskKind::Full) if cloze => {
-            usage!(
-                "{flag} needs a language model (glm, or a causal one); {family} has no head here that predicts words: leave it out to train a head"
-            )
-        }
         _ => Ok(()),
     }
 }

@@ -120,6 +120,7 @@ impl Prepared {
             }
         }
         let mut settings = Settings::new(&options)?;
+        prepare::check_words(&model, settings.verbalizer.as_ref())?;
         let spec = &model.spec;
         let (name, kind) = (settings.task, settings.task.kind());
         let template = settings.template.unwrap_or(0);

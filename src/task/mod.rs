@@ -86,7 +86,7 @@ impl Task {
 
     pub fn head(&self, kind: HeadKind, spec: &Specification) -> HeadSpec {
         match self.verbalizer.as_ref().map(Verbalizer::single_tokens) {
-            Some(Some(tokens)) => HeadSpec::words(tokens),
+            Some(Some(tokens)) => HeadSpec::words(tokens, spec.mask),
             Some(None) => HeadSpec::scored_sequences(),
             None => HeadSpec::new(self.kind, kind, self.labels.names().len(), spec),
         }

@@ -495,6 +495,35 @@ fn a_cloze_keeps_its_blank_and_fills_it_with_every_label() {
     assert_eq!(several.predict(std::slice::from_ref(&example), &encoding, &predictions)[0].outcome, Outcome::Label(1));
 }
 
+/// An encoder reads the text as it is, and its blank where it stands, spelled as its tokenizer has it.
+#[test]
+fn a_masked_cloze_reads_its_blank_in_its_place() {
+    for (bundle, spelled) in [("bert-cloze", "[MASK]"), ("roberta-cloze", "<mask>"), ("deberta-cloze", "[MASK]")] {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(bundle).join("model");
+        let spec = crate::model::describe(&crate::model::Config::of_model(&directory).unwrap()).unwrap().1;
+        let tokenizer = TextTokenizer::open(&directory, &spec).unwrap();
+        let labels = strings(&["yes", "no"]);
+        let verbalizer = Verbalizer::new(&labels, &strings(&[" twice", " sold"]), &tokenizer, &spec).unwrap();
+        let task = Task::new(TaskKind::Classification, labels).with_verbalizer(Some(verbalizer));
+        let example = text("The old bridge was [MASK] before the ferry left", "no");
+        let encode = |max_length| task.encode(std::slice::from_ref(&example), &tokenizer, &Limits { max_length, doc_stride: 0 });
+        let whole = encode(99).unwrap().set.sequences.remove(0);
+        let (length, mask) = (whole.ids.len(), tokenizer.token(spelled).unwrap());
+        assert_eq!(tokenizer.encode_text(&format!("The old bridge was {spelled} before the ferry left"), None, 99).unwrap().ids, whole.ids);
+        let at = whole.readout[0] as usize;
+        assert_eq!((whole.ids[at], whole.readout.len(), whole.separator, whole.blank), (mask, 1, 0, None));
+        for max_length in 3..length {
+            let sequence = encode(max_length).unwrap().set.sequences.remove(0);
+            let now = sequence.readout[0] as usize;
+            assert_eq!((sequence.ids.len(), sequence.ids[now]), (max_length, mask), "{bundle}");
+            // Behind the blank nothing is left before anything in front of it is cut.
+            assert!(now == at || max_length == now + 2, "{bundle}: {max_length}");
+            assert_eq!(sequence.ids[1..max_length - 1], whole.ids[1 + at - now..][..max_length - 2]);
+        }
+        assert!(encode(2).unwrap_err().to_string().contains("raise it to 3"));
+    }
+}
+
 #[test]
 fn clozes_that_cannot_be_are_refused() {
     let (tokenizer, spec) = glm();
@@ -506,7 +535,13 @@ fn clozes_that_cannot_be_are_refused() {
         let message = format!("{:#}", new(&words, &spec).unwrap_err());
         assert!(message.contains("--verbalizer") && message.contains(part), "{message}");
     }
-    assert!(new(&["a", "b"], &specification(None)).unwrap_err().to_string().contains("needs a language model"));
+    let encoder = Specification { mask: crate::model::MaskKind::Full, ..spec.clone() };
+    let message = new(&[" Yes indeed", " No"], &encoder).unwrap_err().to_string();
+    assert!(message.contains("\" Yes indeed\" of the label \"yes\" has ") && message.contains("choose a word of one token"), "{message}");
+    let (masked, limits) = (new(&[" Yes", " No"], &encoder).unwrap(), Limits { max_length: 64, doc_stride: 0 });
+    let task = Task::new(TaskKind::Classification, labels.clone()).with_verbalizer(Some(masked));
+    let message = format!("{:#}", task.encode(&[text("a [MASK] and a [MASK]", "no")], &tokenizer, &limits).unwrap_err());
+    assert!(message.starts_with("data.jsonl, line 3: the text has 2 blanks"), "{message}");
     let task = Task::new(TaskKind::Classification, labels.clone()).with_verbalizer(Some(new(&[" Yes", " No"], &spec).unwrap()));
     let limits = Limits { max_length: 64, doc_stride: 0 };
     let message = |example: Example| format!("{:#}", task.encode(&[example], &tokenizer, &limits).unwrap_err());

@@ -8,9 +8,10 @@ use ptune::model::{HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-pub const BUNDLES: [&str; 16] = [
+pub const BUNDLES: [&str; 19] = [
     "bert-classification",
     "bert-classification-d64",
+    "bert-cloze",
     "bert-multiple-choice",
     "bert-qa",
     "bert-tagging",
@@ -23,7 +24,9 @@ pub const BUNDLES: [&str; 16] = [
     "qwen3-classification",
     "roberta-classification",
     "roberta-classification-peft",
+    "roberta-cloze",
     "deberta-classification",
+    "deberta-cloze",
     "deberta-tagging",
 ];
 
@@ -128,10 +131,11 @@ impl Bundle {
             }
             let sequence: Vec<u32> = ids[range.clone()].iter().map(|&id| id as u32).collect();
             let separator = if self.has("sep") { self.integers("sep")[number] as u32 } else { 0 };
-            let cloze = self.case["task"] == "cloze";
+            let cloze = self.case["task"] == "cloze" && self.has("sep");
             let blank = cloze.then(|| self.integers("positions")[range.start + separator as usize] as u32);
             let readout = match self.task {
                 TaskKind::Classification if cloze => vec![separator],
+                TaskKind::Classification if self.has("mask_index") => vec![self.integers("mask_index")[number] as u32],
                 TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::CausalLm => vec![self.model.spec.readout.of(&sequence)],
                 TaskKind::Qa => (0..length as u32).collect(),
                 TaskKind::Tagging => {
@@ -185,7 +189,10 @@ impl Bundle {
 
     pub fn head(&self) -> HeadSpec {
         if let Some(words) = self.case.get("verbalizer_ids") {
-            return HeadSpec::words(words.as_object().unwrap().values().map(|id| id.as_u64().unwrap() as u32).collect());
+            return HeadSpec::words(
+                words.as_object().unwrap().values().map(|id| id.as_u64().unwrap() as u32).collect(),
+                self.model.spec.mask,
+            );
         }
         let classes = self.model.spec.labels.as_ref().map_or(1, Vec::len);
         HeadSpec::new(self.task, self.adapter.metadata.head, classes, &self.model.spec)

@@ -261,9 +261,11 @@ fn frozen_language_model_heads() {
     let two_dimensional = Positions::TwoDimensional { table: 101 };
     let learned = Positions::Learned { table: 100, first: 0, padding_id: None };
     for (mask, positions, tied_head, head) in [
-        (MaskKind::Causal, learned, false, HeadSpec::next_tokens()),
+        (MaskKind::Causal, learned.clone(), false, HeadSpec::next_tokens()),
         (MaskKind::Separator, two_dimensional.clone(), true, HeadSpec::scored_sequences()),
-        (MaskKind::Separator, two_dimensional, false, HeadSpec::words(vec![5, 0, 49])),
+        (MaskKind::Full, learned.clone(), false, HeadSpec::words(vec![5, 0, 49], MaskKind::Full)),
+        (MaskKind::Full, learned.clone(), true, HeadSpec::words(vec![5, 0, 49], MaskKind::Full)),
+        (MaskKind::Separator, two_dimensional, false, HeadSpec::words(vec![5, 0, 49], MaskKind::Separator)),
     ] {
         let spec = Specification { embedding_size: 24, positions, tied_head, ..synthetic(NormPlace::Pre, mask) };
         let model = random_model(spec, DType::F16);

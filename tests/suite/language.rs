@@ -129,7 +129,7 @@ fn words_and_sequences_agree() {
         engine.finish_step(&Update { learning_rate: 0.0, weight_decay: 0.0, max_grad_norm: None });
         (logits, engine.gradient("prompt_embeddings").unwrap(), engine.flush_report().unwrap().loss)
     };
-    let (logits, gradient, loss) = run(HeadSpec::words(words.to_vec()), &set(vec![frame.clone()]));
+    let (logits, gradient, loss) = run(HeadSpec::words(words.to_vec(), MaskKind::Separator), &set(vec![frame.clone()]));
     let (scores, own, own_loss) = run(HeadSpec::scored_sequences(), &set(words.iter().map(|&word| filled(&[word])).collect()));
     assert!((loss - own_loss).abs() < 1e-12);
     for (logit, score) in logits.iter().zip(&scores) {

@@ -186,7 +186,8 @@ fn obstacle(name: &str) -> Option<&'static str> {
         "bert-qa" => Some("token types"),
         "glm-cloze" | "glm-classification" => Some("GLM of 2021"),
         "roberta-classification" => Some("pooler"),
-        "deberta-classification" | "deberta-tagging" => Some("takes no prefix"),
+        "bert-cloze" | "roberta-cloze" => Some("masked-language-model heads"),
+        "deberta-classification" | "deberta-cloze" | "deberta-tagging" => Some("takes no prefix"),
         _ => None,
     }
 }

@@ -67,7 +67,8 @@ fn language_tasks_on_other_models_are_refused() {
     place.write("prompts.jsonl", "{\"prompt\": \"a b\", \"response\": \"c\"}\n");
     let train = "train --model model --data prompts.jsonl --output out --task";
     place.refuses(2, &format!("{train} causal-lm"), &["--task causal-lm needs a causal language model", "bert is an encoder"]);
-    place.refuses_training(2, r#"--verbalizer {"a":"b","c":"d"}"#, &["--verbalizer needs a language model", "bert", "train a head"]);
+    let missing = ["no masked-language-model head", "cls.predictions.transform.dense.weight, ", "cls.predictions.bias", "train a head"];
+    place.refuses_training(1, r#"--verbalizer {"a":"b","c":"d"}"#, &missing);
     place.refuses(2, &format!(r#"{train} tagging --verbalizer {{"a":"b","c":"d"}}"#), &["labels of a classification, not of tagging"]);
     place.refuses_training(2, r#"--verbalizer {"a":"b"}"#, &["--verbalizer", "at least two labels"]);
     place.refuses_training(2, r#"--verbalizer {"a":"b","c":1}"#, &["--verbalizer", "not a string"]);
@@ -83,6 +84,20 @@ fn language_tasks_on_other_models_are_refused() {
     place.refuses_training(1, r#"--verbalizer {"entailment":"Yes","neutral":"No"}"#, &["data.jsonl, line 1", "not_entailment"]);
     place.write("data.jsonl", "{\"text\": \"a [MASK]\", \"label\": \"entailment\"}\n{\"text\": \"b\", \"label\": \"not_entailment\"}\n");
     place.refuses_training(1, words, &["data.jsonl, line 2", "no [MASK]", "write it into the text"]);
+}
+
+/// An encoder with a masked-language-model head can still have one of its own.
+#[test]
+fn words_and_a_head_of_the_same_encoder() {
+    let place = Place::new("bert-cloze");
+    let words = r#"{"entailment":"twice","not_entailment":"sold"}"#;
+    let said = run(&place, TRAIN, &["--verbalizer", words]).ok();
+    assert!(said.contains("PEFT has no class for masked-language-model heads"), "{said}");
+    assert_eq!(tensors(&place.path("run/adapter_model.safetensors")).keys().collect::<Vec<_>>(), ["prompt_embeddings"]);
+    run(&place, &TRAIN.replace("--output run", "--output head"), &[]).ok();
+    assert!(tensors(&place.path("head/adapter_model.safetensors")).contains_key("base_model.classifier.weight"));
+    place.refuses_training(1, r#"--verbalizer {"entailment":"twicesold","not_entailment":"sold"}"#, &["tokens", "a word of one token"]);
+    run(&place, "predict --model model --adapter run --input data.jsonl --output out.jsonl", &[]).ok();
 }
 
 #[test]
