@@ -4,7 +4,7 @@ use super::terminal::Terminal;
 use super::values::{Device, StepRange};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::{self, Cuda, Driver};
-use crate::backend::{Backend, DType, Machine, watch};
+use crate::backend::{Backend, DType, Machine, Sizing, watch};
 use crate::checkpoint::FrozenModel;
 use crate::model::Slot;
 use crate::usage;
@@ -75,6 +75,17 @@ pub fn open_as(device: Device, activation: DType, order: u32) -> Result<Box<dyn 
         Device::Emulated => Ok(Box::new(Cuda::new(cuda::Emulated::with_timing(order, cuda::Timing::of_environment()?), activation)?)),
         Device::Auto | Device::Cpu => Ok(Box::new(Cpu::<f32>::new())),
     }
+}
+
+/// What a CUDA context with this program's kernels and cuBLAS takes of a GPU's memory, where nobody measured it.
+pub const ASSUMED_CONTEXT: usize = 512 << 20;
+
+/// What the memory plan of a run on a device asks, without opening it; and what a CUDA context takes beside the plan.
+pub fn sizing(device: Device, model: &FrozenModel) -> Result<(Box<dyn Sizing>, usize)> {
+    Ok(match device {
+        Device::Auto | Device::Cpu => (Box::new(Cpu::<f32>::new()), 0),
+        _ => (Box::new(cuda::Absent::new(half(model.dtype(Slot::WordEmbedding)?))), ASSUMED_CONTEXT),
+    })
 }
 
 /// What runs single instructions.

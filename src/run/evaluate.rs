@@ -1,5 +1,6 @@
 //! Forward over a whole set, and what is measured of it: shared by validation, `eval` and `predict`.
 
+use super::cut::Size;
 use super::interrupt::Interrupt;
 use super::pipeline::{Contents, Pipeline};
 use super::terminal::Terminal;
@@ -13,7 +14,7 @@ use serde_json::{Map, Value};
 pub fn forward(
     engine: &mut Engine,
     set: &FeatureSet,
-    batch_size: usize,
+    batch: Size,
     terminal: &Terminal,
     interrupt: &Interrupt,
 ) -> Result<Option<Vec<Vec<f32>>>> {
@@ -22,7 +23,7 @@ pub fn forward(
     let mut progress = terminal.progress("evaluated", 0, features.len() as u64, false);
     let mut pipeline = Pipeline::new(engine);
     let contents = |features: &[usize]| Contents { features: features.to_vec(), first_ordinal: 0 };
-    let mut batches = features.chunks(batch_size).map(contents).peekable();
+    let mut batches = batch.batches(set, &features).into_iter().map(contents).peekable();
     while let Some(batch) = batches.next() {
         if interrupt.pending().is_some() {
             return Ok(None);

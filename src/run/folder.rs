@@ -114,7 +114,19 @@ fn superfluous(steps: &[u64], current: u64, limit: usize, is_regular: impl Fn(u6
 }
 
 /// Options that do not change what a run computes, and paths whose contents are compared instead.
-const FREE: [&str; 9] = ["output", "model", "data", "validation", "threads", "quiet", "profile-steps", "save-every", "save-limit"];
+const FREE: [&str; 11] = [
+    "output",
+    "model",
+    "data",
+    "validation",
+    "threads",
+    "quiet",
+    "profile-steps",
+    "save-every",
+    "save-limit",
+    "recompute",
+    "memory-budget",
+];
 
 /// Refuses options that would make the rest of a run differ from its beginning.
 pub fn refuse_changes(given: &TrainOptions, saved: &TrainOptions) -> Result<()> {

@@ -5,6 +5,7 @@ pub mod bench;
 pub mod convert;
 pub mod device;
 pub mod evaluate;
+mod cut;
 mod folder;
 pub mod interrupt;
 pub mod memory;

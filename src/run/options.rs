@@ -4,7 +4,8 @@
 use super::base::BaseOptions;
 use super::schedule::Schedule;
 use super::spelling::translate_table;
-use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
+use crate::engine::Recompute;
 use crate::error::UsageError;
 use crate::model::HeadKind;
 use crate::task::TaskName;
@@ -137,12 +138,15 @@ pub struct TrainOptions {
     /// Clip the gradient's global norm; 0 is off [default: 1.0]
     #[arg(long, value_name = "NORM", help_heading = "Optimization")]
     pub max_grad_norm: Option<f64>,
-    /// Examples (qa: windows) of a micro-batch [default: 32]
+    /// Examples (qa: windows) of a batch [default: 32]
     #[arg(long, value_name = "N", help_heading = "Optimization")]
     pub batch_size: Option<usize>,
-    /// Micro-batches of an optimizer step [default: 1]
+    /// Batches of an optimizer step [default: 1]
     #[arg(long, value_name = "N", help_heading = "Optimization")]
     pub gradient_accumulation: Option<usize>,
+    /// Tokens of an optimizer step, about: in place of --batch-size and --gradient-accumulation
+    #[arg(long, value_name = "N", help_heading = "Optimization")]
+    pub tokens_per_step: Option<usize>,
     /// Passes over the training data [default: 10]
     #[arg(long, value_name = "N", help_heading = "Optimization")]
     pub epochs: Option<u64>,
@@ -168,6 +172,20 @@ pub struct TrainOptions {
     /// Checkpoints kept [default: 2]
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub save_limit: Option<usize>,
+
+    /// Most memory that the run may plan, as 24GiB: takes the fastest --recompute that fits, and the largest micro-batch
+    #[arg(long, value_name = "SIZE", help_heading = "Memory")]
+    pub memory_budget: Option<ByteSize>,
+    /// What the backward makes again instead of keeping it: none, up-projection or layer. Changes no result [default: none,
+    /// or what --memory-budget wants]
+    #[arg(long, value_name = "WHAT", hide_possible_values = true, help_heading = "Memory")]
+    pub recompute: Option<Recompute>,
+    /// Examples that go through the model at a time [default: --batch-size, or what --memory-budget wants]
+    #[arg(long, value_name = "N", help_heading = "Memory")]
+    pub micro_batch_size: Option<usize>,
+    /// Tokens that go through the model at a time, with --tokens-per-step [default: all of a step's]
+    #[arg(long, value_name = "N", help_heading = "Memory")]
+    pub micro_batch_tokens: Option<usize>,
 
     /// auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "Machine and terminal")]
@@ -221,6 +239,12 @@ impl TrainOptions {
         if upper.contains_key("epochs") || upper.contains_key("max-steps") {
             table.remove("epochs");
             table.remove("max-steps");
+        }
+        // Two ways to count.
+        if upper.contains_key("tokens-per-step") {
+            table.retain(|name, _| !["batch-size", "gradient-accumulation", "micro-batch-size"].contains(&name.as_str()));
+        } else if upper.contains_key("batch-size") || upper.contains_key("gradient-accumulation") {
+            table.retain(|name, _| !["tokens-per-step", "micro-batch-tokens"].contains(&name.as_str()));
         }
         if self.is_head_alone() == Some(true) {
             table.remove("prefix-layers");

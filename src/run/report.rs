@@ -71,11 +71,11 @@ impl Prepared {
         terminal.line("memory plan:");
         terminal.line(engine.plan().to_string().trim_end());
         terminal.line(format!(
-            "run: {} steps, {} an epoch, of {} x {} items; {}, peak learning rate {:e}",
+            "run: {} steps, {} an epoch, of {} in micro-batches of {}; {}, peak learning rate {:e}",
             grouped(extent.total_steps),
             grouped(extent.steps_per_epoch),
-            settings.gradient_accumulation,
-            settings.batch_size,
+            self.cut.step,
+            self.cut.micro_batch,
             match settings.schedule {
                 Schedule::Linear => "linear schedule",
                 Schedule::Constant => "constant schedule",

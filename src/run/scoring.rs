@@ -1,6 +1,7 @@
 //! A model with an adapter over a data file: what `eval` and `predict` share.
 
 use super::device;
+use super::cut::Size;
 use super::evaluate::{self, Evaluation};
 use super::interrupt::Interrupt;
 use super::memory::loading_line;
@@ -156,7 +157,7 @@ impl Scoring {
         let unscored = kind == TaskKind::CausalLm && !split.examples.iter().any(|example| example.content.is_labelled());
         let logits = match unscored {
             true => Vec::new(),
-            false => evaluate::forward(&mut engine, set, options.batch_size, terminal, interrupt)?.ok_or_else(stopped)?,
+            false => evaluate::forward(&mut engine, set, Size::Features(options.batch_size), terminal, interrupt)?.ok_or_else(stopped)?,
         };
         evaluate::check_finite(set, &split.examples, &logits)?;
         let mut texts = Vec::new();

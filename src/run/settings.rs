@@ -2,11 +2,13 @@
 //! or the adapter that is started from are filled in when those are known.
 
 use super::base::BaseOptions;
+use super::cut::{Cut, Size, longest_feature};
 use super::options::TrainOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
 use crate::checkpoint::Adapter;
-use crate::data::Columns;
+use crate::data::{Columns, FeatureSet};
+use crate::engine::Recompute;
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
 use crate::task::TaskName;
 use crate::task::named::{TRAIN, VALIDATION};
@@ -50,8 +52,14 @@ pub struct Settings {
     pub warmup: Warmup,
     pub weight_decay: f64,
     pub max_grad_norm: f64,
-    pub batch_size: usize,
-    pub gradient_accumulation: usize,
+    /// None with tokens per step.
+    pub batch_size: Option<usize>,
+    pub gradient_accumulation: Option<usize>,
+    pub tokens_per_step: Option<usize>,
+    pub memory_budget: Option<ByteSize>,
+    pub recompute: Option<Recompute>,
+    pub micro_batch_size: Option<usize>,
+    pub micro_batch_tokens: Option<usize>,
     pub epochs: Option<u64>,
     pub max_steps: Option<u64>,
     pub seed: u64,
@@ -73,6 +81,24 @@ impl Settings {
     /// The model that is tuned.
     pub fn base(&self) -> BaseOptions {
         BaseOptions { model: self.model.clone(), architecture: self.architecture.clone(), random_weights: self.random_weights }
+    }
+
+    /// How an epoch of a set is cut.
+    pub fn cut(&self, set: &FeatureSet) -> Cut {
+        match self.tokens_per_step {
+            Some(tokens) => {
+                // A step has its share of the tokens and what its last feature has beyond.
+                let whole = tokens + longest_feature(set);
+                Cut { step: Size::Tokens(tokens), micro_batch: Size::Tokens(self.micro_batch_tokens.unwrap_or(whole)) }
+            }
+            None => {
+                let batch = self.batch_size.unwrap_or(1);
+                Cut {
+                    step: Size::Features(batch * self.gradient_accumulation.unwrap_or(1)),
+                    micro_batch: Size::Features(self.micro_batch_size.unwrap_or(batch)),
+                }
+            }
+        }
     }
 
     /// Layers with a prefix, counted from 0.
@@ -125,8 +151,10 @@ impl TrainOptions {
         self.warmup.get_or_insert(Warmup::Steps(0));
         self.weight_decay.get_or_insert(0.0);
         self.max_grad_norm.get_or_insert(1.0);
-        self.batch_size.get_or_insert(32);
-        self.gradient_accumulation.get_or_insert(1);
+        if self.tokens_per_step.is_none() {
+            self.batch_size.get_or_insert(32);
+            self.gradient_accumulation.get_or_insert(1);
+        }
         if self.max_steps.is_some() {
             self.epochs = None;
         } else {
@@ -181,6 +209,9 @@ impl TrainOptions {
             ("prefix-projection", self.prefix_projection, 1),
             ("batch-size", self.batch_size, 1),
             ("gradient-accumulation", self.gradient_accumulation, 1),
+            ("tokens-per-step", self.tokens_per_step, 1),
+            ("micro-batch-size", self.micro_batch_size, 1),
+            ("micro-batch-tokens", self.micro_batch_tokens, 1),
             ("threads", self.threads, 1),
         ] {
             check_size(flag, value, least)?;
@@ -194,6 +225,18 @@ impl TrainOptions {
         ] {
             if let Some(value) = value.filter(|value| !(1..=u64::from(u32::MAX)).contains(value)) {
                 usage!("--{flag} {value}: must be from 1 to {}", u32::MAX);
+            }
+        }
+        for (flag, given, other, excluded) in [
+            ("batch-size", self.batch_size.is_some(), "tokens-per-step", self.tokens_per_step.is_some()),
+            ("gradient-accumulation", self.gradient_accumulation.is_some(), "tokens-per-step", self.tokens_per_step.is_some()),
+            ("micro-batch-size", self.micro_batch_size.is_some(), "tokens-per-step", self.tokens_per_step.is_some()),
+            ("micro-batch-tokens", self.micro_batch_tokens.is_some(), "tokens-per-step", self.tokens_per_step.is_none()),
+        ] {
+            if given && excluded {
+                let how = if flag == "micro-batch-tokens" { "needs" } else { "and" };
+                let excluded = if flag == "micro-batch-tokens" { "" } else { " exclude each other" };
+                usage!("--{flag} {how} --{other}{excluded}: steps and micro-batches are counted in examples, or in tokens");
             }
         }
         match (self.method, self.prefix_length) {
@@ -491,7 +534,7 @@ mod tests {
     fn defaults_complete_a_configuration_that_can_be_fed_back() {
         let complete = options().with_defaults().complete(&spec(), None).unwrap();
         let settings = Settings::new(&complete).unwrap();
-        assert_eq!((settings.prefix_length, settings.max_length, settings.batch_size), (20, 128, 32));
+        assert_eq!((settings.prefix_length, settings.max_length, settings.batch_size), (20, 128, Some(32)));
         assert_eq!((settings.epochs, settings.max_steps, settings.learning_rate), (Some(10), None, 5e-3));
         assert_eq!(settings.layer_indices(3).unwrap(), [0, 1, 2]);
         let again: TrainOptions = toml::from_str(&complete.to_toml().unwrap()).unwrap();

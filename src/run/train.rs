@@ -1,9 +1,11 @@
 //! A training run from options to results: everything is opened and checked before the output folder is touched.
 
+use super::cut::{Cut, Size, longest_feature};
 use super::device;
 use super::folder::{CONFIG, Folder, METRICS, refuse_changes};
 use super::interrupt::Interrupt;
 use super::options::TrainOptions;
+use super::plan::{self, Workload};
 use super::prepare::{self, Reader, Split};
 use super::record::Record;
 use super::schedule::LearningRate;
@@ -14,7 +16,7 @@ use super::trainer::{Session, Trainer, write_text};
 use super::values::{Device, NullThreshold, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
 use crate::data::TextTokenizer;
-use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixInit, PrefixOptions};
+use crate::engine::{Engine, EngineOptions, MemoryMode, PrefixInit, PrefixOptions};
 use crate::model::HeadSpec;
 use crate::task::{Limits, Task, TaskName, Verbalizer, require_labels};
 use crate::usage;
@@ -87,6 +89,8 @@ pub(super) struct Prepared {
     pub(super) prefix_tokens: Option<Vec<u32>>,
     /// What is read, by its contents: a resumed run must read the same.
     pub(super) inputs: BTreeMap<String, String>,
+    pub(super) cut: Cut,
+    pub(super) memory: MemoryMode,
 }
 
 impl Prepared {
@@ -177,13 +181,80 @@ impl Prepared {
             inputs.insert("validation".to_string(), digest(path)?);
         }
         settings.metric = options.metric.clone();
-        Ok(Prepared { options, settings, model, adapter, task, no_answer, head, prefix, metric, train, validation, prefix_tokens, inputs })
+        let cut = settings.cut(&train.encoding.set);
+        let memory = MemoryMode { recompute: settings.recompute.unwrap_or_default() };
+        let mut prepared = Prepared {
+            options,
+            settings,
+            model,
+            adapter,
+            task,
+            no_answer,
+            head,
+            prefix,
+            metric,
+            train,
+            validation,
+            prefix_tokens,
+            inputs,
+            cut,
+            memory,
+        };
+        prepared.fit(terminal)?;
+        Ok(prepared)
+    }
+
+    /// What the engine has to do in a step, and in evaluations between.
+    fn workload(&self) -> Workload<'_> {
+        let (settings, set) = (&self.settings, &self.train.encoding.set);
+        let order: Vec<usize> = (0..set.features.len()).collect();
+        let first = self.cut.steps(set, &order)[1];
+        Workload {
+            set,
+            features: order[..first].to_vec(),
+            options: EngineOptions {
+                prefix: self.prefix.clone(),
+                head: self.head.clone(),
+                hidden_dropout: settings.hidden_dropout,
+                attention_dropout: settings.attention_dropout,
+                seed: settings.seed,
+                memory: self.memory,
+            },
+            validation: self.validation.as_ref().map(|split| &split.encoding.set),
+            least_tokens: self.prefix_tokens.as_ref().map_or(0, Vec::len),
+        }
+    }
+
+    /// Chooses memory mode and micro-batch by the budget, where there is one; and records them, so that a resumed run is
+    /// cut the same way.
+    fn fit(&mut self, terminal: &Terminal) -> Result<()> {
+        let settings = &self.settings;
+        let longest = longest_feature(&self.train.encoding.set);
+        if let Some(tokens) = settings.micro_batch_tokens.filter(|&tokens| tokens < longest) {
+            usage!("--micro-batch-tokens {tokens}: an example has {longest} tokens; give at least as many, or a smaller --max-length");
+        }
+        let Some(budget) = settings.memory_budget else { return Ok(()) };
+        let (sizing, context) = device::sizing(settings.device, &self.model)?;
+        let given = settings.micro_batch_size.or(settings.micro_batch_tokens).is_some();
+        let micro_batch = self.cut.micro_batch;
+        let sizes = if given { vec![micro_batch] } else { micro_batch.halves(&self.train.encoding.set) };
+        let shape = settings.base().shape()?;
+        let modes = plan::modes(settings.recompute);
+        let work = self.workload();
+        let chosen = plan::fastest(&self.model, &shape, &work, sizing.as_ref(), &modes, &sizes, budget.0, context, plan::ASSUMED_SPEED)?;
+        terminal.line(plan::choice_line(&chosen, budget.0));
+        (self.memory, self.cut.micro_batch) = (chosen.memory, chosen.micro_batch);
+        self.options.recompute = Some(chosen.memory.recompute);
+        match chosen.micro_batch {
+            Size::Features(count) => self.options.micro_batch_size = Some(count),
+            Size::Tokens(count) => self.options.micro_batch_tokens = Some(count),
+        }
+        Ok(())
     }
 
     fn extent(&self) -> Result<(Extent, LearningRate)> {
         let settings = &self.settings;
-        let step_size = settings.batch_size * settings.gradient_accumulation;
-        let steps_per_epoch = self.train.encoding.set.features.len().div_ceil(step_size) as u64;
+        let steps_per_epoch = self.cut.steps_per_epoch(&self.train.encoding.set) as u64;
         let total_steps = settings.max_steps.unwrap_or(settings.epochs.unwrap_or(1) * steps_per_epoch);
         let warmup_steps = settings.warmup.steps(total_steps);
         if warmup_steps >= total_steps {
@@ -193,7 +264,7 @@ impl Prepared {
             usage!("--profile-steps {range}: the run has {total_steps} steps");
         }
         let extent = Extent {
-            batch_size: settings.batch_size,
+            batch_size: settings.batch_size.unwrap_or(self.train.encoding.set.features.len().div_ceil(steps_per_epoch as usize)),
             steps_per_epoch,
             total_steps,
             logging_steps: (total_steps / 100).clamp(1, 500),
@@ -234,19 +305,9 @@ impl Prepared {
     /// The engine with its initial values, or those of the adapter to start from.
     fn engine(&self, terminal: &Terminal) -> Result<Engine> {
         let settings = &self.settings;
-        let mut capacity = Capacity::for_items(&self.train.encoding.set, &self.head, settings.batch_size, true);
-        if let Some(split) = &self.validation {
-            capacity = capacity.union(Capacity::for_items(&split.encoding.set, &self.head, settings.batch_size, false));
-        }
-        capacity.tokens = capacity.tokens.max(self.prefix_tokens.as_ref().map_or(0, Vec::len));
-        let options = EngineOptions {
-            prefix: self.prefix.clone(),
-            head: self.head.clone(),
-            hidden_dropout: settings.hidden_dropout,
-            attention_dropout: settings.attention_dropout,
-            seed: settings.seed,
-            memory: MemoryMode::default(),
-        };
+        let work = self.workload();
+        let capacity = work.capacity(self.cut.micro_batch);
+        let options = work.options;
         let mut engine = Engine::new(device::open(settings.device, &self.model, terminal)?, &self.model, options, capacity)?;
         engine.initialise(if settings.prefix_init == PrefixStart::Zero { PrefixInit::Zero } else { PrefixInit::Normal });
         if let Some(tokens) = &self.prefix_tokens {
@@ -289,6 +350,7 @@ impl Prepared {
             metric: &self.metric,
             metadata: self.metadata(),
             extent,
+            cut: self.cut,
             rate,
             folder,
             terminal,

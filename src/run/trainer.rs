@@ -1,6 +1,7 @@
 //! The training loop: steps, evaluations and checkpoints in the order of a [`RunState`], so that a run may stop after
 //! any step and go on as if it had not.
 
+use super::cut::Cut;
 use super::evaluate::{self, Evaluation};
 use super::folder::{Folder, TRAINER_STATE};
 use super::interrupt::Interrupt;
@@ -32,6 +33,7 @@ pub struct Trainer<'a> {
     pub metric: &'a str,
     pub metadata: Metadata,
     pub extent: Extent,
+    pub cut: Cut,
     pub rate: LearningRate,
     pub folder: &'a Folder,
     pub terminal: &'a Terminal,
@@ -45,8 +47,8 @@ pub struct Trainer<'a> {
 /// What only this process knows of the run.
 #[derive(Default)]
 pub struct Session {
-    /// The order of the current epoch.
-    order: Option<(u64, Vec<usize>)>,
+    /// The order of the current epoch, and where its steps begin.
+    order: Option<(u64, Vec<usize>, Vec<usize>)>,
     /// Made at the first step.
     pipeline: Option<Pipeline>,
     steps: u64,
@@ -133,11 +135,11 @@ impl Trainer<'_> {
         self.engine.begin_step(step, targets);
         // The batches of this step, and the first one of the next.
         let mut batches = self.micro_batches(&features);
+        let count = batches.len();
         if step + 1 < self.extent.total_steps {
             let features = self.features(step + 1);
             batches.extend(self.micro_batches(&features).into_iter().next());
         }
-        let count = features.len().div_ceil(self.settings.batch_size);
         let engine = &mut self.engine;
         let pipeline = self.session.pipeline.get_or_insert_with(|| Pipeline::new(engine));
         let mut batches = batches.into_iter().peekable();
@@ -173,20 +175,21 @@ impl Trainer<'_> {
             first_ordinal += batch.iter().map(|&feature| self.train.encoding.set.features[feature].sequences).sum::<usize>();
             contents
         };
-        features.chunks(self.settings.batch_size).map(contents).collect()
+        self.cut.micro_batch.batches(&self.train.encoding.set, features).into_iter().map(contents).collect()
     }
 
     /// The features of a step: a stretch of its epoch's order.
     fn features(&mut self, step: u64) -> Vec<usize> {
         let (epoch, within) = (step / self.extent.steps_per_epoch, (step % self.extent.steps_per_epoch) as usize);
         let count = self.train.encoding.set.features.len();
-        if self.session.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
+        if self.session.order.as_ref().is_none_or(|(known, ..)| *known != epoch) {
             let shuffled = self.settings.data_order == DataOrder::Shuffled;
-            self.session.order = Some((epoch, epoch_order(count, self.settings.seed, epoch, shuffled)));
+            let order = epoch_order(count, self.settings.seed, epoch, shuffled);
+            let bounds = self.cut.steps(&self.train.encoding.set, &order);
+            self.session.order = Some((epoch, order, bounds));
         }
-        let size = self.settings.batch_size * self.settings.gradient_accumulation;
-        let order = self.session.order.as_ref().map_or(&[][..], |(_, order)| order);
-        order[within * size..count.min((within + 1) * size)].to_vec()
+        let (bounds, order) = self.session.order.as_ref().map_or((&[][..], &[][..]), |(_, order, bounds)| (bounds, order));
+        order[bounds[within]..bounds[within + 1]].to_vec()
     }
 
     /// A prefix without gradient would stay as it was initialised, and nobody would notice.
@@ -256,7 +259,7 @@ impl Trainer<'_> {
         let Some(split) = self.validation else { return Ok(()) };
         let started = Instant::now();
         let set = &split.encoding.set;
-        let forward = || evaluate::forward(&mut self.engine, set, self.settings.batch_size, self.terminal, self.interrupt);
+        let forward = || evaluate::forward(&mut self.engine, set, self.cut.micro_batch, self.terminal, self.interrupt);
         let Some(logits) = progress.pause(forward)? else { return Ok(()) };
         let tuned = match self.settings.null_threshold {
             Some(NullThreshold::Tuned) => self.task.tune_null_threshold(&split.examples, &split.encoding, &logits),

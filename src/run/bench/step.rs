@@ -4,7 +4,7 @@ use super::table::{Row, rows, table};
 use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
 use crate::data::{Feature, FeatureSet, Sequence};
-use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, StepReport, Update};
+use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Recompute, StepReport, Update};
 use crate::model::{HeadSpec, Slot, Specification, TaskKind, default_head};
 use crate::run::base::BaseOptions;
 use crate::run::device;
@@ -60,6 +60,9 @@ pub struct StepOptions {
     /// Seed of tokens, initial values and dropout
     #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Step")]
     pub seed: u64,
+    /// What the backward makes again instead of keeping it: none, up-projection or layer
+    #[arg(long, value_name = "WHAT", default_value = "none", hide_possible_values = true, help_heading = "Step")]
+    pub recompute: Recompute,
     /// Let a CUDA profiler see steps A to B of the timed ones alone, counted from 1
     #[arg(long, value_name = "A:B", help_heading = "Step")]
     pub profile_steps: Option<StepRange>,
@@ -109,7 +112,7 @@ impl StepOptions {
             hidden_dropout: self.hidden_dropout,
             attention_dropout: self.attention_dropout.unwrap_or(spec.attention_dropout),
             seed: self.seed,
-            memory: MemoryMode::default(),
+            memory: MemoryMode { recompute: self.recompute },
         }
     }
 
@@ -372,6 +375,7 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
                 "prefix_dropout": engine_options.prefix.dropout,
                 "hidden_dropout": engine_options.hidden_dropout,
                 "attention_dropout": engine_options.attention_dropout,
+                "recompute": options.recompute.name(),
                 "steps": options.steps,
                 "seed": options.seed,
             },
@@ -432,6 +436,7 @@ mod tests {
             hidden_dropout: 0.0,
             attention_dropout: None,
             seed: 0,
+            recompute: Recompute::None,
             profile_steps: None,
             device: Device::Cpu,
         }

@@ -6,6 +6,7 @@ use crate::backend::{DType, Sizing, watch};
 use crate::checkpoint::FrozenModel;
 use crate::data::FeatureSet;
 use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Plan, Recompute, Region, Update};
+use crate::run::cut::Size;
 use anyhow::{Context, Result, bail};
 
 /// Rates of a machine: bytes read and written a second, and floating-point operations of matrix products.
@@ -15,18 +16,24 @@ pub struct Speed {
     pub product: f64,
 }
 
-/// What a step consists of: features of a set, and the room that other uses of the engine (evaluation) want.
+/// What a step consists of: features of a set; and what is evaluated in batches of the same size.
 pub struct Workload<'a> {
     pub set: &'a FeatureSet,
     /// The features of one step.
     pub features: Vec<usize>,
     pub options: EngineOptions,
-    pub besides: Capacity,
+    pub validation: Option<&'a FeatureSet>,
+    /// Tokens that have to fit at once, whatever the size of a micro-batch.
+    pub least_tokens: usize,
 }
 
 impl Workload<'_> {
-    fn capacity(&self, micro_batch: usize) -> Capacity {
-        Capacity::for_items(self.set, &self.options.head, micro_batch, true).union(self.besides)
+    pub fn capacity(&self, micro_batch: Size) -> Capacity {
+        let mut capacity = micro_batch.capacity(self.set, &self.options.head, true);
+        if let Some(set) = self.validation {
+            capacity = capacity.union(micro_batch.capacity(set, &self.options.head, false));
+        }
+        Capacity { tokens: capacity.tokens.max(self.least_tokens), ..capacity }
     }
 }
 
@@ -34,8 +41,7 @@ impl Workload<'_> {
 #[derive(Clone, Debug)]
 pub struct Candidate {
     pub memory: MemoryMode,
-    /// Features of a micro-batch.
-    pub micro_batch: usize,
+    pub micro_batch: Size,
     /// Tokens of the largest micro-batch.
     pub micro_batch_tokens: usize,
     /// Bytes of the one allocation, and its parts.
@@ -46,7 +52,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    pub fn new(model: &FrozenModel, work: &Workload, sizing: &dyn Sizing, memory: MemoryMode, micro_batch: usize) -> Result<Candidate> {
+    pub fn new(model: &FrozenModel, work: &Workload, sizing: &dyn Sizing, memory: MemoryMode, micro_batch: Size) -> Result<Candidate> {
         let options = EngineOptions { memory, ..work.options.clone() };
         let capacity = work.capacity(micro_batch);
         let plan = Plan::new(model, &options, capacity, sizing)?;
@@ -72,7 +78,7 @@ pub fn step_time(shape: &FrozenModel, work: &Workload, candidate: &Candidate, ac
     log.start();
     engine.begin_step(0, work.features.iter().map(|&feature| work.set.targets(feature)).sum());
     let mut ordinal = 0;
-    for batch in work.features.chunks(candidate.micro_batch) {
+    for batch in candidate.micro_batch.batches(work.set, &work.features) {
         engine.accumulate(work.set, batch, ordinal)?;
         ordinal += batch.iter().map(|&feature| work.set.features[feature].sequences).sum::<usize>();
     }
@@ -85,13 +91,6 @@ pub fn step_time(shape: &FrozenModel, work: &Workload, candidate: &Candidate, ac
     Ok(time)
 }
 
-/// Sizes of micro-batches to try: the whole step, its half, and so on down to one feature.
-pub fn micro_batches(features: usize) -> Vec<usize> {
-    let mut sizes: Vec<usize> = (0..usize::BITS).map(|shift| features.div_ceil(1 << shift)).collect();
-    sizes.dedup();
-    sizes
-}
-
 /// Of what is allowed the fastest way that fits into `budget` bytes beside `context`; of equally fast ones the one that
 /// recomputes less, then the larger micro-batch. Where none fits, the error says what the least budget is.
 #[allow(clippy::too_many_arguments)]
@@ -100,16 +99,17 @@ pub fn fastest(
     shape: &FrozenModel,
     work: &Workload,
     sizing: &dyn Sizing,
-    allowed: &[(MemoryMode, Vec<usize>)],
+    modes: &[MemoryMode],
+    sizes: &[Size],
     budget: usize,
     context: usize,
     speed: Speed,
 ) -> Result<Candidate> {
     let mut best: Option<(f64, Candidate)> = None;
     let mut least: Option<Candidate> = None;
-    for (memory, sizes) in allowed {
+    for &memory in modes {
         for &size in sizes {
-            let candidate = Candidate::new(model, work, sizing, *memory, size)?;
+            let candidate = Candidate::new(model, work, sizing, memory, size)?;
             if least.as_ref().is_none_or(|least| candidate.bytes < least.bytes) {
                 least = Some(candidate.clone());
             }
@@ -149,16 +149,4 @@ fn half(sizing: &dyn Sizing) -> DType {
 /// The modes that are allowed where `recompute` may be said.
 pub fn modes(recompute: Option<Recompute>) -> Vec<MemoryMode> {
     MemoryMode::every().filter(|mode| recompute.is_none_or(|recompute| mode.recompute == recompute)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::micro_batches;
-
-    #[test]
-    fn micro_batches_halve() {
-        assert_eq!(micro_batches(5), [5, 3, 2, 1]);
-        assert_eq!(micro_batches(1), [1]);
-        assert_eq!(micro_batches(8), [8, 4, 2, 1]);
-    }
 }

@@ -2,10 +2,11 @@
 
 mod candidates;
 
-pub use candidates::{Candidate, Speed, StepTime, Workload, fastest, micro_batches, modes, step_time};
+pub use candidates::{Candidate, Speed, StepTime, Workload, fastest, modes, step_time};
 
 use super::base::BaseOptions;
 use super::bench::{Report, random_batch, with_unit};
+use super::cut::Size;
 use super::memory::{grouped, readable};
 use super::settings::check_size;
 use super::values::{ByteSize, Device, Offset};
@@ -13,19 +14,16 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Absent;
 use crate::backend::{DType, Sizing};
 use crate::checkpoint::FrozenModel;
-use crate::engine::{Bytes, Capacity, EngineOptions, MemoryMode, PrefixOptions, Recompute};
+use crate::engine::{Bytes, EngineOptions, MemoryMode, PrefixOptions, Recompute};
 use crate::model::{HeadSpec, Slot, TaskKind, default_head};
-use crate::run::device;
+use crate::run::device::{self, ASSUMED_CONTEXT};
 use crate::usage;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// What a CUDA context with this program's kernels and cuBLAS takes of a GPU's memory, where nobody measured it.
-pub const ASSUMED_CONTEXT: usize = 512 << 20;
-
 /// An H200's, from measurements of others: 790 TFLOP/s in large fp16 products, 4.3 TB/s in copies (cuda.md §2.5).
-const ASSUMED_SPEED: Speed = Speed { copy: 4.3e12, product: 790e12 };
+pub const ASSUMED_SPEED: Speed = Speed { copy: 4.3e12, product: 790e12 };
 
 /// What the host holds of its own beside batches: pinned pieces, and a window of each file that is loaded.
 const HOST: usize = 256 << 20;
@@ -170,17 +168,18 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
     let lengths = options.lengths();
     let set = random_batch(spec, &lengths, 0);
     let features = (0..lengths.len()).collect();
-    let work = Workload { set: &set, features, options: engine_options, besides: Capacity::default() };
+    let work = Workload { set: &set, features, options: engine_options, validation: None, least_tokens: 0 };
     let frozen = model.as_ref().unwrap_or(&planned.shape);
 
-    let largest = options.micro_batch_tokens.map_or(lengths.len(), |tokens| (tokens / options.length).min(lengths.len()));
-    let sizes = micro_batches(largest);
-    let allowed: Vec<(MemoryMode, Vec<usize>)> = modes(options.recompute).into_iter().map(|mode| (mode, sizes.clone())).collect();
+    let tokens: usize = lengths.iter().sum();
+    let largest = Size::Tokens(options.micro_batch_tokens.unwrap_or(tokens).min(tokens));
+    let modes = modes(options.recompute);
     let chosen = match options.budget {
         Some(budget) => {
-            fastest(frozen, &planned.shape, &work, planned.sizing.as_ref(), &allowed, budget.0, planned.context, planned.speed)?
+            let sizes = largest.halves(&set);
+            fastest(frozen, &planned.shape, &work, planned.sizing.as_ref(), &modes, &sizes, budget.0, planned.context, planned.speed)?
         }
-        None => Candidate::new(frozen, &work, planned.sizing.as_ref(), allowed[0].0, largest)?,
+        None => Candidate::new(frozen, &work, planned.sizing.as_ref(), modes[0], largest)?,
     };
     let time = planned.time(&work, &chosen)?;
     // Beside it, every mode of the same micro-batch.
@@ -217,7 +216,7 @@ impl Planned {
         line("model", format!("{}: {parameters} parameters, {} layers of {h}", options.base.name(), spec.layers));
         let sequences = grouped(work.features.len() as u64);
         line("step", format!("{} tokens in {sequences} sequences; prefix {}", grouped(tokens as u64), options.prefix_length));
-        let batches = work.features.len().div_ceil(chosen.micro_batch);
+        let batches = chosen.micro_batch.batches(work.set, &work.features).len();
         let micro_batches = format!("{batches} micro-batch{}", if batches == 1 { "" } else { "es" });
         let of = grouped(chosen.micro_batch_tokens as u64);
         line("mode", format!("recompute {}; {micro_batches} of up to {of} tokens", chosen.memory.recompute.name()));
@@ -285,7 +284,7 @@ impl Planned {
             "prefix_length": options.prefix_length,
             "recompute": chosen.memory.recompute.name(),
             "micro_batch_tokens": chosen.micro_batch_tokens,
-            "micro_batches": work.features.len().div_ceil(chosen.micro_batch),
+            "micro_batches": chosen.micro_batch.batches(work.set, &work.features).len(),
             "device_peak_bytes": if self.context > 0 { json!(self.peak(chosen)) } else { json!(0) },
             "host_peak_bytes": self.host_peak(chosen),
             "parts": parts,
