@@ -242,9 +242,9 @@ impl TrainOptions {
         }
         // Two ways to count.
         if upper.contains_key("tokens-per-step") {
-            table.retain(|name, _| !["batch-size", "gradient-accumulation", "micro-batch-size"].contains(&name.as_str()));
+            table.retain(|name, _| !["batch-size", "gradient-accumulation", "micro-batch-size"].contains(&name));
         } else if upper.contains_key("batch-size") || upper.contains_key("gradient-accumulation") {
-            table.retain(|name, _| !["tokens-per-step", "micro-batch-tokens"].contains(&name.as_str()));
+            table.retain(|name, _| !["tokens-per-step", "micro-batch-tokens"].contains(&name));
         }
         if self.is_head_alone() == Some(true) {
             table.remove("prefix-layers");

@@ -16,6 +16,7 @@ mod language;
 mod machine_code;
 mod measured;
 mod memory;
+mod modes;
 mod named;
 #[cfg(feature = "emulation")]
 mod on_cuda;
