@@ -22,7 +22,8 @@ fn answered(bundle: &Bundle, example: &Example) -> (usize, String) {
         })
         .collect();
     let inside = encoding.set.features.iter().filter(|feature| feature.targets != [0, 0]).count();
-    let predictions = bundle.task.clone().with_no_answer(true).predict(examples, &encoding, &logits);
+    let task = bundle.task.clone().with_no_answer(true);
+    let predictions = task.predict(examples, &encoding, &logits);
     match &predictions[0].outcome {
         Outcome::Text(text) => (inside, text.clone()),
         other => panic!("{other:?}"),
