@@ -13,7 +13,7 @@ use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, of
 use crate::task::TaskName;
 use crate::task::named::{TRAIN, VALIDATION};
 use crate::usage;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -286,7 +286,7 @@ impl TrainOptions {
     }
 
     /// Finds the files in a folder that --data or --validation names; the validation file is that of the data's folder where
-    /// it has one. `task`: where none is given.
+    /// none is named. `task`: where none is given.
     pub fn locate(&mut self, task: Option<TaskName>) -> Result<()> {
         let Some(data) = self.data.clone() else { return Ok(()) };
         let named = self.task.or(task).and_then(TaskName::named);
@@ -304,7 +304,8 @@ impl TrainOptions {
         if let Some(validation) = &self.validation {
             self.validation = Some(named.locate(validation, VALIDATION)?);
         } else if is_folder {
-            self.validation = named.locate(&data, VALIDATION).ok();
+            let remedy = "name a file with --validation, or the training file itself with --data, to do without";
+            self.validation = Some(named.locate(&data, VALIDATION).map_err(|error| anyhow!("{error}; {remedy}"))?);
         }
         Ok(())
     }

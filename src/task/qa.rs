@@ -42,13 +42,13 @@ pub(super) fn encode(example: &Example, tokenizer: &TextTokenizer, limits: &Limi
 }
 
 /// First and last token of the answer in a window; the classification token twice where there is no answer or the
-/// window does not hold all of it. The released code puts an answer that starts in the context's last token at the end of
+/// window does not hold all of it; an empty answer is no span either. The released code puts an answer that starts in the context's last token at the end of
 /// the padding, having run past the context; here it is that last token.
 fn targets(window: &Window, answer: Option<&Answer>) -> [usize; 2] {
     let none = [window.cls_index; 2];
     let (Some(answer), Some(first), Some(last)) = (answer, window.offsets.first(), window.offsets.last()) else { return none };
     let (start, end) = (answer.start, answer.start + answer.text.chars().count());
-    if first.0 > start || last.1 < end {
+    if start == end || first.0 > start || last.1 < end {
         return none;
     }
     // The last token that begins at or before the answer, and the first that reaches its end.

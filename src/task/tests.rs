@@ -6,6 +6,8 @@ use crate::model::{Positions, Specification};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
+mod edges;
+
 /// A specification of which labels and tokenization need no more than this.
 pub(super) fn specification(labels: Option<Vec<String>>) -> Specification {
     let positions = Positions::Learned { table: 192, first: 0, padding_id: None };

@@ -77,6 +77,8 @@ fn what_a_name_cannot_do_is_refused() {
     place.refuses(2, &train("--task classification --template 0 --data data.jsonl"), &["--template 0"]);
     place.refuses(2, &train("--task superglue/cb --data CB --null-threshold 1"), &["--null-threshold 1"]);
     place.refuses(2, &train("--task squad/v2 --data CB/train.jsonl --null-threshold tune"), &["--validation"]);
+    std::fs::rename(place.path("CB/val.jsonl"), place.path("CB/dev.jsonl")).unwrap();
+    place.refuses(1, &train("--task superglue/cb --data CB"), &["val.jsonl", "--validation"]);
     let adapter = "--model model --adapter adapter";
     place.refuses(2, &format!("eval {adapter} --task superglue/cb --data CB --split dev"), &["--split dev", "validation"]);
     place.refuses(2, &format!("predict {adapter} --task classification --input data.jsonl --output o --submission s"), &["--submission"]);
