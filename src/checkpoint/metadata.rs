@@ -1,6 +1,7 @@
 //! `ptune.json`: what the engine knows of an adapter beyond PEFT's `adapter_config.json`.
 
 use super::atomic::write_atomically;
+use crate::data::{LongSentences, TagScheme};
 use crate::model::{HeadKind, HeadSpec, Specification, TaskKind};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,11 @@ pub struct Metadata {
     /// Question answering: whether it was trained to leave questions unanswered.
     #[serde(default)]
     pub no_answer: bool,
+    /// Tagging: how the training data spell spans, which are learned as IOB2, and what becomes of long sentences.
+    #[serde(default)]
+    pub tag_scheme: Option<TagScheme>,
+    #[serde(default)]
+    pub long_sentences: LongSentences,
     /// Cloze classification: the words that stand for the labels, in their order.
     #[serde(default)]
     pub verbalizer: Option<Vec<String>>,
@@ -147,6 +153,8 @@ pub(super) mod tests {
             max_length: Some(128),
             doc_stride: None,
             no_answer: false,
+            tag_scheme: None,
+            long_sentences: LongSentences::default(),
             verbalizer: None,
             base_model: "model".into(),
             fingerprint: None,

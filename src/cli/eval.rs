@@ -1,8 +1,9 @@
 //! `ptune eval`: scores on labelled data.
 
 use super::{ScoringArguments, print, set_threads};
+use crate::data::TagScheme;
 use crate::run::interrupt::Interrupt;
-use crate::run::scoring::Scoring;
+use crate::run::scoring::{Scoring, ScoringOptions};
 use crate::run::terminal::Terminal;
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -14,6 +15,9 @@ pub struct Arguments {
     /// Labelled data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// How the data's tags spell spans: iob1, iob2, bioes or bilou [default: as they show]
+    #[arg(long, value_name = "SCHEME", hide_possible_values = true)]
+    tag_scheme: Option<TagScheme>,
     #[command(flatten)]
     scoring: ScoringArguments,
     /// Print one JSON object with the metrics and nothing else
@@ -24,9 +28,11 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
     let terminal = Terminal::new(arguments.json);
-    let scoring = Scoring::run(&arguments.scoring.options(&arguments.data), &terminal, &Interrupt::install()?)?;
+    let options = ScoringOptions { tag_scheme: arguments.tag_scheme, ..arguments.scoring.options(&arguments.data) };
+    let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
     let evaluation = scoring.evaluate()?;
     let examples = &scoring.split.examples;
+    evaluation.warnings.iter().for_each(|warning| terminal.warn(warning));
     if arguments.json {
         let mut object = evaluation.to_map();
         object.insert("examples".to_string(), Value::from(examples.len()));

@@ -4,12 +4,14 @@ mod batch;
 mod feature;
 mod order;
 mod read;
+mod scheme;
 mod tokenizer;
 
 pub use batch::{Batch, Packing, RowArrays};
 pub use feature::{Feature, FeatureSet, Grouping, Sequence};
 pub use order::epoch_order;
 pub use read::{Columns, read_examples};
+pub use scheme::{TagScheme, scheme_of, to_iob2};
 pub use tokenizer::{Encoded, TextTokenizer, Window};
 
 /// A label as the data spells it.
@@ -19,6 +21,17 @@ pub enum Label {
     Index(i64),
     /// A string, a CSV field, or a JSON boolean as "true" / "false".
     Name(String),
+}
+
+/// What becomes of a sentence that is longer than a sequence may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LongSentences {
+    /// It is read in as many parts as it needs, so that every word gets a tag of its own.
+    #[default]
+    Split,
+    /// What does not fit is not read, and its words are outside of everything.
+    Truncate,
 }
 
 /// An answer of a question: its text and where it starts in the context, in characters (Unicode scalar values).
@@ -44,6 +57,8 @@ pub enum Content {
     Words {
         words: Vec<String>,
         tags: Option<Vec<Label>>,
+        /// The word whose arguments the tags are, of semantic role labelling.
+        predicate: Option<usize>,
     },
     /// `response` None: it is to be generated.
     Prompt {

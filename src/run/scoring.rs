@@ -9,7 +9,7 @@ use super::settings::{DEFAULT_DOC_STRIDE, check_language_task, check_size, check
 use super::terminal::Terminal;
 use super::values::{Device, LabelWords};
 use crate::checkpoint::{Adapter, FrozenModel};
-use crate::data::{Columns, TextTokenizer};
+use crate::data::{Columns, LongSentences, TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
 use crate::model::TaskKind;
 use crate::task::{Limits, Outcome, Prediction, Task, Verbalizer, require_labels};
@@ -26,7 +26,10 @@ pub struct ScoringOptions {
     /// Needed only where the adapter does not tell.
     pub task: Option<TaskKind>,
     pub columns: Columns,
+    /// None: as the tags show.
+    pub tag_scheme: Option<TagScheme>,
     /// None: as the adapter was trained.
+    pub long_sentences: Option<LongSentences>,
     pub max_length: Option<usize>,
     pub doc_stride: Option<usize>,
     pub batch_size: usize,
@@ -44,6 +47,8 @@ pub struct ScoringOptions {
 /// An engine with an adapter, and the data for it.
 pub struct Scoring {
     pub task: Task,
+    /// How the data that the adapter was trained on spell spans.
+    pub tag_scheme: Option<TagScheme>,
     pub split: Split,
     /// Logits of every feature, in order; of prompts without responses there are none.
     pub logits: Vec<Vec<f32>>,
@@ -88,13 +93,17 @@ impl Scoring {
         let reads_labels = options.labelled || kind == TaskKind::Qa || kind == TaskKind::CausalLm && options.logits;
         let columns = Columns { ignore_labels: !reads_labels, ..options.columns.clone() };
         let reader = Reader { kind, columns, limits, tokenizer: &tokenizer, terminal };
-        let examples = reader.read(&options.data)?;
+        let mut examples = reader.read(&options.data)?;
+        prepare::learn_as_iob2(&mut examples, options.tag_scheme, metadata.labels.as_deref(), terminal)?;
         if options.labelled {
             require_labels(&examples, "scoring")?;
         }
         let labels = prepare::labels(kind, &examples, &model.spec, Some(&adapter), words.as_ref(), terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, &model.spec)).transpose()?;
-        let task = Task::new(kind, labels).with_no_answer(metadata.no_answer).with_verbalizer(verbalizer);
+        let task = Task::new(kind, labels)
+            .with_no_answer(metadata.no_answer)
+            .with_verbalizer(verbalizer)
+            .with_long_sentences(options.long_sentences.unwrap_or(metadata.long_sentences));
         let split = reader.encode("data", &task, examples)?;
         let set = &split.encoding.set;
         let generate = if kind == TaskKind::CausalLm { options.generate } else { 0 };
@@ -136,7 +145,7 @@ impl Scoring {
             let found = found.ok_or_else(stopped)?;
             texts = found.iter().map(|tokens| tokenizer.decode(tokens)).collect::<Result<_>>()?;
         }
-        Ok(Scoring { task, split, logits, texts })
+        Ok(Scoring { task, tag_scheme: adapter.metadata.tag_scheme, split, logits, texts })
     }
 
     /// Scores of labelled data.

@@ -6,7 +6,7 @@ use super::options::TrainOptions;
 use super::schedule::Schedule;
 use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, StepRange, Warmup};
 use crate::checkpoint::Adapter;
-use crate::data::Columns;
+use crate::data::{Columns, LongSentences, TagScheme};
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
 use crate::usage;
 use anyhow::{Context, Result};
@@ -25,6 +25,8 @@ pub struct Settings {
     pub data: PathBuf,
     pub validation: Option<PathBuf>,
     pub output: PathBuf,
+    pub tag_scheme: Option<TagScheme>,
+    pub long_sentences: Option<LongSentences>,
     pub max_length: usize,
     pub doc_stride: usize,
     pub max_train_samples: Option<usize>,
@@ -312,6 +314,7 @@ impl TrainOptions {
             text_pair: self.text_pair_column.clone().unwrap_or(default.text_pair),
             label: self.label_column.clone().unwrap_or(default.label),
             choices: self.choices_column.clone().unwrap_or(default.choices),
+            word: self.word_column,
             tag: self.tag_column,
             ignore_labels: false,
         }

@@ -13,7 +13,7 @@ use super::terminal::Terminal;
 use super::trainer::{Session, Trainer, write_text};
 use super::values::{Device, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
-use crate::data::TextTokenizer;
+use crate::data::{TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixInit, PrefixOptions};
 use crate::model::HeadSpec;
 use crate::task::{Limits, Task, Verbalizer, require_labels};
@@ -74,6 +74,8 @@ pub(super) struct Prepared {
     pub(super) task: Task,
     /// Whether questions may have no answer: some of the training data have none.
     pub(super) no_answer: bool,
+    /// How the training data spell spans.
+    pub(super) tag_scheme: Option<TagScheme>,
     pub(super) head: HeadSpec,
     pub(super) prefix: PrefixOptions,
     pub(super) metric: String,
@@ -124,12 +126,17 @@ impl Prepared {
 
         let mut examples = reader.read(&settings.data)?;
         require_labels(&examples, "training")?;
+        let known = adapter.as_ref().and_then(|adapter| adapter.metadata.labels.clone());
+        let tag_scheme = prepare::learn_as_iob2(&mut examples, settings.tag_scheme, known.as_deref(), terminal)?;
         let words = settings.verbalizer.as_ref();
         let labels = prepare::labels(kind, &examples, spec, adapter.as_ref(), words, terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, spec)).transpose()?;
         examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
         let no_answer = examples.iter().any(prepare::is_unanswerable);
-        let task = Task::new(kind, labels).with_no_answer(no_answer).with_verbalizer(verbalizer);
+        let task = Task::new(kind, labels)
+            .with_no_answer(no_answer)
+            .with_verbalizer(verbalizer)
+            .with_long_sentences(settings.long_sentences.unwrap_or_default());
         let metric = settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string());
         if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
             usage!("--metric {metric}: {} has {} and loss", kind.name(), task.metrics().join(", "));
@@ -140,8 +147,9 @@ impl Prepared {
         let train = reader.encode("training data", &task, examples)?;
         let validation = match &settings.validation {
             Some(path) => {
-                let examples = reader.read(path)?;
+                let mut examples = reader.read(path)?;
                 require_labels(&examples, "validation")?;
+                prepare::learn_as_iob2(&mut examples, settings.tag_scheme, Some(task.labels()), terminal)?;
                 Some(reader.encode("validation data", &task, examples)?)
             }
             None => None,
@@ -170,7 +178,22 @@ impl Prepared {
             inputs.insert("validation".to_string(), digest(path)?);
         }
         settings.metric = options.metric.clone();
-        Ok(Prepared { options, settings, model, adapter, task, no_answer, head, prefix, metric, train, validation, prefix_tokens, inputs })
+        Ok(Prepared {
+            options,
+            settings,
+            model,
+            adapter,
+            task,
+            no_answer,
+            tag_scheme,
+            head,
+            prefix,
+            metric,
+            train,
+            validation,
+            prefix_tokens,
+            inputs,
+        })
     }
 
     fn extent(&self) -> Result<(Extent, LearningRate)> {
@@ -215,6 +238,8 @@ impl Prepared {
             max_length: Some(settings.max_length),
             doc_stride: Some(settings.doc_stride),
             no_answer: self.no_answer,
+            tag_scheme: self.tag_scheme,
+            long_sentences: settings.long_sentences.unwrap_or_default(),
             verbalizer: settings.verbalizer.as_ref().map(|words| words.words.clone()),
             base_model: settings.base().description(),
             fingerprint: Some(self.model.fingerprint()),
