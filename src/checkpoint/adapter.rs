@@ -242,6 +242,8 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
     }
     Ok(Metadata {
         task: peft.task,
+        named_task: None,
+        template: 0,
         labels: None,
         head,
         prefix_length: peft.tokens,
@@ -257,6 +259,7 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
         tag_scheme: None,
         long_sentences: LongSentences::default(),
         no_answer: false,
+        null_threshold: None,
         verbalizer: None,
         base_model: peft.base_model.clone(),
         fingerprint: None,

@@ -16,6 +16,12 @@ const FORMAT: u64 = 1;
 pub struct Metadata {
     /// None: a foreign adapter whose files do not tell.
     pub task: Option<TaskKind>,
+    /// The named task that it was trained on, with official files and scores; None: one's own data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named_task: Option<String>,
+    /// The named task's template by which inputs are built.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub template: usize,
     /// Label names in the order of the head's outputs; None where the task has none or a foreign adapter lacks them.
     pub labels: Option<Vec<String>>,
     pub head: HeadKind,
@@ -43,6 +49,9 @@ pub struct Metadata {
     pub tag_scheme: Option<TagScheme>,
     #[serde(default)]
     pub long_sentences: LongSentences,
+    /// By how much "no answer" must score above the best answer to be given; None: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub null_threshold: Option<f32>,
     /// Cloze classification: the words that stand for the labels, in their order.
     #[serde(default)]
     pub verbalizer: Option<Vec<String>>,
@@ -50,6 +59,10 @@ pub struct Metadata {
     pub base_model: String,
     /// [`super::Checkpoint::fingerprint`] of the base model.
     pub fingerprint: Option<String>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Metadata {
@@ -112,6 +125,9 @@ impl Metadata {
         if let Some((name, rate)) = rates.iter().find(|(_, rate)| !(0.0..1.0).contains(rate)) {
             bail!("field {name}_dropout is {rate}; a rate is from 0 to below 1");
         }
+        if let Some(threshold) = self.null_threshold.filter(|threshold| !threshold.is_finite()) {
+            bail!("field null_threshold is {threshold}; it must be finite");
+        }
         if let Some(words) = &self.verbalizer
             && self.labels.as_ref().map(Vec::len) != Some(words.len())
         {
@@ -140,6 +156,8 @@ pub(super) mod tests {
     pub fn metadata(task: TaskKind, prefix_length: usize, model_layers: usize) -> Metadata {
         Metadata {
             task: Some(task),
+            named_task: None,
+            template: 0,
             labels: None,
             head: HeadKind::Linear,
             prefix_length,
@@ -155,6 +173,7 @@ pub(super) mod tests {
             no_answer: false,
             tag_scheme: None,
             long_sentences: LongSentences::default(),
+            null_threshold: None,
             verbalizer: None,
             base_model: "model".into(),
             fingerprint: None,

@@ -1,10 +1,11 @@
 //! `ptune eval`: scores on labelled data.
 
 use super::{ScoringArguments, print, set_threads};
-use crate::data::TagScheme;
+use crate::data::{Content, TagScheme};
 use crate::run::interrupt::Interrupt;
 use crate::run::scoring::{Scoring, ScoringOptions};
 use crate::run::terminal::Terminal;
+use crate::task::named::VALIDATION;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -12,12 +13,15 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Labelled data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON
+    /// Labelled data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON; of a named task the official file, or their folder
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// How the data's tags spell spans: iob1, iob2, bioes or bilou [default: as they show]
     #[arg(long, value_name = "SCHEME", hide_possible_values = true)]
     tag_scheme: Option<TagScheme>,
+    /// The official file that is taken from a folder (ptune tasks lists them)
+    #[arg(long, value_name = "NAME", default_value = VALIDATION)]
+    split: String,
     #[command(flatten)]
     scoring: ScoringArguments,
     /// Print one JSON object with the metrics and nothing else
@@ -28,7 +32,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
     let terminal = Terminal::new(arguments.json);
-    let options = ScoringOptions { tag_scheme: arguments.tag_scheme, ..arguments.scoring.options(&arguments.data) };
+    let options = ScoringOptions { tag_scheme: arguments.tag_scheme, ..arguments.scoring.options(&arguments.data, &arguments.split) };
     let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
     let evaluation = scoring.evaluate()?;
     let examples = &scoring.split.examples;
@@ -46,7 +50,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let types = scoring.task.entity_types(examples, &scoring.predict())?;
     if !types.is_empty() {
-        lines.push(format!("\n{:<16} {:>9} {:>9} {:>9} {:>9}", "entity type", "precision", "recall", "f1", "in data"));
+        let roles = examples.iter().any(|example| matches!(example.content, Content::Words { predicate: Some(_), .. }));
+        let kind = if roles { "role" } else { "entity type" };
+        lines.push(format!("\n{kind:<16} {:>9} {:>9} {:>9} {:>9}", "precision", "recall", "f1", "in data"));
     }
     for (name, counts) in types {
         let (precision, recall, f1) = (counts.precision(), counts.recall(), counts.f1());

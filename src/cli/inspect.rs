@@ -135,7 +135,8 @@ fn adapter(directory: &Path) -> Result<String> {
     line(&mut text, "adapter", directory.display());
     line(&mut text, "made by", if adapter.foreign { "another program (PEFT's files alone)" } else { "ptune" });
     line(&mut text, "base model", &metadata.base_model);
-    line(&mut text, "task", metadata.task.map_or("not told by the files", TaskKind::name));
+    let named = metadata.named_task.as_deref();
+    line(&mut text, "task", named.unwrap_or(metadata.task.map_or("not told by the files", TaskKind::name)));
     match &metadata.labels {
         Some(labels) => line(&mut text, "labels", format!("{}: {}", labels.len(), labels.join(", "))),
         None => line(&mut text, "labels", "none stored"),

@@ -6,12 +6,13 @@ mod eval;
 mod inspect;
 mod predict;
 mod selftest;
+mod tasks;
 mod train;
 
 use crate::data::{Columns, LongSentences};
 use crate::error::UsageError;
-use crate::model::TaskKind;
 use crate::run::{Device, LabelWords, device};
+use crate::task::TaskName;
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -33,6 +34,8 @@ struct Cli {
 enum Command {
     /// Train an adapter: prefixes and a head for a frozen model
     Train(Box<train::Arguments>),
+    /// List the data sets that --task takes by name: inputs, labels, scores, official files
+    Tasks(tasks::Arguments),
     /// Score a model with an adapter on labelled data
     Eval(eval::Arguments),
     /// Write a prediction for every example of a file
@@ -57,8 +60,8 @@ struct ScoringArguments {
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
     /// Task (as for train); needed only where a foreign adapter's files do not tell
-    #[arg(long, value_name = "TASK", hide_possible_values = true)]
-    task: Option<TaskKind>,
+    #[arg(long, value_name = "TASK")]
+    task: Option<TaskName>,
     /// Labels and words of a cloze (as for train); needed only for a foreign adapter
     #[arg(long, value_name = "JSON")]
     verbalizer: Option<LabelWords>,
@@ -89,6 +92,9 @@ struct ScoringArguments {
     /// Tokens that neighbouring windows of a context share [default: as trained; else 128]
     #[arg(long, value_name = "N", help_heading = "Data")]
     doc_stride: Option<usize>,
+    /// By how much "no answer" must score above the best answer to be given (qa) [default: the adapter's; else 0]
+    #[arg(long, value_name = "NUMBER", value_parser = finite, help_heading = "Data")]
+    null_threshold: Option<f32>,
     /// Examples (qa: windows) of a batch
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Machine")]
     batch_size: usize,
@@ -102,11 +108,12 @@ struct ScoringArguments {
 
 impl ScoringArguments {
     /// Of labelled data; `predict` says otherwise.
-    fn options(&self, data: &std::path::Path) -> crate::run::scoring::ScoringOptions {
+    fn options(&self, data: &std::path::Path, split: &str) -> crate::run::scoring::ScoringOptions {
         crate::run::scoring::ScoringOptions {
             model: self.model.clone(),
             adapter: self.adapter.clone(),
             data: data.to_path_buf(),
+            split: split.to_string(),
             task: self.task,
             columns: Columns {
                 text: self.text_column.clone(),
@@ -121,14 +128,22 @@ impl ScoringArguments {
             long_sentences: self.long_sentences,
             max_length: self.max_length,
             doc_stride: self.doc_stride,
+            null_threshold: self.null_threshold,
             batch_size: self.batch_size,
             device: self.device,
             labelled: true,
+            submission: false,
+            answers: false,
             verbalizer: self.verbalizer.clone(),
             generate: 0,
             logits: true,
         }
     }
+}
+
+/// A number that is neither infinite nor none.
+fn finite(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|value: &f32| value.is_finite()).ok_or_else(|| "must be a finite number".to_string())
 }
 
 /// Version, commit (where the build knows it) and backends.
@@ -153,6 +168,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Train(arguments) => train::run(*arguments),
+        Command::Tasks(arguments) => tasks::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Predict(arguments) => predict::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),

@@ -7,22 +7,36 @@ use crate::run::interrupt::Interrupt;
 use crate::run::scoring::{Scoring, ScoringOptions};
 use crate::run::terminal::Terminal;
 use crate::task::With;
+use crate::task::named::{self, TEST};
 use crate::usage;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Data, with or without labels
+    /// Data, with or without labels; of a named task the official file, or their folder
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
+    /// The official file that is taken from a folder (ptune tasks lists them)
+    #[arg(long, value_name = "NAME", default_value = TEST)]
+    split: String,
     /// Where the predictions go
     #[arg(long, value_name = "FILE.jsonl")]
     output: PathBuf,
     #[command(flatten)]
     scoring: ScoringArguments,
+    /// Also write a submission of a named task in its official form: SuperGLUE's JSONL, GLUE's TSV, SQuAD's JSON
+    #[arg(long, value_name = "FILE")]
+    submission: Option<PathBuf>,
+    /// List so many of the best answers of each question in its line (qa)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    n_best: usize,
+    /// Also write by how much "no answer" scores above the best answer of each question (qa): a JSON object of ids
+    #[arg(long, value_name = "FILE.json")]
+    null_odds: Option<PathBuf>,
     /// What else a line holds: logits, input_ids or both
     #[arg(long, value_name = "logits,input_ids", value_delimiter = ',', hide_possible_values = true)]
     with: Vec<Extra>,
@@ -59,40 +73,70 @@ fn spelling(text: &str) -> Result<Spelling, String> {
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
-    check_output(&arguments.input, &arguments.output)?;
+    check_output("output", &arguments.input, &arguments.output)?;
+    let mut outputs = vec![&arguments.output];
+    for (flag, path) in [("submission", &arguments.submission), ("null-odds", &arguments.null_odds)] {
+        let Some(path) = path else { continue };
+        check_output(flag, &arguments.input, path)?;
+        if outputs.contains(&path) {
+            usage!("--{flag} {}: is another output too", path.display());
+        }
+        outputs.push(path);
+    }
     let terminal = Terminal::new(arguments.quiet);
-    let logits = arguments.with.contains(&Extra::Logits);
-    let options =
-        ScoringOptions { labelled: false, generate: arguments.max_new_tokens, logits, ..arguments.scoring.options(&arguments.input) };
+    let wants = |extra: Extra| arguments.with.contains(&extra);
+    let options = ScoringOptions {
+        labelled: false,
+        submission: arguments.submission.is_some(),
+        answers: arguments.n_best > 0 || arguments.null_odds.is_some(),
+        generate: arguments.max_new_tokens,
+        logits: wants(Extra::Logits),
+        ..arguments.scoring.options(&arguments.input, &arguments.split)
+    };
     let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
     let scheme = arguments.tag_scheme.and_then(|Spelling(scheme)| scheme.or(scoring.tag_scheme));
-    let with = With { logits, input_ids: arguments.with.contains(&Extra::InputIds), scheme };
+    let with = With { logits: wants(Extra::Logits), input_ids: wants(Extra::InputIds), scheme };
     let predictions = scoring.predict();
     write_atomically(&arguments.output, |writer| {
         for (index, prediction) in predictions.iter().enumerate() {
-            serde_json::to_writer(&mut *writer, &prediction.to_json(index, &with)).map_err(std::io::Error::from)?;
+            let mut line = prediction.to_json(index, &with);
+            if arguments.n_best > 0 {
+                line["n_best"] = prediction.best_answers(arguments.n_best);
+            }
+            serde_json::to_writer(&mut *writer, &line).map_err(std::io::Error::from)?;
             writer.write_all(b"\n")?;
         }
         Ok(())
     })?;
+    if let Some(submission) = &arguments.submission {
+        let form = scoring.task.named().map_or(named::Submission::None, |task| task.submission);
+        let examples = &scoring.split.examples;
+        write_atomically(submission, |writer| named::write_submission(form, writer, examples, &predictions))?;
+        terminal.line(format!("submission: {}", submission.display()));
+    }
+    if let Some(path) = &arguments.null_odds {
+        let odds: Map<String, Value> =
+            predictions.iter().filter_map(|one| one.null_odds()).map(|(id, odds)| (id.to_string(), odds)).collect();
+        write_atomically(path, |writer| Ok(serde_json::to_writer(writer, &odds)?))?;
+    }
     terminal.line(format!("{} predictions: {}", predictions.len(), arguments.output.display()));
     Ok(ExitCode::SUCCESS)
 }
 
 /// What would only fail after all the work, or destroy the input.
-fn check_output(input: &Path, output: &Path) -> Result<()> {
+fn check_output(flag: &str, input: &Path, output: &Path) -> Result<()> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
-        bail!("{}: there is no such folder for --output", folder.display());
+        bail!("{}: there is no such folder for --{flag}", folder.display());
     }
     // Also no device or pipe: the finished file is renamed to this name, which would replace it.
     if output.exists() && !output.is_file() {
-        usage!("--output {}: is not a regular file", output.display());
+        usage!("--{flag} {}: is not a regular file", output.display());
     }
     if let (Ok(input), Ok(output)) = (input.canonicalize(), output.canonicalize())
         && input == output
     {
-        usage!("--output {}: is the input itself", output.display());
+        usage!("--{flag} {}: is the input itself", output.display());
     }
     Ok(())
 }

@@ -10,7 +10,10 @@ mod tokenizer;
 pub use batch::{Batch, Packing, RowArrays};
 pub use feature::{Feature, FeatureSet, Grouping, Sequence};
 pub use order::epoch_order;
-pub use read::{Columns, read_examples};
+#[cfg(test)]
+pub(crate) use read::mutated;
+pub use read::{Columns, Expand, Layout, Official, Record, official_examples, read_examples};
+pub(crate) use read::{cell_label, describe, label, string, take};
 pub use scheme::{TagScheme, scheme_of, to_iob2};
 pub use tokenizer::{Encoded, TextTokenizer, Window};
 
@@ -98,9 +101,31 @@ impl Content {
     }
 }
 
+/// What an official file says of an example beside what the model reads: for submissions, and for scores of questions
+/// that several examples stand for, one a candidate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Its number in the file; in nested files the numbers of all levels, outermost first.
+    pub id: Vec<i64>,
+    /// Whether it is another candidate of the question that the example before it belongs to.
+    pub continues: bool,
+    /// Text of the candidate that it stands for.
+    pub candidate: Option<String>,
+    /// Texts that are right answers of its question.
+    pub answers: Vec<String>,
+}
+
 /// An example and where it was read from, for error messages ("data.jsonl, line 7").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     pub content: Content,
     pub place: String,
+    /// Of examples of a named task.
+    pub origin: Option<Origin>,
+}
+
+impl Example {
+    pub fn new(content: Content, place: String) -> Example {
+        Example { content, place, origin: None }
+    }
 }

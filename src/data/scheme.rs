@@ -170,7 +170,7 @@ mod tests {
     fn example(tags: &str) -> Example {
         let tags: Vec<Label> = tags.split(' ').map(|tag| Label::Name(tag.to_string())).collect();
         let words = vec!["w".to_string(); tags.len()];
-        Example { content: Content::Words { words, tags: Some(tags), predicate: None }, place: "d.txt, line 4".to_string() }
+        Example::new(Content::Words { words, tags: Some(tags), predicate: None }, "d.txt, line 4".to_string())
     }
 
     fn iob2(tags: &str, scheme: TagScheme) -> String {
@@ -196,7 +196,7 @@ mod tests {
             assert_eq!(scheme_of(&[example(tags)]), None, "{tags}");
         }
         let numbers = Content::Words { words: vec!["w".into()], tags: Some(vec![Label::Index(1)]), predicate: None };
-        assert_eq!(scheme_of(&[example("B-P"), Example { content: numbers, place: String::new() }]), None);
+        assert_eq!(scheme_of(&[example("B-P"), Example::new(numbers, String::new())]), None);
         assert_eq!(scheme_of(&[example("B-P O B-P B-P")]), Some(Iob2));
         assert_eq!(scheme_of(&[example("I-P O I-P I-P")]), Some(Iob1));
         assert_eq!(scheme_of(&[example("B-A-x I-A-x B-A-y")]), Some(Iob2));

@@ -74,7 +74,7 @@ impl Evaluation {
         let predictions: Vec<Prediction> = task.predict(examples, encoding, logits);
         let scores = task.score(examples, &predictions)?;
         let loss = mean_loss(&encoding.set, task.grouping(), logits);
-        let warnings = task.warnings(examples, &predictions, &scores);
+        let warnings = task.warnings(examples, &predictions);
         Ok(Evaluation { scores, loss, warnings })
     }
 

@@ -3,10 +3,11 @@
 
 use super::base::BaseOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
 use crate::data::{LongSentences, TagScheme};
 use crate::error::UsageError;
-use crate::model::{HeadKind, TaskKind};
+use crate::model::HeadKind;
+use crate::task::TaskName;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -27,10 +28,15 @@ pub struct TrainOptions {
     /// Directory of the tokenizer [default: --model]
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub tokenizer: Option<PathBuf>,
-    /// classification, multiple-choice, tagging, qa or causal-lm; needed unless --init-adapter tells
-    #[arg(long, value_name = "TASK", hide_possible_values = true, help_heading = "Files")]
-    pub task: Option<TaskKind>,
-    /// Training data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON
+    /// classification, multiple-choice, tagging, qa, causal-lm, or a data set's name that ptune tasks lists; needed unless
+    /// --init-adapter tells
+    #[arg(long, value_name = "TASK", help_heading = "Files")]
+    pub task: Option<TaskName>,
+    /// Template by which a named task's inputs are built, of those that ptune tasks lists [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub template: Option<usize>,
+    /// Training data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON; of a named task the official file, or the folder
+    /// with the training and the validation file
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub data: Option<PathBuf>,
     /// Validation data; the best adapter by --metric is then the one kept
@@ -77,6 +83,10 @@ pub struct TrainOptions {
     /// Tokens that neighbouring windows of a context share (qa) [default: 128]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub doc_stride: Option<usize>,
+    /// By how much "no answer" must score above the best answer to be given (qa): a number, or tune, to find it on
+    /// --validation [default: 0]
+    #[arg(long, value_name = "NUMBER|tune", allow_hyphen_values = true, help_heading = "Data")]
+    pub null_threshold: Option<NullThreshold>,
     /// Use only the first N training examples
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_train_samples: Option<usize>,

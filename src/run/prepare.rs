@@ -6,7 +6,7 @@ use super::values::{LabelWords, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, POOLER};
 use crate::data::{Columns, Content, Example, TagScheme, TextTokenizer, read_examples, scheme_of, to_iob2};
 use crate::model::{HeadKind, Pooling, Specification, TaskKind};
-use crate::task::{Encoding, Limits, Task, labels_for, labels_of_head};
+use crate::task::{Encoding, Limits, Task, TaskName, labels_for, labels_of_head};
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -20,7 +20,9 @@ pub struct Split {
 
 /// Reads a data file and encodes it; says what it found.
 pub struct Reader<'a> {
-    pub kind: TaskKind,
+    pub task: TaskName,
+    /// By which a named task's inputs are built.
+    pub template: usize,
     pub columns: Columns,
     pub limits: Limits,
     pub tokenizer: &'a TextTokenizer,
@@ -30,7 +32,20 @@ pub struct Reader<'a> {
 impl Reader<'_> {
     /// The examples of a file; an error where there are none.
     pub fn read(&self, path: &Path) -> Result<Vec<Example>> {
-        let examples = read_examples(path, self.kind, &self.columns)?;
+        let examples = match self.task {
+            TaskName::Kind(kind) => read_examples(path, kind, &self.columns)?,
+            TaskName::Named(task) => {
+                let official = task.read(path, self.template, &self.columns)?;
+                if official.skipped > 0 {
+                    self.terminal.warn(format!(
+                        "{}: {} rows lack fields and are left out",
+                        path.display(),
+                        grouped(official.skipped as u64)
+                    ));
+                }
+                official.examples
+            }
+        };
         if examples.is_empty() {
             bail!("{}: there is no example in this file", path.display());
         }
@@ -106,24 +121,31 @@ pub fn is_unanswerable(example: &Example) -> bool {
     matches!(&example.content, Content::Question { answers: Some(answers), .. } if answers.is_empty())
 }
 
-/// Names of the classes: those of the verbalizer, of the adapter to start from, or of the model's config.json or the data.
+/// Names of the classes: those of the verbalizer, of the adapter to start from, of the named task, or of the model's
+/// config.json or the data.
 pub fn labels(
-    kind: TaskKind,
+    name: TaskName,
     examples: &[Example],
     spec: &Specification,
     adapter: Option<&Adapter>,
     words: Option<&LabelWords>,
     terminal: &Terminal,
 ) -> Result<Vec<String>> {
+    let kind = name.kind();
     if matches!(kind, TaskKind::MultipleChoice | TaskKind::Qa | TaskKind::CausalLm) {
         return Ok(Vec::new());
     }
     if let Some(words) = words {
         return Ok(words.labels.clone());
     }
-    let Some(adapter) = adapter else { return labels_for(kind, examples, spec) };
+    let own = name.named().map(|task| task.labels).filter(|labels| !labels.is_empty());
+    let own = own.map(|labels| labels.iter().map(|label| label.to_string()).collect::<Vec<_>>());
+    let Some(adapter) = adapter else { return own.map_or_else(|| labels_for(kind, examples, spec), Ok) };
     if let Some(labels) = &adapter.metadata.labels {
         return Ok(labels.clone());
+    }
+    if let Some(own) = own.filter(|own| head_outputs(kind, adapter.metadata.head, spec, adapter) == Some(own.len())) {
+        return Ok(own);
     }
     let outputs = head_outputs(kind, adapter.metadata.head, spec, adapter).context("the adapter holds no head for this task")?;
     if outputs < 2 {

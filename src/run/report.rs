@@ -162,7 +162,7 @@ impl Prepared {
             return best.warnings.clone();
         }
         let latest = state.history.iter().rev().find_map(|row| row.get("loss")?.as_f64());
-        let comparable = matches!(self.settings.task, TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::Tagging);
+        let comparable = matches!(self.settings.task.kind(), TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::Tagging);
         match (latest, self.task.balance(&self.train.examples).filter(|_| comparable)) {
             (Some(loss), Some(balance)) if balance.entropy() > 0.0 && loss >= 0.97 * balance.entropy() => vec![format!(
                 "the loss of the last steps is {loss:.4}, and knowing nothing but how the answers are spread gives {:.4}: the model learned little else",

@@ -12,7 +12,8 @@ use crate::checkpoint::{Adapter, FrozenModel};
 use crate::data::{Columns, LongSentences, TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
 use crate::model::TaskKind;
-use crate::task::{Limits, Outcome, Prediction, Task, Verbalizer, require_labels};
+use crate::task::named::Submission;
+use crate::task::{Limits, Outcome, Prediction, Task, TaskName, Verbalizer, require_labels};
 use crate::usage;
 use anyhow::{Context, Result, anyhow};
 use std::path::PathBuf;
@@ -22,9 +23,12 @@ use std::path::PathBuf;
 pub struct ScoringOptions {
     pub model: PathBuf,
     pub adapter: PathBuf,
+    /// A file, or the folder of a named task's official files.
     pub data: PathBuf,
+    /// The official file in a folder.
+    pub split: String,
     /// Needed only where the adapter does not tell.
-    pub task: Option<TaskKind>,
+    pub task: Option<TaskName>,
     pub columns: Columns,
     /// None: as the tags show.
     pub tag_scheme: Option<TagScheme>,
@@ -32,10 +36,16 @@ pub struct ScoringOptions {
     pub long_sentences: Option<LongSentences>,
     pub max_length: Option<usize>,
     pub doc_stride: Option<usize>,
+    /// Of "no answer"; None: as the adapter says.
+    pub null_threshold: Option<f32>,
     pub batch_size: usize,
     pub device: Device,
     /// Whether every example must be labelled.
     pub labelled: bool,
+    /// Whether a submission is to be written of it.
+    pub submission: bool,
+    /// Whether the ranked answers of questions are wanted.
+    pub answers: bool,
     /// Words of the labels of a cloze, where the adapter does not tell.
     pub verbalizer: Option<LabelWords>,
     /// Causal language modelling: tokens to generate behind each prompt at most; 0: none.
@@ -67,14 +77,24 @@ impl Scoring {
         let model = FrozenModel::open(&options.model)?;
         let mut adapter = Adapter::read(&options.adapter)?;
         let known = adapter.metadata.task;
-        let kind = match (options.task, known) {
-            (Some(given), Some(known)) if given != known && !adapter.foreign => {
-                usage!("--task {}: the adapter was trained for {}", given.name(), known.name())
+        let name = match (options.task, known) {
+            (Some(given), Some(known)) if given.kind() != known && !adapter.foreign => {
+                usage!("--task {given}: the adapter was trained for {}", known.name())
             }
             (Some(given), _) => given,
-            (None, Some(known)) => known,
+            (None, Some(known)) => TaskName::of(known, adapter.metadata.named_task.as_deref())?,
             (None, None) => usage!("--task is missing: the files of the adapter do not tell its task"),
         };
+        let kind = name.kind();
+        if options.answers && kind != TaskKind::Qa {
+            usage!("--n-best and --null-odds are for qa, not for {name}");
+        }
+        if let Some(threshold) = options.null_threshold.filter(|_| kind != TaskKind::Qa) {
+            usage!("--null-threshold {threshold}: is for qa, not for {name}");
+        }
+        if options.submission && name.named().is_none_or(|task| matches!(task.submission, Submission::None)) {
+            usage!("--submission: {name} has no official form; it is for named tasks (see ptune tasks)");
+        }
         adapter.metadata.task = Some(kind);
         let words = words(options, &mut adapter)?;
         check_language_task(kind, words.is_some(), &model.spec)?;
@@ -82,7 +102,7 @@ impl Scoring {
             terminal.warn(warning);
         }
         let metadata = &adapter.metadata;
-        let max_length = options.max_length.or(metadata.max_length).unwrap_or_else(|| default_max_length(kind));
+        let max_length = options.max_length.or(metadata.max_length).unwrap_or_else(|| default_max_length(name));
         let doc_stride = options.doc_stride.or(metadata.doc_stride).unwrap_or(DEFAULT_DOC_STRIDE);
         check_stride(kind, max_length, Some(doc_stride))?;
 
@@ -92,18 +112,24 @@ impl Scoring {
         // where the adapter's files do not say whether questions may have none, they tell. So are responses, to score them.
         let reads_labels = options.labelled || kind == TaskKind::Qa || kind == TaskKind::CausalLm && options.logits;
         let columns = Columns { ignore_labels: !reads_labels, ..options.columns.clone() };
-        let reader = Reader { kind, columns, limits, tokenizer: &tokenizer, terminal };
-        let mut examples = reader.read(&options.data)?;
+        let reader = Reader { task: name, template: metadata.template, columns, limits, tokenizer: &tokenizer, terminal };
+        let data = match name {
+            TaskName::Named(task) => task.locate(&options.data, &options.split)?,
+            TaskName::Kind(_) if options.data.is_dir() => {
+                usage!("{}: is a folder; only a named task (see ptune tasks) finds its files in one: name the file", options.data.display())
+            }
+            TaskName::Kind(_) => options.data.clone(),
+        };
+        let mut examples = reader.read(&data)?;
         prepare::learn_as_iob2(&mut examples, options.tag_scheme, metadata.labels.as_deref(), terminal)?;
         if options.labelled {
             require_labels(&examples, "scoring")?;
         }
-        let labels = prepare::labels(kind, &examples, &model.spec, Some(&adapter), words.as_ref(), terminal)?;
+        let labels = prepare::labels(name, &examples, &model.spec, Some(&adapter), words.as_ref(), terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, &model.spec)).transpose()?;
-        let task = Task::new(kind, labels)
-            .with_no_answer(metadata.no_answer)
-            .with_verbalizer(verbalizer)
-            .with_long_sentences(options.long_sentences.unwrap_or(metadata.long_sentences));
+        let task = Task::new(kind, labels).with_no_answer(metadata.no_answer).with_name(name.named()).with_verbalizer(verbalizer);
+        let task = task.with_long_sentences(options.long_sentences.unwrap_or(metadata.long_sentences));
+        let task = task.with_null_threshold(options.null_threshold.or(metadata.null_threshold).unwrap_or(0.0));
         let split = reader.encode("data", &task, examples)?;
         let set = &split.encoding.set;
         let generate = if kind == TaskKind::CausalLm { options.generate } else { 0 };

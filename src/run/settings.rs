@@ -4,10 +4,12 @@
 use super::base::BaseOptions;
 use super::options::TrainOptions;
 use super::schedule::Schedule;
-use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{DataOrder, Device, Every, LabelWords, LayerSet, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
 use crate::checkpoint::Adapter;
 use crate::data::{Columns, LongSentences, TagScheme};
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
+use crate::task::TaskName;
+use crate::task::named::{TRAIN, VALIDATION};
 use crate::usage;
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -21,7 +23,8 @@ pub struct Settings {
     pub architecture: Option<String>,
     pub random_weights: Option<u64>,
     pub tokenizer: Option<PathBuf>,
-    pub task: TaskKind,
+    pub task: TaskName,
+    pub template: Option<usize>,
     pub data: PathBuf,
     pub validation: Option<PathBuf>,
     pub output: PathBuf,
@@ -29,6 +32,7 @@ pub struct Settings {
     pub long_sentences: Option<LongSentences>,
     pub max_length: usize,
     pub doc_stride: usize,
+    pub null_threshold: Option<NullThreshold>,
     pub max_train_samples: Option<usize>,
     pub data_order: DataOrder,
     pub prefix_length: usize,
@@ -84,8 +88,11 @@ impl Settings {
 }
 
 /// Longest sequence where nothing else is said.
-pub fn default_max_length(task: TaskKind) -> usize {
-    match task {
+pub fn default_max_length(task: TaskName) -> usize {
+    if let Some(named) = task.named() {
+        return named.max_length;
+    }
+    match task.kind() {
         TaskKind::Qa => 384,
         TaskKind::CausalLm => 512,
         _ => 128,
@@ -146,7 +153,7 @@ impl TrainOptions {
             }
         }
         if self.task.is_none() && self.init_adapter.is_none() {
-            usage!("--task is missing: choose classification, multiple-choice, tagging, qa or causal-lm");
+            usage!("--task is missing: choose classification, multiple-choice, tagging, qa, causal-lm, or a name that ptune tasks lists");
         }
         for (flag, rate) in [
             ("prefix-dropout", self.prefix_dropout),
@@ -201,7 +208,7 @@ impl TrainOptions {
             }
         }
         if self.verbalizer.is_some() {
-            if let Some(task) = self.task.filter(|&task| task != TaskKind::Classification) {
+            if let Some(task) = self.task.filter(|task| task.kind() != TaskKind::Classification) {
                 usage!("--verbalizer: the words are labels of a classification, not of {}", task.name());
             }
             if self.head == Some(HeadKind::Dense) {
@@ -212,15 +219,54 @@ impl TrainOptions {
             usage!("--prefix-projection and --init-adapter exclude each other: an adapter holds a prefix without its projection");
         }
         if self.validation.is_none() {
-            for (flag, given) in
-                [("eval-every", self.eval_every.is_some()), ("metric", self.metric.is_some()), ("patience", self.patience.is_some())]
-            {
+            for (flag, given) in [
+                ("null-threshold tune", self.null_threshold == Some(NullThreshold::Tuned)),
+                ("eval-every", self.eval_every.is_some()),
+                ("metric", self.metric.is_some()),
+                ("patience", self.patience.is_some()),
+            ] {
                 if given {
                     usage!("--{flag} needs --validation");
                 }
             }
         }
         Ok(())
+    }
+
+    /// Finds the files in a folder that --data or --validation names; the validation file is that of the data's folder where
+    /// it has one. `task`: where none is given.
+    pub fn locate(&mut self, task: Option<TaskName>) -> Result<()> {
+        let Some(data) = self.data.clone() else { return Ok(()) };
+        let named = self.task.or(task).and_then(TaskName::named);
+        let is_folder = data.is_dir();
+        for (flag, path) in [("data", Some(&data)), ("validation", self.validation.as_ref())] {
+            if let Some(path) = path.filter(|path| path.is_dir() && named.is_none()) {
+                usage!(
+                    "--{flag} {}: is a folder; only a named task (see ptune tasks) finds its files in one: name the file",
+                    path.display()
+                );
+            }
+        }
+        let Some(named) = named else { return Ok(()) };
+        self.data = Some(named.locate(&data, TRAIN)?);
+        if let Some(validation) = &self.validation {
+            self.validation = Some(named.locate(validation, VALIDATION)?);
+        } else if is_folder {
+            self.validation = named.locate(&data, VALIDATION).ok();
+        }
+        Ok(())
+    }
+
+    /// Whether there is such a template.
+    fn check_template(&self) -> Result<()> {
+        let (Some(template), Some(task)) = (self.template, self.task) else { return Ok(()) };
+        match task.named() {
+            None => usage!("--template {template}: {task} is no named task (see ptune tasks); its inputs are built as the data has them"),
+            Some(named) if template >= named.templates.len() => {
+                usage!("--template {template}: {} has {} (they count from 0)", named.name, named.templates.len())
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// Takes the number of a text's tokens as the prefix length; another one that was given is a usage error.
@@ -239,10 +285,17 @@ impl TrainOptions {
         let every_layer: Vec<usize> = (0..spec.layers).collect();
         if let Some(adapter) = adapter {
             let metadata = &adapter.metadata;
-            if !adapter.foreign {
-                agree("task", &mut self.task, metadata.task)?;
+            if let (Some(given), Some(known), false) = (self.task, metadata.task, adapter.foreign)
+                && given.kind() != known
+            {
+                usage!("--task {given}: the adapter of --init-adapter has {}", known.name());
             }
-            self.task = self.task.or(metadata.task);
+            if self.task.is_none() {
+                self.task = metadata.task.map(|kind| TaskName::of(kind, metadata.named_task.as_deref())).transpose()?;
+            }
+            if self.task.is_some_and(|task| task.named().map(|task| task.name) == metadata.named_task.as_deref()) {
+                self.template = self.template.or(Some(metadata.template).filter(|&template| template > 0));
+            }
             agree("prefix-length", &mut self.prefix_length, Some(metadata.prefix_length))?;
             if metadata.prefix_length > 0 {
                 let layers = LayerSet::from_indices(&metadata.prefix_layers);
@@ -273,9 +326,14 @@ impl TrainOptions {
         }
         self.positions.get_or_insert(if spec.shifts() { Offset::Shifted } else { Offset::Unshifted });
         self.attention_dropout.get_or_insert(spec.attention_dropout);
-        let task = self.task.context("the task is not known")?;
+        let name = self.task.context("the task is not known")?;
+        let task = name.kind();
+        self.check_template()?;
+        if let Some(threshold) = self.null_threshold.filter(|_| task != TaskKind::Qa) {
+            usage!("--null-threshold {threshold}: is for qa, not for {name}");
+        }
         let head = *self.head.get_or_insert(default_head(spec, task));
-        let max_length = *self.max_length.get_or_insert(default_max_length(task));
+        let max_length = *self.max_length.get_or_insert(default_max_length(name));
         check_stride(task, max_length, self.doc_stride)?;
         if self.prefix_length == Some(0) {
             self.prefix_layers = None;
@@ -382,7 +440,7 @@ mod tests {
             model: Some("m".into()),
             data: Some("d".into()),
             output: Some("o".into()),
-            task: Some(TaskKind::Classification),
+            task: Some(TaskKind::Classification.into()),
             ..TrainOptions::default()
         }
     }
@@ -433,7 +491,7 @@ mod tests {
         assert_eq!(again.clone().with_defaults().complete(&spec(), None).unwrap(), complete);
         assert!(again.validate().is_ok());
 
-        let qa = TrainOptions { task: Some(TaskKind::Qa), ..options() }.with_defaults().complete(&spec(), None).unwrap();
+        let qa = TrainOptions { task: Some(TaskKind::Qa.into()), ..options() }.with_defaults().complete(&spec(), None).unwrap();
         assert_eq!(qa.max_length, Some(384));
         let steps = TrainOptions { max_steps: Some(5), epochs: Some(3), ..options() }.with_defaults();
         assert_eq!((steps.max_steps, steps.epochs), (Some(5), None));
@@ -446,12 +504,12 @@ mod tests {
         let complete = |options: TrainOptions| options.with_defaults().complete(&spec(), Some(&adapter()));
         let start = TrainOptions { task: None, init_adapter: Some("a".into()), ..options() };
         let settings = Settings::new(&complete(start.clone()).unwrap()).unwrap();
-        assert_eq!((settings.task, settings.prefix_length, settings.head), (TaskKind::Classification, 6, HeadKind::Linear));
+        assert_eq!((settings.task.kind(), settings.prefix_length, settings.head), (TaskKind::Classification, 6, HeadKind::Linear));
         let refused = |options| complete(options).unwrap_err().to_string();
         assert!(refused(TrainOptions { prefix_length: Some(7), ..start.clone() }).contains("--prefix-length 7: the adapter"));
         assert!(refused(TrainOptions { head: Some(HeadKind::Dense), ..start.clone() }).contains("--head dense"));
         assert!(refused(TrainOptions { prefix_layers: Some("1-2".parse().unwrap()), ..start }).contains("--prefix-layers 1-2"));
-        let stride = TrainOptions { task: Some(TaskKind::Qa), max_length: Some(100), ..options() };
+        let stride = TrainOptions { task: Some(TaskKind::Qa.into()), max_length: Some(100), ..options() };
         assert!(stride.with_defaults().complete(&spec(), None).unwrap_err().to_string().contains("--doc-stride 128"));
     }
 }

@@ -11,12 +11,12 @@ use super::settings::Settings;
 use super::state::{Extent, RunState};
 use super::terminal::Terminal;
 use super::trainer::{Session, Trainer, write_text};
-use super::values::{Device, PrefixStart};
+use super::values::{Device, NullThreshold, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
 use crate::data::{TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, PrefixInit, PrefixOptions};
 use crate::model::HeadSpec;
-use crate::task::{Limits, Task, Verbalizer, require_labels};
+use crate::task::{Limits, Task, TaskName, Verbalizer, require_labels};
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -44,9 +44,13 @@ pub fn train(mut given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> 
         given.device = None; // a run goes on where it began
     }
     if !resume {
+        given.locate(None)?;
         given.validate()?;
     }
     let saved = folder.claim(resume)?;
+    if let Some(saved) = &saved {
+        given.locate(saved.task)?;
+    }
     let options = match &saved {
         Some(saved) => {
             refuse_changes(&given, saved)?;
@@ -109,7 +113,7 @@ impl Prepared {
         }
         options = options.complete(&model.spec, adapter.as_ref())?;
         if let Some(adapter) = &mut adapter {
-            adapter.metadata.task = options.task;
+            adapter.metadata.task = options.task.map(TaskName::kind);
             if let (true, Some(words)) = (adapter.foreign, &options.verbalizer) {
                 adapter.metadata.set_words(&words.labels, &words.words);
             }
@@ -119,27 +123,27 @@ impl Prepared {
         }
         let mut settings = Settings::new(&options)?;
         let spec = &model.spec;
-        let kind = settings.task;
+        let (name, kind) = (settings.task, settings.task.kind());
+        let template = settings.template.unwrap_or(0);
         let tokenizer = tokenizer()?;
         let limits = Limits { max_length: settings.max_length, doc_stride: settings.doc_stride };
-        let reader = Reader { kind, columns: options.columns(), limits, tokenizer: &tokenizer, terminal };
+        let reader = Reader { task: name, template, columns: options.columns(), limits, tokenizer: &tokenizer, terminal };
 
         let mut examples = reader.read(&settings.data)?;
         require_labels(&examples, "training")?;
         let known = adapter.as_ref().and_then(|adapter| adapter.metadata.labels.clone());
         let tag_scheme = prepare::learn_as_iob2(&mut examples, settings.tag_scheme, known.as_deref(), terminal)?;
         let words = settings.verbalizer.as_ref();
-        let labels = prepare::labels(kind, &examples, spec, adapter.as_ref(), words, terminal)?;
+        let labels = prepare::labels(name, &examples, spec, adapter.as_ref(), words, terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, spec)).transpose()?;
         examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
-        let no_answer = examples.iter().any(prepare::is_unanswerable);
-        let task = Task::new(kind, labels)
-            .with_no_answer(no_answer)
-            .with_verbalizer(verbalizer)
-            .with_long_sentences(settings.long_sentences.unwrap_or_default());
+        let no_answer = name.named().is_some_and(|named| named.no_answer) || examples.iter().any(prepare::is_unanswerable);
+        let task = Task::new(kind, labels).with_no_answer(no_answer).with_name(name.named()).with_verbalizer(verbalizer);
+        let task = task.with_long_sentences(settings.long_sentences.unwrap_or_default());
+        let task = task.with_null_threshold(settings.null_threshold.and_then(NullThreshold::fixed).unwrap_or(0.0));
         let metric = settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string());
         if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
-            usage!("--metric {metric}: {} has {} and loss", kind.name(), task.metrics().join(", "));
+            usage!("--metric {metric}: {name} has {} and loss", task.metrics().join(", "));
         }
         if settings.validation.is_some() {
             options.metric = Some(metric.clone());
@@ -224,7 +228,9 @@ impl Prepared {
         let (settings, spec) = (&self.settings, &self.model.spec);
         let labels = self.task.labels();
         Metadata {
-            task: Some(settings.task),
+            task: Some(settings.task.kind()),
+            named_task: settings.task.named().map(|task| task.name.to_string()),
+            template: settings.template.unwrap_or(0),
             labels: (!labels.is_empty()).then(|| labels.to_vec()),
             head: settings.head,
             prefix_length: settings.prefix_length,
@@ -240,6 +246,7 @@ impl Prepared {
             no_answer: self.no_answer,
             tag_scheme: self.tag_scheme,
             long_sentences: settings.long_sentences.unwrap_or_default(),
+            null_threshold: settings.null_threshold.and_then(NullThreshold::fixed),
             verbalizer: settings.verbalizer.as_ref().map(|words| words.words.clone()),
             base_model: settings.base().description(),
             fingerprint: Some(self.model.fingerprint()),

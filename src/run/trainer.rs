@@ -11,7 +11,7 @@ use super::schedule::LearningRate;
 use super::settings::Settings;
 use super::state::{Extent, RunState};
 use super::terminal::{Progress, Terminal};
-use super::values::{DataOrder, Every};
+use super::values::{DataOrder, Every, NullThreshold};
 use crate::checkpoint::{Adapter, Export, Metadata, TrainingState, remove_leftovers, write_atomically, write_checkpoint};
 use crate::data::epoch_order;
 use crate::engine::{Engine, StepReport, Update};
@@ -258,7 +258,12 @@ impl Trainer<'_> {
         let set = &split.encoding.set;
         let forward = || evaluate::forward(&mut self.engine, set, self.settings.batch_size, self.terminal, self.interrupt);
         let Some(logits) = progress.pause(forward)? else { return Ok(()) };
-        let evaluation = Evaluation::new(self.task, &split.examples, &split.encoding, &logits)?;
+        let tuned = match self.settings.null_threshold {
+            Some(NullThreshold::Tuned) => self.task.tune_null_threshold(&split.examples, &split.encoding, &logits),
+            _ => None,
+        };
+        let task = tuned.map(|threshold| self.task.clone().with_null_threshold(threshold));
+        let evaluation = Evaluation::new(task.as_ref().unwrap_or(self.task), &split.examples, &split.encoding, &logits)?;
         let value = evaluation.value(self.metric).filter(|value| value.is_finite());
         let value = value.with_context(|| format!("the score {} cannot be computed on the validation data", self.metric))?;
         let scores = evaluation.to_map();
@@ -267,30 +272,35 @@ impl Trainer<'_> {
             if let Some(best) = &mut self.state.best {
                 best.warnings = evaluation.warnings.clone();
             }
-            self.export()?;
+            self.export(tuned)?;
         }
         self.state.evaluation_pending = false;
 
         let mut row = Map::from_iter([("step".to_string(), Value::from(self.state.step))]);
         row.insert("epoch".to_string(), self.extent.epoch(self.state.step).into());
         row.extend(scores.iter().map(|(name, score)| (format!("eval_{name}"), score.clone())));
+        if let Some(threshold) = tuned {
+            row.insert("null_threshold".to_string(), threshold.into());
+        }
         row.insert("best".to_string(), better.into());
         self.record.write(row, None)?;
         self.record.flush()?;
         progress.line(format!(
-            "validation after step {} (epoch {:.2}): {}{} ({:.1} s)",
+            "validation after step {} (epoch {:.2}): {}{}{} ({:.1} s)",
             self.state.step,
             self.extent.epoch(self.state.step),
             evaluation.to_line(),
+            tuned.map_or(String::new(), |threshold| format!(", null threshold {threshold:.4}")),
             if better { ", the best so far" } else { "" },
             started.elapsed().as_secs_f64()
         ));
         Ok(())
     }
 
-    /// Writes the current adapter to the root.
-    fn export(&mut self) -> Result<()> {
-        let adapter = self.adapter()?;
+    /// Writes the current adapter to the root, with the threshold of "no answer" that was tuned for it.
+    fn export(&mut self, threshold: Option<f32>) -> Result<()> {
+        let mut adapter = self.adapter()?;
+        adapter.metadata.null_threshold = threshold.or(adapter.metadata.null_threshold);
         self.session.export = Some(adapter.write(self.folder.root(), self.spec)?);
         Ok(())
     }
@@ -314,7 +324,7 @@ impl Trainer<'_> {
     fn save(&mut self) -> Result<()> {
         self.record.sync()?;
         if self.validation.is_none() {
-            self.export()?;
+            self.export(None)?;
         }
         let step = self.state.step;
         let adapter = self.adapter()?;

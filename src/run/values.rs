@@ -50,6 +50,47 @@ macro_rules! scalar {
     };
 }
 
+/// Above which odds a question is left unanswered.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Scalar", into = "Scalar")]
+pub enum NullThreshold {
+    Fixed(f32),
+    /// That with the best F1 on the validation data.
+    Tuned,
+}
+
+scalar!(NullThreshold);
+
+impl NullThreshold {
+    pub fn fixed(self) -> Option<f32> {
+        match self {
+            NullThreshold::Fixed(value) => Some(value),
+            NullThreshold::Tuned => None,
+        }
+    }
+}
+
+impl FromStr for NullThreshold {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NullThreshold, String> {
+        if text == "tune" {
+            return Ok(NullThreshold::Tuned);
+        }
+        let value = text.parse().ok().filter(|value: &f32| value.is_finite());
+        value.map(NullThreshold::Fixed).ok_or_else(|| "give a finite number, or tune".to_string())
+    }
+}
+
+impl fmt::Display for NullThreshold {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NullThreshold::Fixed(value) => write!(formatter, "{value}"),
+            NullThreshold::Tuned => formatter.write_str("tune"),
+        }
+    }
+}
+
 /// No model has more layers; keeps a mistyped range from asking for gigabytes.
 const MOST_LAYERS: usize = 10_000;
 

@@ -106,7 +106,7 @@ impl Task {
 
     /// What there is to say against predictions of labelled examples: that they are (almost) all one answer, or no better
     /// than the most frequent one.
-    pub fn warnings(&self, examples: &[Example], predictions: &[Prediction], scores: &Scores) -> Vec<String> {
+    pub fn warnings(&self, examples: &[Example], predictions: &[Prediction]) -> Vec<String> {
         let (Some(data), Some(predicted)) = (self.balance(examples), self.balance_of(predictions)) else { return Vec::new() };
         let mut warnings = Vec::new();
         if let Some(answer) = predicted.most_frequent() {
@@ -121,6 +121,8 @@ impl Task {
                 ));
             }
         }
+        // Those of the kind of task: a named one may score whole questions, where the data's answers are parts of them.
+        let scores = self.scores_of_kind(examples, predictions).unwrap_or(Scores(Vec::new()));
         let own = ["accuracy", "exact_match"].into_iter().find_map(|name| Some((name, scores.get(name)?)));
         if let (Some((name, score)), Some((answer, share))) = (own, self.majority(examples))
             && score <= share

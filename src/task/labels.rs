@@ -214,9 +214,9 @@ mod tests {
     }
 
     fn texts(labels: impl IntoIterator<Item = Label>) -> Vec<Example> {
-        let text = |(line, label)| Example {
-            content: Content::Text { text: "a text".to_string(), pair: None, label: Some(label) },
-            place: format!("data.csv, line {}", line + 1),
+        let text = |(line, label)| {
+            let content = Content::Text { text: "a text".to_string(), pair: None, label: Some(label) };
+            Example::new(content, format!("data.csv, line {}", line + 1))
         };
         labels.into_iter().enumerate().map(text).collect()
     }
@@ -309,6 +309,6 @@ mod tests {
         check_error(kind, &examples, "line 2: no label, which training needs");
         check_error(kind, &[], "no examples");
         let choices = Content::Choices { text: String::new(), choices: vec!["one".to_string()], label: Some(0) };
-        check_error(TaskKind::MultipleChoice, &[Example { content: choices, place: "f".to_string() }], "more than one choice");
+        check_error(TaskKind::MultipleChoice, &[Example::new(choices, "f".to_string())], "more than one choice");
     }
 }

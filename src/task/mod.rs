@@ -7,6 +7,7 @@ mod cloze;
 mod encoding;
 mod labels;
 mod multiple_choice;
+pub mod named;
 mod prediction;
 mod qa;
 mod tagging;
@@ -15,6 +16,7 @@ pub use balance::Balance;
 pub use cloze::Verbalizer;
 pub use encoding::{Encoding, Limits};
 pub use labels::{Labels, labels_for, labels_of_head, require_labels};
+pub use named::{NamedTask, TaskName};
 pub use prediction::{Outcome, Prediction, Scores, With};
 
 use crate::data::{Content, Example, Grouping, LongSentences, TextTokenizer};
@@ -30,14 +32,17 @@ pub struct Task {
     kind: TaskKind,
     labels: Labels,
     no_answer: bool,
+    null_threshold: f32,
     verbalizer: Option<Verbalizer>,
     long_sentences: LongSentences,
+    named: Option<&'static NamedTask>,
 }
 
 impl Task {
     /// `labels`: of [`labels_for`] or of an adapter; empty for multiple choice and question answering.
     pub fn new(kind: TaskKind, labels: Vec<String>) -> Task {
-        Task { kind, labels: Labels::new(labels), no_answer: false, verbalizer: None, long_sentences: LongSentences::default() }
+        let (labels, long_sentences) = (Labels::new(labels), LongSentences::default());
+        Task { kind, labels, no_answer: false, null_threshold: 0.0, verbalizer: None, long_sentences, named: None }
     }
 
     /// Questions may have no answer even where no example of the file shows it (an unlabelled file). Without this,
@@ -45,6 +50,17 @@ impl Task {
     pub fn with_no_answer(mut self, no_answer: bool) -> Task {
         self.no_answer = no_answer;
         self
+    }
+
+    /// By how much "no answer" must score above the best answer to be given.
+    pub fn with_null_threshold(mut self, threshold: f32) -> Task {
+        self.null_threshold = threshold;
+        self
+    }
+
+    /// The threshold of "no answer" with the best F1 on labelled questions; None where every question has an answer.
+    pub fn tune_null_threshold(&self, examples: &[Example], encoding: &Encoding, logits: &[Vec<f32>]) -> Option<f32> {
+        self.has_no_answer(examples).then(|| qa::best_threshold(examples, encoding, logits)).flatten()
     }
 
     /// Classification by words that fill a blank, in order of the labels.
@@ -57,6 +73,17 @@ impl Task {
     pub fn with_long_sentences(mut self, long_sentences: LongSentences) -> Task {
         self.long_sentences = long_sentences;
         self
+    }
+
+    /// A data set with official scores.
+    pub fn with_name(mut self, named: Option<&'static NamedTask>) -> Task {
+        self.named = named;
+        self.no_answer |= named.is_some_and(|named| named.no_answer);
+        self
+    }
+
+    pub fn named(&self) -> Option<&'static NamedTask> {
+        self.named
     }
 
     pub fn kind(&self) -> TaskKind {
@@ -115,6 +142,7 @@ impl Task {
     /// A prediction for every example. `logits`: those of every feature of the encoding, \[rows, columns\] row-major.
     pub fn predict<'a>(&'a self, examples: &'a [Example], encoding: &'a Encoding, logits: &'a [Vec<f32>]) -> Vec<Prediction<'a>> {
         let no_answer = self.has_no_answer(examples);
+        let threshold = no_answer.then_some(self.null_threshold);
         examples
             .par_iter()
             .enumerate()
@@ -124,10 +152,10 @@ impl Task {
                     TaskKind::Classification => Outcome::Label(prediction::greatest(&logits[features.start])),
                     TaskKind::MultipleChoice => Outcome::Choice(prediction::greatest(&logits[features.start])),
                     TaskKind::Tagging => tagging::predict(example, &self.labels, encoding, features.clone(), logits),
-                    TaskKind::Qa => qa::predict(example, no_answer, encoding, features.clone(), logits),
+                    TaskKind::Qa => qa::predict(example, threshold, encoding, features.clone(), logits),
                     TaskKind::CausalLm => causal_lm::predict(),
                 };
-                Prediction { outcome, example, labels: &self.labels, encoding, features, logits }
+                Prediction { outcome, example, labels: &self.labels, encoding, features, logits, no_answer }
             })
             .collect()
     }
@@ -135,6 +163,14 @@ impl Task {
     /// All metrics of the task, each in 0..=1 (Matthews: -1..=1). Error: an example without (or with an unknown) label.
     pub fn score(&self, examples: &[Example], predictions: &[Prediction]) -> Result<Scores> {
         require_labels(examples, "scoring")?;
+        match self.named {
+            Some(named) => named.scores(self, examples, predictions),
+            None => self.scores_of_kind(examples, predictions),
+        }
+    }
+
+    /// The scores that every task of this kind has.
+    fn scores_of_kind(&self, examples: &[Example], predictions: &[Prediction]) -> Result<Scores> {
         match self.kind {
             TaskKind::Classification => classification::score(examples, predictions, &self.labels),
             TaskKind::MultipleChoice => multiple_choice::score(examples, predictions),
@@ -156,6 +192,9 @@ impl Task {
 
     /// Names of the scores by which an adapter may be chosen; greater is better for all. (Perplexity is chosen by as loss.)
     pub fn metrics(&self) -> &'static [&'static str] {
+        if let Some(named) = self.named {
+            return named.metrics;
+        }
         match self.kind {
             TaskKind::Classification if self.labels.names().len() == 2 => &["accuracy", "macro_f1", "f1", "matthews"],
             TaskKind::Classification => &["accuracy", "macro_f1", "matthews"],
@@ -168,6 +207,9 @@ impl Task {
 
     /// The metric that the best checkpoint is chosen by.
     pub fn default_metric(&self) -> &'static str {
+        if let Some(named) = self.named {
+            return named.metric;
+        }
         match self.kind {
             TaskKind::Classification | TaskKind::MultipleChoice => "accuracy",
             TaskKind::Tagging | TaskKind::Qa => "f1",

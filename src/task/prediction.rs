@@ -30,6 +30,8 @@ pub struct Prediction<'a> {
     pub(super) encoding: &'a Encoding,
     pub(super) features: Range<usize>,
     pub(super) logits: &'a [Vec<f32>],
+    /// Question answering: whether "no answer" is one.
+    pub(super) no_answer: bool,
 }
 
 /// What a written prediction carries beside the answer.
@@ -60,6 +62,37 @@ impl Prediction<'_> {
     fn tag_names(&self, tags: &[usize], scheme: Option<TagScheme>) -> Vec<String> {
         let names: Vec<&str> = tags.iter().map(|&tag| self.labels.name(tag)).collect();
         scheme.map_or_else(|| names.iter().map(|name| name.to_string()).collect(), |scheme| scheme.write(&names))
+    }
+
+    /// Logits of its first feature; none where it has no feature.
+    pub(super) fn logits(&self) -> &[f32] {
+        self.logits.get(self.features.start).filter(|_| !self.features.is_empty()).map_or(&[], Vec::as_slice)
+    }
+
+    /// Index of the label, of a classification.
+    pub(super) fn label_index(&self) -> Option<usize> {
+        match self.outcome {
+            Outcome::Label(index) => Some(index),
+            _ => None,
+        }
+    }
+
+    /// Question answering: so many of the best answers, best first, as JSON.
+    pub fn best_answers(&self, count: usize) -> Value {
+        qa::ranking_json(self, count)
+    }
+
+    /// Question answering: the question's id and by how much "no answer" scores above the best answer.
+    pub fn null_odds(&self) -> Option<(&str, Value)> {
+        match &self.example.content {
+            Content::Question { id, .. } => Some((id, number(qa::null_odds(self)?))),
+            _ => None,
+        }
+    }
+
+    /// Name of the label, of a classification.
+    pub(super) fn label_name(&self) -> Option<&str> {
+        self.label_index().map(|index| self.labels.name(index))
     }
 
     /// One JSON object, of the example with this index in its file. Tagging: a sentence that was read in parts has the

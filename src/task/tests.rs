@@ -190,10 +190,8 @@ fn a_sentence_longer_than_a_sequence_is_read_in_parts() {
 
 fn sentence(words: &[&str], tags: &[&str]) -> Example {
     let tags = tags.iter().map(|tag| Label::Name(tag.to_string())).collect();
-    Example {
-        content: Content::Words { words: words.iter().map(|word| word.to_string()).collect(), tags: Some(tags), predicate: None },
-        place: "words.jsonl, line 1".to_string(),
-    }
+    let words = words.iter().map(|word| word.to_string()).collect();
+    Example::new(Content::Words { words, tags: Some(tags), predicate: None }, "words.jsonl, line 1".to_string())
 }
 
 #[test]
@@ -300,8 +298,7 @@ fn a_model_that_learned_one_answer_is_seen() {
     let outside = bundle.task.labels().iter().position(|label| label == "O").unwrap();
     let warnings = |logits: &[Vec<f32>]| {
         let predictions = bundle.task.predict(&bundle.examples, &encoding, logits);
-        let scores = bundle.task.score(&bundle.examples, &predictions).unwrap();
-        bundle.task.warnings(&bundle.examples, &predictions, &scores)
+        bundle.task.warnings(&bundle.examples, &predictions)
     };
     let gold = gold_logits(&encoding, bundle.task.labels().len());
     assert_eq!(warnings(&gold), Vec::<String>::new());
@@ -416,7 +413,7 @@ fn an_unanswerable_question_makes_the_file_one_of_the_second_edition() {
 fn wrong_examples_are_named_by_their_place() {
     let check = |bundle: &Bundle, content: Content, expected: &str| {
         let mut examples = bundle.examples.clone();
-        examples.push(Example { content, place: "data.jsonl, line 99".to_string() });
+        examples.push(Example::new(content, "data.jsonl, line 99".to_string()));
         let error = format!("{:#}", bundle.task.encode(&examples, &bundle.tokenizer, &bundle.limits).unwrap_err());
         assert!(error.starts_with("data.jsonl, line 99") && error.contains(expected), "{error}");
     };
@@ -560,7 +557,7 @@ fn strings(words: &[&str]) -> Vec<String> {
 
 fn text(text: &str, label: &str) -> Example {
     let content = Content::Text { text: text.to_string(), pair: None, label: Some(Label::Name(label.to_string())) };
-    Example { content, place: "data.jsonl, line 3".to_string() }
+    Example::new(content, "data.jsonl, line 3".to_string())
 }
 
 #[test]

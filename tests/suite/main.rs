@@ -16,11 +16,13 @@ mod language;
 mod machine_code;
 mod measured;
 mod memory;
+mod named;
 #[cfg(feature = "emulation")]
 mod on_cuda;
 mod place;
 mod program;
 mod readme;
 mod resume;
+mod tags;
 mod transformers;
 mod words;

@@ -12,11 +12,19 @@ pub fn read_lines(path: &Path, examples: &mut Examples) -> Result<()> {
 }
 
 fn read_line(path: &Path, number: usize, line: &str, examples: &mut Examples) -> Result<()> {
+    match record_of_line(path, number, line)? {
+        Some(record) => examples.push(place(path, number), record),
+        None => Ok(()),
+    }
+}
+
+/// The object on a line; None: the line is blank.
+pub fn record_of_line(path: &Path, number: usize, line: &str) -> Result<Option<Map<String, Value>>> {
     if line.trim().is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let value = serde_json::from_str(line).map_err(|error| anyhow!("{}: {}", place(path, number), message(&error)))?;
-    examples.push(place(path, number), object(value, || place(path, number))?)
+    object(value, || place(path, number)).map(Some)
 }
 
 /// A `.json` file. One that holds an object a line (as many data sets with this extension do) is read as JSON Lines.

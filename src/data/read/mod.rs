@@ -1,14 +1,23 @@
 //! Readers: a data file becomes a list of examples. One file a format family (`json`, `table`, `conll`), one for what a
-//! record means to each task (`record`), one for SQuAD's nesting (`squad`), one for semantic roles (`propositions`). Every error names the file and the line
-//! (or the record, or the question's id).
+//! record means to each task (`record`), one for SQuAD's nesting (`squad`), one for semantic roles (`propositions`), one
+//! for the official files of named tasks (`official`). Every error names the file and the line (or the record, or the
+//! question's id).
 
 mod conll;
 mod json;
 mod lines;
+#[cfg(test)]
+mod mutated;
+mod official;
 mod propositions;
 mod record;
 mod squad;
 mod table;
+
+#[cfg(test)]
+pub use mutated::mutated;
+pub use official::{Expand, Layout, Official, official_examples};
+pub use record::{Record, cell_label, describe, label, string, take};
 
 use super::Example;
 use crate::model::TaskKind;

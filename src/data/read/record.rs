@@ -2,7 +2,7 @@
 //! have a label or none has.
 
 use super::{Columns, TEXT, TEXT_PAIR, squad};
-use crate::data::{Content, Example, Label};
+use crate::data::{Content, Example, Label, Origin};
 use crate::model::TaskKind;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
@@ -43,13 +43,18 @@ impl<'a> Examples<'a> {
         }
     }
 
-    pub fn add(&mut self, place: String, mut content: Content) -> Result<()> {
+    pub fn add(&mut self, place: String, content: Content) -> Result<()> {
+        self.add_with(place, content, None)
+    }
+
+    /// The same, of a named task's example.
+    pub fn add_with(&mut self, place: String, mut content: Content, origin: Option<Origin>) -> Result<()> {
         if self.columns.ignore_labels {
             content.remove_label();
         }
         let first = if content.is_labelled() { &mut self.labelled } else { &mut self.unlabelled };
         first.get_or_insert(self.examples.len());
-        self.examples.push(Example { content, place });
+        self.examples.push(Example { content, place, origin });
         if let (Some(labelled), Some(unlabelled)) = (self.labelled, self.unlabelled) {
             bail!(
                 "{}: no {}, which other examples have (such as {}); give every example one, or none",
@@ -176,7 +181,7 @@ fn list(record: &mut Record, name: &str, hint: &str) -> Result<Vec<Value>> {
 }
 
 /// A label as the data spells it; `name` is its column.
-fn label(value: Value, name: &str) -> Result<Label> {
+pub fn label(value: Value, name: &str) -> Result<Label> {
     Ok(match value {
         Value::String(text) => Label::Name(text),
         Value::Bool(flag) => Label::Name(flag.to_string()),

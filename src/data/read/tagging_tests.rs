@@ -121,7 +121,7 @@ fn broken_ones_say_where() {
 fn predicates_in_json() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("d.jsonl");
-    let mut read = |line: &str| {
+    let read = |line: &str| {
         std::fs::write(&path, line).unwrap();
         read_examples(&path, TaskKind::Tagging, &Columns::default())
     };
