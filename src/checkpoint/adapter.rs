@@ -5,6 +5,7 @@ use super::frozen::FrozenModel;
 use super::host::{HostTensor, read_tensors, write_tensors};
 use super::metadata::{Metadata, write_json};
 use super::peft::{self, PREFIX_TUNING, PTUNE_PREFIX, PeftConfig};
+use crate::data::LongSentences;
 use crate::model::{HeadKind, HeadLayer, HeadSpec, Pooling, Specification, TaskKind, offers_head};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -255,6 +256,8 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
         attention_dropout: 0.0,
         max_length: None,
         doc_stride: None,
+        tag_scheme: None,
+        long_sentences: LongSentences::default(),
         no_answer: false,
         null_threshold: None,
         verbalizer: None,

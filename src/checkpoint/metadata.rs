@@ -1,6 +1,7 @@
 //! `ptune.json`: what the engine knows of an adapter beyond PEFT's `adapter_config.json`.
 
 use super::atomic::write_atomically;
+use crate::data::{LongSentences, TagScheme};
 use crate::model::{HeadKind, HeadSpec, Specification, TaskKind};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,11 @@ pub struct Metadata {
     /// Question answering: whether it was trained to leave questions unanswered.
     #[serde(default)]
     pub no_answer: bool,
+    /// Tagging: how the training data spell spans, which are learned as IOB2, and what becomes of long sentences.
+    #[serde(default)]
+    pub tag_scheme: Option<TagScheme>,
+    #[serde(default)]
+    pub long_sentences: LongSentences,
     /// By how much "no answer" must score above the best answer to be given; None: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub null_threshold: Option<f32>,
@@ -165,6 +171,8 @@ pub(super) mod tests {
             max_length: Some(128),
             doc_stride: None,
             no_answer: false,
+            tag_scheme: None,
+            long_sentences: LongSentences::default(),
             null_threshold: None,
             verbalizer: None,
             base_model: "model".into(),

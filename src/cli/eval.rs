@@ -1,8 +1,9 @@
 //! `ptune eval`: scores on labelled data.
 
 use super::{ScoringArguments, print, set_threads};
+use crate::data::{Content, TagScheme};
 use crate::run::interrupt::Interrupt;
-use crate::run::scoring::Scoring;
+use crate::run::scoring::{Scoring, ScoringOptions};
 use crate::run::terminal::Terminal;
 use crate::task::named::VALIDATION;
 use anyhow::Result;
@@ -15,6 +16,9 @@ pub struct Arguments {
     /// Labelled data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON; of a named task the official file, or their folder
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// How the data's tags spell spans: iob1, iob2, bioes or bilou [default: as they show]
+    #[arg(long, value_name = "SCHEME", hide_possible_values = true)]
+    tag_scheme: Option<TagScheme>,
     /// The official file that is taken from a folder (ptune tasks lists them)
     #[arg(long, value_name = "NAME", default_value = VALIDATION)]
     split: String,
@@ -28,9 +32,11 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     set_threads(arguments.scoring.threads)?;
     let terminal = Terminal::new(arguments.json);
-    let scoring = Scoring::run(&arguments.scoring.options(&arguments.data, &arguments.split), &terminal, &Interrupt::install()?)?;
+    let options = ScoringOptions { tag_scheme: arguments.tag_scheme, ..arguments.scoring.options(&arguments.data, &arguments.split) };
+    let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
     let evaluation = scoring.evaluate()?;
     let examples = &scoring.split.examples;
+    evaluation.warnings.iter().for_each(|warning| terminal.warn(warning));
     if arguments.json {
         let mut object = evaluation.to_map();
         object.insert("examples".to_string(), Value::from(examples.len()));
@@ -44,7 +50,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let types = scoring.task.entity_types(examples, &scoring.predict())?;
     if !types.is_empty() {
-        lines.push(format!("\n{:<16} {:>9} {:>9} {:>9} {:>9}", "entity type", "precision", "recall", "f1", "in data"));
+        let roles = examples.iter().any(|example| matches!(example.content, Content::Words { predicate: Some(_), .. }));
+        let kind = if roles { "role" } else { "entity type" };
+        lines.push(format!("\n{kind:<16} {:>9} {:>9} {:>9} {:>9}", "precision", "recall", "f1", "in data"));
     }
     for (name, counts) in types {
         let (precision, recall, f1) = (counts.precision(), counts.recall(), counts.f1());

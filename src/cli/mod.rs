@@ -10,7 +10,7 @@ mod selftest;
 mod tasks;
 mod train;
 
-use crate::data::Columns;
+use crate::data::{Columns, LongSentences};
 use crate::error::UsageError;
 use crate::run::spelling::translate_line;
 use crate::run::{Device, LabelWords, device};
@@ -81,9 +81,15 @@ struct ScoringArguments {
     /// Column of the choices
     #[arg(long, value_name = "NAME", default_value = "choices", help_heading = "Data")]
     choices_column: String,
-    /// CoNLL column of the tag, counted from 0 [default: the last]
+    /// Column of the words in a column file, counted from 0 [default: behind the words' numbers, else the first]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    word_column: Option<usize>,
+    /// Column of the tag in a column file, counted from 0 [default: the last]
     #[arg(long, value_name = "N", help_heading = "Data")]
     tag_column: Option<usize>,
+    /// A sentence beyond --max-length (tagging): split into parts, or truncate [default: as trained; else split]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = "Data")]
+    long_sentences: Option<LongSentences>,
     /// Longest sequence in tokens [default: as trained; else 128, qa: 384, causal-lm: 512]
     #[arg(long, value_name = "N", help_heading = "Data")]
     max_length: Option<usize>,
@@ -118,9 +124,12 @@ impl ScoringArguments {
                 text_pair: self.text_pair_column.clone(),
                 label: self.label_column.clone(),
                 choices: self.choices_column.clone(),
+                word: self.word_column,
                 tag: self.tag_column,
                 ignore_labels: false,
             },
+            tag_scheme: None,
+            long_sentences: self.long_sentences,
             max_length: self.max_length,
             doc_stride: self.doc_stride,
             null_threshold: self.null_threshold,

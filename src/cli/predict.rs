@@ -2,6 +2,7 @@
 
 use super::{ScoringArguments, set_threads};
 use crate::checkpoint::write_atomically;
+use crate::data::TagScheme;
 use crate::run::interrupt::Interrupt;
 use crate::run::scoring::{Scoring, ScoringOptions};
 use crate::run::terminal::Terminal;
@@ -9,6 +10,7 @@ use crate::task::With;
 use crate::task::named::{self, TEST};
 use crate::usage;
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +40,9 @@ pub struct Arguments {
     /// What else a line holds: logits, input_ids or both
     #[arg(long, value_name = "logits,input_ids", value_delimiter = ',', hide_possible_values = true)]
     with: Vec<Extra>,
+    /// How tags are written: iob1, iob2, bioes, bilou, or data (as the training data) [default: iob2, as they are learned]
+    #[arg(long, value_name = "SCHEME", value_parser = spelling)]
+    tag_scheme: Option<Spelling>,
     /// Longest text that is generated behind a prompt (causal-lm), in tokens; 0: none
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_new_tokens: usize,
@@ -51,6 +56,19 @@ enum Extra {
     Logits,
     #[value(name = "input_ids")]
     InputIds,
+}
+
+/// A scheme, or None for the data's own.
+#[derive(Clone, Copy)]
+struct Spelling(Option<TagScheme>);
+
+fn spelling(text: &str) -> Result<Spelling, String> {
+    match text {
+        "data" => Ok(Spelling(None)),
+        _ => TagScheme::from_str(text, false)
+            .map(|scheme| Spelling(Some(scheme)))
+            .map_err(|_| "choose iob1, iob2, bioes, bilou or data".to_string()),
+    }
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
@@ -67,16 +85,17 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let terminal = Terminal::new(arguments.quiet);
     let wants = |extra: Extra| arguments.with.contains(&extra);
-    let with = With { logits: wants(Extra::Logits), input_ids: wants(Extra::InputIds) };
     let options = ScoringOptions {
         labelled: false,
         submission: arguments.submission.is_some(),
         answers: arguments.n_best > 0 || arguments.null_odds.is_some(),
         generate: arguments.max_new_tokens,
-        logits: with.logits,
+        logits: wants(Extra::Logits),
         ..arguments.scoring.options(&arguments.input, &arguments.split)
     };
     let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
+    let scheme = arguments.tag_scheme.and_then(|Spelling(scheme)| scheme.or(scoring.tag_scheme));
+    let with = With { logits: wants(Extra::Logits), input_ids: wants(Extra::InputIds), scheme };
     let predictions = scoring.predict();
     write_atomically(&arguments.output, |writer| {
         for (index, prediction) in predictions.iter().enumerate() {

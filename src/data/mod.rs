@@ -4,6 +4,7 @@ mod batch;
 mod feature;
 mod order;
 mod read;
+mod scheme;
 mod tokenizer;
 
 pub use batch::{Batch, Packing, RowArrays};
@@ -13,6 +14,7 @@ pub use order::epoch_order;
 pub(crate) use read::mutated;
 pub use read::{Columns, Expand, Layout, Official, Record, official_examples, read_examples};
 pub(crate) use read::{cell_label, describe, label, string, take};
+pub use scheme::{TagScheme, scheme_of, to_iob2};
 pub use tokenizer::{Encoded, TextTokenizer, Window};
 
 /// A label as the data spells it.
@@ -22,6 +24,17 @@ pub enum Label {
     Index(i64),
     /// A string, a CSV field, or a JSON boolean as "true" / "false".
     Name(String),
+}
+
+/// What becomes of a sentence that is longer than a sequence may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LongSentences {
+    /// It is read in as many parts as it needs, so that every word gets a tag of its own.
+    #[default]
+    Split,
+    /// What does not fit is not read, and its words are outside of everything.
+    Truncate,
 }
 
 /// An answer of a question: its text and where it starts in the context, in characters (Unicode scalar values).
@@ -47,6 +60,8 @@ pub enum Content {
     Words {
         words: Vec<String>,
         tags: Option<Vec<Label>>,
+        /// The word whose arguments the tags are, of semantic role labelling.
+        predicate: Option<usize>,
     },
     /// `response` None: it is to be generated.
     Prompt {

@@ -166,6 +166,48 @@ mod tests {
         assert_eq!(listed, [("LOC", 2, 4, 1), ("ORG", 1, 1, 0), ("PER", 2, 2, 2)]);
     }
 
+    /// Ten thousand documents of three sentences of random tags, well-formed and not. Expected: sums over all of them of
+    /// seqeval 1.2.2's get_entities (data, predictions, both) and of precision + 2 recall + 4 f1, micro-averaged and by
+    /// type (times the type's place in the alphabet).
+    #[test]
+    fn random_tags_score_as_in_seqeval() {
+        let schemes: [(&str, [u64; 3], f64, f64); 5] = [
+            ("O O B-PER I-PER B-LOC I-LOC", [13993, 13930, 9479], 9386.504511, 26893.979322),
+            ("O I-PER I-LOC B-LOC", [14459, 14543, 9667], 9281.148489, 25022.698598),
+            ("O B-PER I-PER E-PER S-PER B-LOC E-LOC S-LOC I-LOC", [19387, 19407, 14204], 10240.996362, 29983.826555),
+            ("O B-PER I-PER L-PER U-PER L-LOC", [12261, 12212, 7630], 8765.830345, 23742.818664),
+            ("O PER X- I B O-X . b-per E B-A-B I-A-B -", [13616, 13519, 8489], 8596.056022, 58335.020052),
+        ];
+        let mut state = 7u64;
+        let mut draw = |limit: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % limit
+        };
+        let weighted = |counts: &EntityCounts| counts.precision() + 2.0 * counts.recall() + 4.0 * counts.f1();
+        for (tags, counts, micro, types) in schemes {
+            let tags: Vec<&str> = tags.split(' ').collect();
+            let mut sums = ([0; 3], 0.0, 0.0);
+            for _ in 0..2000 {
+                let (mut gold, mut predicted) = (Vec::new(), Vec::new());
+                for _ in 0..3 {
+                    let length = draw(9);
+                    let sentence: Vec<&str> = (0..length).map(|_| tags[draw(tags.len())]).collect();
+                    predicted.push(sentence.iter().map(|&tag| if draw(3) > 0 { tag } else { tags[draw(tags.len())] }).collect::<Vec<_>>());
+                    gold.push(sentence);
+                }
+                let found = by_type(gold, predicted);
+                let all = overall(&found);
+                for (sum, count) in sums.0.iter_mut().zip([all.gold, all.predicted, all.correct]) {
+                    *sum += count;
+                }
+                sums.1 += weighted(&all);
+                sums.2 += found.values().enumerate().map(|(place, counts)| (place + 1) as f64 * weighted(counts)).sum::<f64>();
+            }
+            assert_eq!(sums.0, counts, "{tags:?}");
+            assert!((sums.1 - micro).abs() < 1e-6 && (sums.2 - types).abs() < 1e-6, "{tags:?}: {sums:?}");
+        }
+    }
+
     #[test]
     fn no_entity_anywhere_scores_zero() {
         let none = words(&["O O", "O"]);

@@ -64,6 +64,8 @@ pub struct Evaluation {
     pub scores: Scores,
     /// Mean cross-entropy over all targets.
     pub loss: f64,
+    /// What there is to say against the predictions ([`Task::warnings`]).
+    pub warnings: Vec<String>,
 }
 
 impl Evaluation {
@@ -73,7 +75,8 @@ impl Evaluation {
         let predictions: Vec<Prediction> = task.predict(examples, encoding, logits);
         let scores = task.score(examples, &predictions)?;
         let loss = mean_loss(&encoding.set, task.grouping(), logits);
-        Ok(Evaluation { scores, loss })
+        let warnings = task.warnings(examples, &predictions);
+        Ok(Evaluation { scores, loss, warnings })
     }
 
     /// Names and values, `loss` last.

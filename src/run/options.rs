@@ -4,7 +4,10 @@
 use super::base::BaseOptions;
 use super::schedule::Schedule;
 use super::spelling::translate_table;
-use super::values::{ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{
+    ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
+};
+use crate::data::{LongSentences, TagScheme};
 use crate::engine::Recompute;
 use crate::error::UsageError;
 use crate::model::HeadKind;
@@ -67,9 +70,18 @@ pub struct TrainOptions {
     /// Column of the choices [default: choices]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub choices_column: Option<String>,
-    /// CoNLL column of the tag, counted from 0 [default: the last]
+    /// Column of the words in a column file, counted from 0 [default: behind the words' numbers, else the first]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub word_column: Option<usize>,
+    /// Column of the tag in a column file, counted from 0 [default: the last]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub tag_column: Option<usize>,
+    /// How tags spell spans: iob1, iob2, bioes or bilou [default: as the data show]
+    #[arg(long, value_name = "SCHEME", hide_possible_values = true, help_heading = "Data")]
+    pub tag_scheme: Option<TagScheme>,
+    /// A sentence beyond --max-length (tagging): split into parts, or truncate [default: split]
+    #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = "Data")]
+    pub long_sentences: Option<LongSentences>,
     /// Longest sequence in tokens [default: 128; qa: 384; causal-lm: 512]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_length: Option<usize>,

@@ -4,7 +4,7 @@ use super::memory::grouped;
 use super::terminal::Terminal;
 use super::values::{LabelWords, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, POOLER};
-use crate::data::{Columns, Content, Example, TextTokenizer, read_examples};
+use crate::data::{Columns, Content, Example, TagScheme, TextTokenizer, read_examples, scheme_of, to_iob2};
 use crate::model::{HeadKind, MaskKind, Pooling, Specification, TaskKind};
 use crate::task::{Encoding, Limits, Task, TaskName, labels_for, labels_of_head};
 use crate::usage;
@@ -75,6 +75,28 @@ impl Reader<'_> {
         ));
         Ok(Split { examples, encoding })
     }
+}
+
+/// Turns tags that spell spans into IOB2, where the labels that are known already are not of another scheme: what is given
+/// holds, else what the tags show. The scheme that they had; None where they are left as they are.
+pub fn learn_as_iob2(
+    examples: &mut [Example],
+    given: Option<TagScheme>,
+    known: Option<&[String]>,
+    terminal: &Terminal,
+) -> Result<Option<TagScheme>> {
+    let of_another = |label: &String| ["E-", "S-", "L-", "U-"].iter().any(|letter| label.starts_with(letter));
+    if known.is_some_and(|labels| labels.iter().any(of_another)) {
+        return Ok(None);
+    }
+    let Some(scheme) = given.or_else(|| scheme_of(examples)) else { return Ok(None) };
+    if given.is_some() || scheme != TagScheme::Iob2 {
+        to_iob2(examples, scheme).with_context(|| "--tag-scheme names another")?;
+    }
+    if scheme != TagScheme::Iob2 {
+        terminal.line(format!("tags: {}, learned as IOB2", scheme.name()));
+    }
+    Ok(Some(scheme))
 }
 
 /// The tokens that a prefix starts from: the text with the special tokens that stand in front of one; None where it does

@@ -4,13 +4,14 @@ use super::folder::{METRICS, RESULTS, TRAINER_STATE};
 use super::memory::{grouped, loading_line, peak_resident_bytes, readable};
 use super::prepare;
 use super::schedule::Schedule;
-use super::state::Extent;
+use super::state::{Extent, RunState};
 use super::terminal::{Terminal, clock};
 use super::train::Prepared;
 use super::trainer::{Trainer, write_text};
 use super::values::{LabelWords, PrefixStart};
 use crate::checkpoint::Adapter;
 use crate::engine::Engine;
+use crate::model::TaskKind;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -39,6 +40,9 @@ impl Prepared {
             };
             let shown = labels.iter().enumerate().take(20).map(spelled).collect::<Vec<_>>().join(", ");
             terminal.line(format!("labels: {}: {shown}{}", labels.len(), if labels.len() > 20 { ", ..." } else { "" }));
+        }
+        if let Some(balance) = self.task.balance(&self.train.examples) {
+            terminal.line(format!("answers in the training data: {}", balance.to_line()));
         }
         let trainables = engine.trainables();
         let sizes: Vec<u64> = trainables.iter().map(|tensor| (tensor.shape[0] * tensor.shape[1]) as u64).collect();
@@ -100,6 +104,7 @@ impl Prepared {
         };
         let scored = self.validation.as_ref().unwrap_or(&self.train);
         let majority = self.task.majority(&scored.examples);
+        let warnings = self.warnings(&trainer.state);
         let (seconds, planned) = (trainer.record.seconds(), trainer.engine.plan().total);
         let results = json!({
             "task": self.settings.task,
@@ -111,6 +116,7 @@ impl Prepared {
             "metric": self.validation.is_some().then_some(&self.metric),
             "best_step": trainer.state.best.as_ref().map(|best| best.step),
             "scores": trainer.state.best.as_ref().map_or(Map::new(), |best| best.scores.clone()),
+            "warnings": warnings,
             "majority": majority.as_ref().map(|(label, share)| json!({ "prediction": label, "accuracy": share })),
             "peft_type": export.peft_type,
             "adapter_bytes": export.bytes,
@@ -140,6 +146,7 @@ impl Prepared {
             let of = if self.validation.is_some() { "validation" } else { "training" };
             terminal.line(format!("always answering {label:?} would be right on {share:.4} of the {of} data"));
         }
+        warnings.iter().for_each(|warning| terminal.warn(warning));
         let peak = peak_resident_bytes().map_or(String::new(), |bytes| format!("; peak resident memory {}", readable(bytes)));
         terminal.line(format!("memory: {} planned{peak}", readable(planned as u64)));
         terminal.line(format!("adapter: {} ({}), peft_type {}", folder.root().display(), readable(export.bytes), export.peft_type));
@@ -148,6 +155,22 @@ impl Prepared {
         }
         terminal.line(format!("records: {METRICS}, {TRAINER_STATE}, {RESULTS} and checkpoints in the same folder"));
         Ok(())
+    }
+
+    /// What there is to say against the result: against the best evaluation, or without any against the latest losses.
+    fn warnings(&self, state: &RunState) -> Vec<String> {
+        if let Some(best) = &state.best {
+            return best.warnings.clone();
+        }
+        let latest = state.history.iter().rev().find_map(|row| row.get("loss")?.as_f64());
+        let comparable = matches!(self.settings.task.kind(), TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::Tagging);
+        match (latest, self.task.balance(&self.train.examples).filter(|_| comparable)) {
+            (Some(loss), Some(balance)) if balance.entropy() > 0.0 && loss >= 0.97 * balance.entropy() => vec![format!(
+                "the loss of the last steps is {loss:.4}, and knowing nothing but how the answers are spread gives {:.4}: the model learned little else",
+                balance.entropy()
+            )],
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A model with an adapter over a data file: what `eval` and `predict` share.
 
-use super::device;
 use super::cut::Size;
+use super::device;
 use super::evaluate::{self, Evaluation};
 use super::interrupt::Interrupt;
 use super::memory::loading_line;
@@ -10,7 +10,7 @@ use super::settings::{DEFAULT_DOC_STRIDE, check_language_task, check_size, check
 use super::terminal::Terminal;
 use super::values::{Device, LabelWords};
 use crate::checkpoint::{Adapter, FrozenModel};
-use crate::data::{Columns, TextTokenizer};
+use crate::data::{Columns, LongSentences, TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
 use crate::model::TaskKind;
 use crate::task::named::Submission;
@@ -31,7 +31,10 @@ pub struct ScoringOptions {
     /// Needed only where the adapter does not tell.
     pub task: Option<TaskName>,
     pub columns: Columns,
+    /// None: as the tags show.
+    pub tag_scheme: Option<TagScheme>,
     /// None: as the adapter was trained.
+    pub long_sentences: Option<LongSentences>,
     pub max_length: Option<usize>,
     pub doc_stride: Option<usize>,
     /// Of "no answer"; None: as the adapter says.
@@ -55,6 +58,8 @@ pub struct ScoringOptions {
 /// An engine with an adapter, and the data for it.
 pub struct Scoring {
     pub task: Task,
+    /// How the data that the adapter was trained on spell spans.
+    pub tag_scheme: Option<TagScheme>,
     pub split: Split,
     /// Logits of every feature, in order; of prompts without responses there are none.
     pub logits: Vec<Vec<f32>>,
@@ -117,13 +122,15 @@ impl Scoring {
             }
             TaskName::Kind(_) => options.data.clone(),
         };
-        let examples = reader.read(&data)?;
+        let mut examples = reader.read(&data)?;
+        prepare::learn_as_iob2(&mut examples, options.tag_scheme, metadata.labels.as_deref(), terminal)?;
         if options.labelled {
             require_labels(&examples, "scoring")?;
         }
         let labels = prepare::labels(name, &examples, &model.spec, Some(&adapter), words.as_ref(), terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, &model.spec)).transpose()?;
         let task = Task::new(kind, labels).with_no_answer(metadata.no_answer).with_name(name.named()).with_verbalizer(verbalizer);
+        let task = task.with_long_sentences(options.long_sentences.unwrap_or(metadata.long_sentences));
         let task = task.with_null_threshold(options.null_threshold.or(metadata.null_threshold).unwrap_or(0.0));
         let split = reader.encode("data", &task, examples)?;
         let set = &split.encoding.set;
@@ -167,7 +174,7 @@ impl Scoring {
             let found = found.ok_or_else(stopped)?;
             texts = found.iter().map(|tokens| tokenizer.decode(tokens)).collect::<Result<_>>()?;
         }
-        Ok(Scoring { task, split, logits, texts })
+        Ok(Scoring { task, tag_scheme: adapter.metadata.tag_scheme, split, logits, texts })
     }
 
     /// Scores of labelled data.

@@ -5,9 +5,11 @@ use super::base::BaseOptions;
 use super::cut::{Cut, Size, longest_feature};
 use super::options::TrainOptions;
 use super::schedule::Schedule;
-use super::values::{ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{
+    ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
+};
 use crate::checkpoint::Adapter;
-use crate::data::{Columns, FeatureSet};
+use crate::data::{Columns, FeatureSet, LongSentences, TagScheme};
 use crate::engine::Recompute;
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
 use crate::task::TaskName;
@@ -30,6 +32,8 @@ pub struct Settings {
     pub data: PathBuf,
     pub validation: Option<PathBuf>,
     pub output: PathBuf,
+    pub tag_scheme: Option<TagScheme>,
+    pub long_sentences: Option<LongSentences>,
     pub max_length: usize,
     pub doc_stride: usize,
     pub null_threshold: Option<NullThreshold>,
@@ -429,6 +433,7 @@ impl TrainOptions {
             text_pair: self.text_pair_column.clone().unwrap_or(default.text_pair),
             label: self.label_column.clone().unwrap_or(default.label),
             choices: self.choices_column.clone().unwrap_or(default.choices),
+            word: self.word_column,
             tag: self.tag_column,
             ignore_labels: false,
         }

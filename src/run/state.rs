@@ -33,6 +33,9 @@ pub struct Best {
     pub value: f64,
     /// All scores of that evaluation, `loss` included.
     pub scores: Map<String, Value>,
+    /// What there was to say against its predictions.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Everything that a resumed run must know besides the engine's tensors.
@@ -82,7 +85,7 @@ impl RunState {
         self.history.push(row.into());
         let better = self.best.as_ref().is_none_or(|best| if lower_is_better { value < best.value } else { value > best.value });
         if better {
-            self.best = Some(Best { step: self.step, value, scores });
+            self.best = Some(Best { step: self.step, value, scores, warnings: Vec::new() });
             self.without_improvement = 0;
         } else {
             self.without_improvement += 1;

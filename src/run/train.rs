@@ -15,7 +15,7 @@ use super::terminal::Terminal;
 use super::trainer::{Session, Trainer, write_text};
 use super::values::{Device, NullThreshold, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
-use crate::data::TextTokenizer;
+use crate::data::{TagScheme, TextTokenizer};
 use crate::engine::{Engine, EngineOptions, MemoryMode, PrefixInit, PrefixOptions};
 use crate::model::HeadSpec;
 use crate::task::{Limits, Task, TaskName, Verbalizer, require_labels};
@@ -80,6 +80,8 @@ pub(super) struct Prepared {
     pub(super) task: Task,
     /// Whether questions may have no answer: some of the training data have none.
     pub(super) no_answer: bool,
+    /// How the training data spell spans.
+    pub(super) tag_scheme: Option<TagScheme>,
     pub(super) head: HeadSpec,
     pub(super) prefix: PrefixOptions,
     pub(super) metric: String,
@@ -134,12 +136,15 @@ impl Prepared {
 
         let mut examples = reader.read(&settings.data)?;
         require_labels(&examples, "training")?;
+        let known = adapter.as_ref().and_then(|adapter| adapter.metadata.labels.clone());
+        let tag_scheme = prepare::learn_as_iob2(&mut examples, settings.tag_scheme, known.as_deref(), terminal)?;
         let words = settings.verbalizer.as_ref();
         let labels = prepare::labels(name, &examples, spec, adapter.as_ref(), words, terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, spec)).transpose()?;
         examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
         let no_answer = name.named().is_some_and(|named| named.no_answer) || examples.iter().any(prepare::is_unanswerable);
         let task = Task::new(kind, labels).with_no_answer(no_answer).with_name(name.named()).with_verbalizer(verbalizer);
+        let task = task.with_long_sentences(settings.long_sentences.unwrap_or_default());
         let task = task.with_null_threshold(settings.null_threshold.and_then(NullThreshold::fixed).unwrap_or(0.0));
         let metric = settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string());
         if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
@@ -151,8 +156,9 @@ impl Prepared {
         let train = reader.encode("training data", &task, examples)?;
         let validation = match &settings.validation {
             Some(path) => {
-                let examples = reader.read(path)?;
+                let mut examples = reader.read(path)?;
                 require_labels(&examples, "validation")?;
+                prepare::learn_as_iob2(&mut examples, settings.tag_scheme, Some(task.labels()), terminal)?;
                 Some(reader.encode("validation data", &task, examples)?)
             }
             None => None,
@@ -190,6 +196,7 @@ impl Prepared {
             adapter,
             task,
             no_answer,
+            tag_scheme,
             head,
             prefix,
             metric,
@@ -295,6 +302,8 @@ impl Prepared {
             max_length: Some(settings.max_length),
             doc_stride: Some(settings.doc_stride),
             no_answer: self.no_answer,
+            tag_scheme: self.tag_scheme,
+            long_sentences: settings.long_sentences.unwrap_or_default(),
             null_threshold: settings.null_threshold.and_then(NullThreshold::fixed),
             verbalizer: settings.verbalizer.as_ref().map(|words| words.words.clone()),
             base_model: settings.base().description(),

@@ -272,6 +272,9 @@ impl Trainer<'_> {
         let scores = evaluation.to_map();
         let better = self.state.add_evaluation(&self.extent, value, self.metric == "loss", scores.clone());
         if better {
+            if let Some(best) = &mut self.state.best {
+                best.warnings = evaluation.warnings.clone();
+            }
             self.export(tuned)?;
         }
         self.state.evaluation_pending = false;

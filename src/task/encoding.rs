@@ -16,8 +16,8 @@ pub struct Limits {
 pub(super) enum Source {
     /// The example, or one choice a row.
     Whole,
-    /// Index of the word of every row.
-    Words(Vec<u32>),
+    /// Index of the word of every row, and of the first word behind those that were read.
+    Words { rows: Vec<u32>, end: usize },
     /// A row a token; `context` says which of them are tokens of the context.
     Window {
         context: Range<usize>,

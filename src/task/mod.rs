@@ -1,5 +1,6 @@
 //! What is asked of a model: examples to features, logits to predictions, predictions to scores. One file a task.
 
+mod balance;
 mod causal_lm;
 mod classification;
 mod cloze;
@@ -11,13 +12,14 @@ mod prediction;
 mod qa;
 mod tagging;
 
+pub use balance::Balance;
 pub use cloze::Verbalizer;
 pub use encoding::{Encoding, Limits};
 pub use labels::{Labels, labels_for, labels_of_head, require_labels};
 pub use named::{NamedTask, TaskName};
 pub use prediction::{Outcome, Prediction, Scores, With};
 
-use crate::data::{Content, Example, Grouping, TextTokenizer};
+use crate::data::{Content, Example, Grouping, LongSentences, TextTokenizer};
 use crate::metric::entities::EntityCounts;
 use crate::model::{HeadKind, HeadSpec, Specification, TaskKind};
 use anyhow::{Result, bail};
@@ -32,13 +34,15 @@ pub struct Task {
     no_answer: bool,
     null_threshold: f32,
     verbalizer: Option<Verbalizer>,
+    long_sentences: LongSentences,
     named: Option<&'static NamedTask>,
 }
 
 impl Task {
     /// `labels`: of [`labels_for`] or of an adapter; empty for multiple choice and question answering.
     pub fn new(kind: TaskKind, labels: Vec<String>) -> Task {
-        Task { kind, labels: Labels::new(labels), no_answer: false, null_threshold: 0.0, verbalizer: None, named: None }
+        let (labels, long_sentences) = (Labels::new(labels), LongSentences::default());
+        Task { kind, labels, no_answer: false, null_threshold: 0.0, verbalizer: None, long_sentences, named: None }
     }
 
     /// Questions may have no answer even where no example of the file shows it (an unlabelled file). Without this,
@@ -62,6 +66,12 @@ impl Task {
     /// Classification by words that fill a blank, in order of the labels.
     pub fn with_verbalizer(mut self, verbalizer: Option<Verbalizer>) -> Task {
         self.verbalizer = verbalizer;
+        self
+    }
+
+    /// What becomes of sentences beyond the length limit, in tagging.
+    pub fn with_long_sentences(mut self, long_sentences: LongSentences) -> Task {
+        self.long_sentences = long_sentences;
         self
     }
 
@@ -111,7 +121,7 @@ impl Task {
             (TaskKind::Classification, None) => Box::new(|example| classification::encode(example, &self.labels, tokenizer, limits)),
             (TaskKind::MultipleChoice, _) => Box::new(|example| multiple_choice::encode(example, tokenizer, limits)),
             (TaskKind::Tagging, _) => {
-                let frame = tagging::Frame::new(tokenizer, limits)?;
+                let frame = tagging::Frame::new(tokenizer, limits, self.long_sentences)?;
                 Box::new(move |example| tagging::encode(example, &self.labels, tokenizer, &frame))
             }
             (TaskKind::Qa, _) => Box::new(|example| qa::encode(example, tokenizer, limits)),
@@ -205,45 +215,6 @@ impl Task {
             TaskKind::Tagging | TaskKind::Qa => "f1",
             TaskKind::CausalLm => "loss",
         }
-    }
-
-    /// The most frequent answer of the data and the share of examples (tagging: of words) that it is right for: what
-    /// a score is to be seen against. None where examples are unlabelled or no constant answer can be right.
-    pub fn majority(&self, examples: &[Example]) -> Option<(String, f64)> {
-        let mut counts: Vec<u64> = vec![0; self.labels.names().len()];
-        let mut count = |index: usize| {
-            if counts.len() <= index {
-                counts.resize(index + 1, 0);
-            }
-            counts[index] += 1;
-        };
-        for example in examples {
-            match &example.content {
-                Content::Text { label, .. } => count(self.labels.find(label.as_ref()?)?),
-                Content::Choices { label, .. } => count((*label)?),
-                Content::Words { tags, .. } => {
-                    for tag in tags.as_ref()? {
-                        count(self.labels.find(tag)?);
-                    }
-                }
-                Content::Question { answers, .. } => count(usize::from(answers.as_ref()?.is_empty())),
-                Content::Prompt { .. } => return None,
-            }
-        }
-        let total: u64 = counts.iter().sum();
-        let best = match self.kind {
-            TaskKind::Qa => 1,
-            // The first of the most frequent ones.
-            _ => (0..counts.len()).rev().max_by_key(|&index| counts[index])?,
-        };
-        let right = counts.get(best).copied().filter(|&right| right > 0)?;
-        let name = match self.kind {
-            TaskKind::Classification | TaskKind::Tagging => self.labels.name(best).to_string(),
-            TaskKind::MultipleChoice => best.to_string(),
-            TaskKind::Qa => "no answer".to_string(),
-            TaskKind::CausalLm => return None,
-        };
-        Some((name, right as f64 / total as f64))
     }
 
     fn has_no_answer(&self, examples: &[Example]) -> bool {

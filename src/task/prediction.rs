@@ -3,7 +3,7 @@
 use super::encoding::Encoding;
 use super::labels::Labels;
 use super::{causal_lm, qa, tagging};
-use crate::data::{Content, Example};
+use crate::data::{Content, Example, TagScheme};
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 
@@ -39,6 +39,8 @@ pub struct Prediction<'a> {
 pub struct With {
     pub logits: bool,
     pub input_ids: bool,
+    /// The scheme that tags are written in; None: as they are learned.
+    pub scheme: Option<TagScheme>,
 }
 
 /// Index of the greatest value, the first of equal ones.
@@ -57,6 +59,11 @@ pub(super) fn numbers<'a>(values: impl IntoIterator<Item = &'a f32>) -> Value {
 }
 
 impl Prediction<'_> {
+    fn tag_names(&self, tags: &[usize], scheme: Option<TagScheme>) -> Vec<String> {
+        let names: Vec<&str> = tags.iter().map(|&tag| self.labels.name(tag)).collect();
+        scheme.map_or_else(|| names.iter().map(|name| name.to_string()).collect(), |scheme| scheme.write(&names))
+    }
+
     /// Logits of its first feature; none where it has no feature.
     pub(super) fn logits(&self) -> &[f32] {
         self.logits.get(self.features.start).filter(|_| !self.features.is_empty()).map_or(&[], Vec::as_slice)
@@ -89,7 +96,8 @@ impl Prediction<'_> {
     }
 
     /// One JSON object, of the example with this index in its file. Tagging: a sentence that was read in parts has the
-    /// parts' ids one behind the other, and a word without any sub-token has null instead of logits.
+    /// parts' ids one behind the other, and a word without any sub-token has null instead of logits; `truncated_at` is the
+    /// first word that was cut off, whose tag and all behind it are outside.
     pub fn to_json(&self, index: usize, with: &With) -> Value {
         let mut line = Map::new();
         let sequences = || self.features.clone().flat_map(|feature| self.encoding.set.sequences_of(feature));
@@ -128,7 +136,10 @@ impl Prediction<'_> {
             }
             Outcome::Tags(tags) => {
                 line.insert("index".into(), json!(index));
-                line.insert("tags".into(), tags.iter().map(|&tag| self.labels.name(tag)).collect());
+                line.insert("tags".into(), self.tag_names(tags, with.scheme).into());
+                if let Some(word) = tagging::first_unread(self) {
+                    line.insert("truncated_at".into(), json!(word));
+                }
                 (tagging::logits_json(self), sequences().flat_map(|sequence| &sequence.ids).copied().collect::<Value>())
             }
         };

@@ -120,7 +120,7 @@ fn classification_bundle() {
     let right = logits.iter().zip(all_targets(&encoding)).filter(|(row, target)| usize::from(row[1] > row[0]) == *target as usize).count();
     assert_eq!(scores.get("accuracy"), Some(right as f64 / 24.0));
 
-    let line = predictions[0].to_json(0, &With { logits: true, input_ids: true });
+    let line = predictions[0].to_json(0, &With { logits: true, input_ids: true, scheme: None });
     assert_eq!(line.as_object().unwrap().keys().collect::<Vec<_>>(), ["index", "prediction", "logits", "input_ids"]);
     assert!(same_bits(&line["logits"], &logits[0]));
     assert_eq!(line["input_ids"], json!(encoding.set.sequences[0].ids));
@@ -139,7 +139,7 @@ fn multiple_choice_bundle() {
     assert_eq!(types, bundle.integers("token_type_ids"));
 
     let logits = bundle.logits(&encoding);
-    let lines = bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true });
+    let lines = bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true, scheme: None });
     for (feature, line) in lines.iter().enumerate() {
         assert_eq!(line["prediction"], json!(usize::from(logits[feature][1] > logits[feature][0])));
         assert!(same_bits(&line["logits"], &logits[feature]));
@@ -158,7 +158,7 @@ fn tagging_bundle() {
     assert_eq!(encoding.truncated, 0);
 
     let logits = bundle.logits(&encoding);
-    let line = &bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true })[1];
+    let line = &bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true, scheme: None })[1];
     assert_eq!(line.as_object().unwrap().keys().collect::<Vec<_>>(), ["index", "tags", "logits", "input_ids"]);
     assert_eq!(line["tags"].as_array().unwrap().len(), 26);
     assert!(same_bits(&line["logits"][3], &logits[1][27..36]));
@@ -193,7 +193,7 @@ fn a_sentence_longer_than_a_sequence_is_read_in_parts() {
 fn sentence(words: &[&str], tags: &[&str]) -> Example {
     let tags = tags.iter().map(|tag| Label::Name(tag.to_string())).collect();
     let words = words.iter().map(|word| word.to_string()).collect();
-    Example::new(Content::Words { words, tags: Some(tags) }, "words.jsonl, line 1".to_string())
+    Example::new(Content::Words { words, tags: Some(tags), predicate: None }, "words.jsonl, line 1".to_string())
 }
 
 #[test]
@@ -205,15 +205,123 @@ fn a_word_without_sub_tokens_is_outside_and_keeps_its_gold_tag() {
     assert_eq!(encoding.features_of(1), 1..1);
     let logits = gold_logits(&encoding, 9);
     let predictions = bundle.task.predict(&examples, &encoding, &logits);
-    let line = predictions[0].to_json(0, &With { logits: true, input_ids: false });
+    let line = predictions[0].to_json(0, &With { logits: true, input_ids: false, scheme: None });
     assert_eq!(line["tags"], json!(["B-person", "O", "B-location"]));
     assert_eq!(line["logits"][1], Value::Null);
     assert_eq!(
-        predictions[1].to_json(1, &With { logits: true, input_ids: true }),
+        predictions[1].to_json(1, &With { logits: true, input_ids: true, scheme: None }),
         json!({"index": 1, "tags": ["O"], "logits": [null], "input_ids": []})
     );
     let scores = bundle.task.score(&examples, &predictions).unwrap();
     assert_eq!((scores.get("recall"), scores.get("accuracy")), (Some(2.0 / 3.0), Some(0.75)));
+}
+
+/// A sentence of 2,000 words, with a very long one, emoji and words of which no token is left.
+fn long_sentence() -> Example {
+    let odd = ["\u{200b}", "\u{1F9ED}\u{1F3FD}", "\u{feff}", "e\u{301}\u{200d}x"];
+    let long = "ab".repeat(3000);
+    let words: Vec<&str> = (0..2000)
+        .map(|word| match word {
+            700 => long.as_str(),
+            word if word % 97 == 0 => odd[word / 97 % 4],
+            word => ["Noor", "sang", "in", "Hobart"][word % 4],
+        })
+        .collect();
+    let tags: Vec<&str> = (0..2000).map(|word| ["B-person", "O", "O", "B-location"][word % 4]).collect();
+    sentence(&words, &tags)
+}
+
+#[test]
+fn every_word_of_a_very_long_sentence_gets_a_tag() {
+    let bundle = Bundle::open("bert-tagging", TaskKind::Tagging);
+    let examples = [long_sentence()];
+    let columns = bundle.task.labels().len();
+    let predict = |long: LongSentences| {
+        let task = bundle.task.clone().with_long_sentences(long);
+        let encoding = task.encode(&examples, &bundle.tokenizer, &bundle.limits).unwrap();
+        assert!(encoding.set.longest_sequence() <= bundle.limits.max_length);
+        let logits = gold_logits(&encoding, columns);
+        let rows: usize = (0..encoding.set.features.len()).map(|feature| encoding.set.rows(feature)).sum();
+        let predictions = task.predict(&examples, &encoding, &logits);
+        let line = predictions[0].to_json(0, &With::default());
+        let recall = task.score(&examples, &predictions).unwrap().get("recall").unwrap();
+        (line, rows, encoding.set.features.len(), recall)
+    };
+    let wordless = |tokens: Vec<Vec<u32>>| tokens.iter().filter(|tokens| tokens.is_empty()).count();
+    let Content::Words { words, .. } = &examples[0].content else { panic!() };
+    let (line, rows, parts, recall) = predict(LongSentences::Split);
+    assert_eq!(line["tags"].as_array().unwrap().len(), 2000);
+    assert_eq!(rows + wordless(bundle.tokenizer.encode_words(words).unwrap()), 2000);
+    assert!(line.get("truncated_at").is_none() && parts > 10 && recall > 0.98);
+
+    let (line, rows, parts, recall) = predict(LongSentences::Truncate);
+    let tags = line["tags"].as_array().unwrap();
+    let read = line["truncated_at"].as_u64().unwrap() as usize;
+    assert!(rows <= read && read < 200 && parts == 1 && recall < 0.1);
+    assert!(tags.len() == 2000 && tags[read..].iter().all(|tag| tag == "O"));
+    assert!(tags[..read].iter().any(|tag| tag != "O"));
+}
+
+/// The predicate stands behind a separator again, in every part, and its tokens predict nothing.
+#[test]
+fn a_predicate_is_repeated_behind_the_sentence() {
+    let mut bundle = Bundle::open("bert-tagging", TaskKind::Tagging);
+    let mut example = sentence(&["Noor", "sang", "in", "Hobart"], &["B-person", "O", "O", "B-location"]);
+    let plain = bundle.task.encode(std::slice::from_ref(&example), &bundle.tokenizer, &bundle.limits).unwrap();
+    if let Content::Words { predicate, .. } = &mut example.content {
+        *predicate = Some(1);
+    }
+    let examples = [example];
+    let whole = bundle.task.encode(&examples, &bundle.tokenizer, &bundle.limits).unwrap();
+    let (plain, found) = (&plain.set.sequences[0], &whole.set.sequences[0]);
+    let verb = bundle.tokenizer.encode_words(&["sang".to_string()]).unwrap().concat();
+    let separator = bundle.tokenizer.token("[SEP]").unwrap();
+    let [text @ .., last] = plain.ids.as_slice() else { panic!() };
+    assert_eq!(found.ids, [text, &[separator], &verb, &[*last]].concat());
+    assert_eq!((&found.readout, &found.types), (&plain.readout, &vec![]));
+    assert_eq!(whole.set.features[0].targets.len(), 4);
+
+    bundle.limits.max_length = 2 * (verb.len() + 1) + 2;
+    let parts = bundle.task.encode(&examples, &bundle.tokenizer, &bundle.limits).unwrap();
+    assert!(parts.set.features.len() > 1);
+    assert_eq!(all_targets(&parts), all_targets(&whole));
+    for sequence in &parts.set.sequences {
+        assert!(sequence.ids.len() <= bundle.limits.max_length);
+        assert!(sequence.ids.ends_with(&[&[separator], verb.as_slice(), &[*last]].concat()), "{:?}", sequence.ids);
+    }
+    bundle.limits.max_length = 3;
+    assert_eq!(bundle.task.encode(&examples, &bundle.tokenizer, &bundle.limits).unwrap().truncated, 1);
+}
+
+#[test]
+fn a_model_that_learned_one_answer_is_seen() {
+    let bundle = Bundle::open("bert-tagging", TaskKind::Tagging);
+    let encoding = bundle.encode();
+    let outside = bundle.task.labels().iter().position(|label| label == "O").unwrap();
+    let warnings = |logits: &[Vec<f32>]| {
+        let predictions = bundle.task.predict(&bundle.examples, &encoding, logits);
+        bundle.task.warnings(&bundle.examples, &predictions)
+    };
+    let gold = gold_logits(&encoding, bundle.task.labels().len());
+    assert_eq!(warnings(&gold), Vec::<String>::new());
+    let mut constant = gold;
+    for row in constant.iter_mut().flat_map(|values| values.chunks_exact_mut(bundle.task.labels().len())) {
+        row.fill(0.0);
+        row[outside] = 1.0;
+    }
+    let found = warnings(&constant);
+    assert!(found.len() == 2 && found[0].starts_with("100.0 % of the predictions are \"O\""), "{found:?}");
+    assert!(found[1].contains("does not beat"), "{found:?}");
+
+    let balance = bundle.task.balance(&bundle.examples).unwrap();
+    let share = bundle.task.majority(&bundle.examples).unwrap().1;
+    assert!(balance.to_line().starts_with(&format!("O {:.1} %, ", 100.0 * share)), "{}", balance.to_line());
+    assert!(balance.entropy() > -share * share.ln() && balance.entropy() < (bundle.task.labels().len() as f64).ln());
+    let labels: Vec<String> = (0..13).map(|label| format!("l{label}")).collect();
+    let task = Task::new(TaskKind::Classification, labels.clone());
+    let texts: Vec<Example> = labels.iter().chain(&labels[..1]).map(|label| text("t", label)).collect();
+    let line = task.balance(&texts).unwrap().to_line();
+    assert!(line.starts_with("l0 14.3 %, l1 7.1 %, ") && line.ends_with("l9 7.1 %, and 3 more 21.4 %"), "{line}");
 }
 
 #[test]
@@ -244,7 +352,7 @@ fn question_bundle() {
     assert_eq!(bundle.task.majority(&bundle.examples), None);
 
     let logits = bundle.logits(&encoding);
-    let lines = bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true });
+    let lines = bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: true, scheme: None });
     assert_eq!(lines[2].as_object().unwrap().keys().collect::<Vec<_>>(), ["id", "prediction_text", "features"]);
     assert_eq!(lines[2]["features"].as_array().unwrap().len(), 2);
     let starts: Vec<f32> = logits[3].iter().step_by(2).copied().collect();
@@ -252,7 +360,7 @@ fn question_bundle() {
     assert_eq!(lines[2]["features"][1]["input_ids"], json!(encoding.set.sequences[3].ids));
     let short = &bundle.lines(&bundle.task, &encoding, With::default())[0];
     assert_eq!(*short, json!({"id": "visible-000", "prediction_text": "Hobart, as the old map"}));
-    let only_logits = &bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: false })[0]["features"][0];
+    let only_logits = &bundle.lines(&bundle.task, &encoding, With { logits: true, input_ids: false, scheme: None })[0]["features"][0];
     assert_eq!(only_logits.as_object().unwrap().keys().collect::<Vec<_>>(), ["start_logits", "end_logits"]);
 }
 
@@ -319,7 +427,7 @@ fn wrong_examples_are_named_by_their_place() {
     };
     check(&choices, choice(&["a", "b"]), "label 2 is not the index of one of the 2 choices");
     check(&choices, choice(&[]), "no choices");
-    check(&choices, Content::Words { words: vec![], tags: None }, "not an example for multiple-choice");
+    check(&choices, Content::Words { words: vec![], tags: None, predicate: None }, "not an example for multiple-choice");
     let tagging = Bundle::open("bert-tagging", TaskKind::Tagging);
     check(&tagging, sentence(&["a", "b"], &["O"]).content, "2 tokens but 1 tags");
     check(&tagging, sentence(&["a", "b"], &["O", "B-x"]).content, "word 2: unknown label \"B-x\"");
@@ -434,7 +542,7 @@ fn responses_are_scored_by_their_tokens() {
     let scores = task.score(&examples[..2], &predictions).unwrap();
     assert_eq!(scores.get("token_accuracy"), Some(0.75));
     assert!((scores.get("perplexity").unwrap() - (3.75f64 / 4.0).exp()).abs() < 1e-12);
-    let line = predictions[0].to_json(0, &With { logits: true, input_ids: false });
+    let line = predictions[0].to_json(0, &With { logits: true, input_ids: false, scheme: None });
     assert_eq!(line, json!({"index": 0, "logits": -3.5}));
     assert_eq!((task.default_metric(), task.majority(&examples)), ("loss", None));
 }

@@ -24,5 +24,6 @@ mod place;
 mod program;
 mod readme;
 mod resume;
+mod tags;
 mod transformers;
 mod words;

@@ -74,7 +74,10 @@ fn budgets_choose_the_fastest_mode_that_fits() {
         ("", "--model is missing"),
     ] {
         let ended = plan(line);
-        assert!(matches!(ended.code, Some(1 | 2)) && ended.stderr.contains(part) && ended.stderr.lines().count() == 1, "{line}: {ended:#?}");
+        assert!(
+            matches!(ended.code, Some(1 | 2)) && ended.stderr.contains(part) && ended.stderr.lines().count() == 1,
+            "{line}: {ended:#?}"
+        );
     }
 }
 

@@ -37,6 +37,19 @@ pub fn for_each_line(path: &Path, mut each: impl FnMut(usize, &str) -> Result<()
     Ok(())
 }
 
+/// The first line that is not blank; empty where there is none.
+pub fn read_first_line(path: &Path) -> Result<String> {
+    let mut reader = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?);
+    let mut bytes = Vec::new();
+    while bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes).trim_ascii().is_empty() {
+        bytes.clear();
+        if reader.read_until(b'\n', &mut bytes).with_context(|| format!("cannot read {}", path.display()))? == 0 {
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes)).into_owned())
+}
+
 /// A whole file as text, without a byte order mark.
 pub fn read_text(path: &Path) -> Result<String> {
     let mut bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;

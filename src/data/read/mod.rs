@@ -1,6 +1,7 @@
 //! Readers: a data file becomes a list of examples. One file a format family (`json`, `table`, `conll`), one for what a
-//! record means to each task (`record`), one for SQuAD's nesting (`squad`), one for the official files of named tasks
-//! (`official`). Every error names the file and the line (or the record, or the question's id).
+//! record means to each task (`record`), one for SQuAD's nesting (`squad`), one for semantic roles (`propositions`), one
+//! for the official files of named tasks (`official`). Every error names the file and the line (or the record, or the
+//! question's id).
 
 mod conll;
 mod json;
@@ -8,6 +9,7 @@ mod lines;
 #[cfg(test)]
 mod mutated;
 mod official;
+mod propositions;
 mod record;
 mod squad;
 mod table;
@@ -30,7 +32,9 @@ pub struct Columns {
     pub text_pair: String,
     pub label: String,
     pub choices: String,
-    /// CoNLL column of the tags, from 0; None: the last.
+    /// Column of the words in a column file, from 0; None: the one behind the column that numbers them, else the first.
+    pub word: Option<usize>,
+    /// Column of the tags, from 0; None: the last.
     pub tag: Option<usize>,
     /// Labels, tags and answers in the file are passed over (prediction).
     pub ignore_labels: bool,
@@ -48,6 +52,7 @@ impl Default for Columns {
             text_pair: TEXT_PAIR.into(),
             label: LABEL.into(),
             choices: CHOICES.into(),
+            word: None,
             tag: None,
             ignore_labels: false,
         }
@@ -74,7 +79,8 @@ impl Format {
             "json" => Format::Json,
             "csv" if table => Format::Csv,
             "tsv" if table => Format::Tsv,
-            "tsv" | "txt" | "conll" | "bio" | "iob" | "iob2" if tagging => Format::Conll,
+            // Column files have any name: train.txt, eng.testa, ewt.gold_conll, test_wsj.
+            extension if tagging && !["csv", "gz", "zip", "parquet", "arrow"].contains(&extension) => Format::Conll,
             _ => bail!(
                 "{}: the task {} is not read from a file with {}; supported: {}",
                 path.display(),
@@ -82,7 +88,7 @@ impl Format {
                 if extension.is_empty() { "no extension".to_string() } else { format!("the extension .{extension}") },
                 match task {
                     TaskKind::Classification | TaskKind::MultipleChoice => ".jsonl .json .csv .tsv",
-                    TaskKind::Tagging => ".jsonl and .json {tokens, tags}, or CoNLL columns in .txt .conll .bio .iob .iob2 .tsv",
+                    TaskKind::Tagging => ".jsonl and .json {tokens, tags}; columns or propositions as text under any other name",
                     TaskKind::CausalLm => ".jsonl and .json {prompt, response}",
                     TaskKind::Qa => ".json (SQuAD) and .jsonl {id, context, question, answers}",
                 }
@@ -94,7 +100,7 @@ impl Format {
 /// Reads all examples of a file, in order.
 ///
 /// JSON Lines, JSON (a list of objects, or `{"data": [...]}`), CSV (quoted) and TSV (no quoting, as GLUE's) with a header;
-/// tagging: `{tokens, tags}` or CoNLL columns; causal language modelling: `{prompt, response}`; question answering: SQuAD 1.1 and 2.0, or one question a record.
+/// tagging: `{tokens, tags}`, column files or a proposition a line; causal language modelling: `{prompt, response}`; question answering: SQuAD 1.1 and 2.0, or one question a record.
 /// A file in which no example has a label (tags, answers) is unlabelled; one in which only some have is an error.
 pub fn read_examples(path: &Path, task: TaskKind, columns: &Columns) -> Result<Vec<Example>> {
     let format = Format::of(path, task)?;
@@ -113,5 +119,7 @@ pub fn read_examples(path: &Path, task: TaskKind, columns: &Columns) -> Result<V
     Ok(examples)
 }
 
+#[cfg(test)]
+mod tagging_tests;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,9 @@ use crate::model::TaskKind;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
+/// Index of the word whose arguments the tags are.
+const PREDICATE: &str = "predicate";
+
 /// A record by its column names.
 pub type Record = Map<String, Value>;
 
@@ -124,7 +127,7 @@ impl<'a> Examples<'a> {
         Ok(Content::Prompt { prompt, response })
     }
 
-    /// `tokens` and `tags`, or what --text-column and --label-column say instead.
+    /// `tokens`, `tags` and for semantic roles `predicate`; or what --text-column and --label-column say instead.
     fn words(&self, record: &mut Record) -> Result<Content> {
         let tokens = if self.columns.text == TEXT { "tokens" } else { &self.columns.text };
         let tags = if self.columns.label == super::LABEL { "tags" } else { &self.columns.label };
@@ -143,7 +146,13 @@ impl<'a> Examples<'a> {
             }
             Some(other) => bail!("{tags:?} must be a list, found {}", describe(&other)),
         };
-        Ok(Content::Words { words, tags })
+        let predicate = take(record, PREDICATE)
+            .map(|value| {
+                let index = value.as_u64().map(|index| index as usize).filter(|&index| index < words.len());
+                index.with_context(|| format!("{PREDICATE:?} must be the index of one of the {} {tokens} (from 0)", words.len()))
+            })
+            .transpose()?;
+        Ok(Content::Words { words, tags, predicate })
     }
 }
 

@@ -163,6 +163,7 @@ fn tagging() {
     let words = |words: &[&str], tags: Option<&[&str]>| Content::Words {
         words: words.iter().map(|word| word.to_string()).collect(),
         tags: tags.map(|tags| tags.iter().map(|tag| Label::Name(tag.to_string())).collect()),
+        predicate: None,
     };
     let expected = [words(&["U.N.", "official"], Some(&["B-ORG", "O"])), words(&["Ekeus"], Some(&["B-PER"]))];
     assert_eq!(contents("d.txt", "-DOCSTART- O\n\nU.N. B-ORG\nofficial O\n\n\nEkeus B-PER", Tagging), expected);
@@ -170,7 +171,7 @@ fn tagging() {
     let lines = "{\"tokens\": [\"U.N.\", \"official\"], \"tags\": [\"B-ORG\", \"O\"]}\n{\"tokens\": [\"Ekeus\"], \"tags\": [\"B-PER\"]}";
     assert_eq!(contents("d.jsonl", lines, Tagging), expected);
     assert_eq!(contents("d.bio", "a\nb\n\nc\n", Tagging), [words(&["a", "b"], None), words(&["c"], None)]);
-    let indices = [Content::Words { words: vec!["a".into()], tags: Some(vec![Label::Index(7)]) }];
+    let indices = [Content::Words { words: vec!["a".into()], tags: Some(vec![Label::Index(7)]), predicate: None }];
     assert_eq!(contents("d.jsonl", "{\"tokens\": [\"a\"], \"tags\": [7]}", Tagging), indices);
     let columns = Columns { tag: Some(1), ..Columns::default() };
     let examples = read_with("d.tsv", b"a\tX\tN\nb\tY\tV\n", Tagging, &columns).unwrap();

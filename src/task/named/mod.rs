@@ -7,6 +7,7 @@ mod scores;
 mod squad;
 mod submission;
 mod superglue;
+mod tagging;
 
 pub use name::TaskName;
 pub use submission::{Submission, write as write_submission};
@@ -52,7 +53,7 @@ pub const TEST: &str = "test";
 
 /// All named tasks, in the order of their listing.
 pub fn all() -> impl Iterator<Item = &'static NamedTask> {
-    [superglue::TASKS, glue::TASKS, squad::TASKS].into_iter().flatten()
+    [superglue::TASKS, glue::TASKS, tagging::TASKS, squad::TASKS].into_iter().flatten()
 }
 
 impl PartialEq for NamedTask {
