@@ -390,6 +390,6 @@ mod tests {
         assert_eq!(best_of(&[(-2.0, false), (0.5, true), (0.25, true), (1.0, false)]), 0.5);
         // Nothing is worth an answer, or only together with what is not.
         assert!(best_of(&[(-2.0, false), (3.0, false)]) < -2.0);
-        assert!(best_of(&[(1.0, false), (1.0, true)]) < 1.0);
+        assert!(best_of(&[(1.0, true), (1.0, false)]) < 1.0);
     }
 }

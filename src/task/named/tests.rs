@@ -349,7 +349,7 @@ fn multirc_counts_answers_and_whole_questions() {
 fn record_takes_the_entity_with_the_greatest_second_logit() {
     // "Al" for both questions: for the second one its logit is the greater, though a softmax would prefer "Bö".
     let (scores, submission) =
-        judge("superglue/record", &read("superglue/record", 0), &[&[0.0, 1.0], &[0.0, 0.5], &[9.0, 2.0], &[0.0, 1.0]]);
+        judge("superglue/record", &read("superglue/record", 0), &[&[0.0, 1.0], &[3.0, 0.5], &[9.0, 2.0], &[0.0, 1.0]]);
     assert_eq!(scores, [("exact_match".to_string(), 0.5), ("f1".to_string(), 0.5)]);
     assert_eq!(submission, "{\"idx\":31,\"label\":\"Al\"}\n{\"idx\":32,\"label\":\"Al\"}\n");
 }
