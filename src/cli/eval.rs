@@ -36,11 +36,11 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
     let evaluation = scoring.evaluate()?;
     let examples = &scoring.split.examples;
-    evaluation.warnings.iter().for_each(|warning| terminal.warn(warning));
     if arguments.json {
         let mut object = evaluation.to_map();
         object.insert("examples".to_string(), Value::from(examples.len()));
         print(&json!(object).to_string())?;
+        evaluation.warnings.iter().for_each(|warning| terminal.warn(warning));
         return Ok(ExitCode::SUCCESS);
     }
     let mut lines: Vec<String> =
@@ -59,5 +59,6 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         lines.push(format!("{name:<16} {precision:>9.4} {recall:>9.4} {f1:>9.4} {:>9}", counts.gold));
     }
     print(&lines.join("\n"))?;
+    evaluation.warnings.iter().for_each(|warning| terminal.warn(warning));
     Ok(ExitCode::SUCCESS)
 }
