@@ -10,7 +10,7 @@
 //
 // All matrices are [rows, width]; gamma, beta [width] and rstd [rows] in float. d_sum may be d_out or d_residual.
 // Bytes moved a row: forward 2 * width * (residual, branch, normalized, out, sum where there are); output 4 * width;
-// backward 2 * width * (d_out, normalized, d_sum, d_residual, d_branch where there are). FLOPs: about 8 and 10 an element.
+// backward 2 * width * (d_out, normalized, d_sum, d_residual, d_branch where there are). FLOPs: about 8, 2 and 10 an element.
 // Launch: that of normalisation.cuh.
 #include "normalisation.cuh"
 #include "philox.cuh"

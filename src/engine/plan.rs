@@ -322,9 +322,8 @@ impl Sizes<'_> {
         let (tokens, h, e) = (self.tokens, spec.hidden_size, spec.embedding_size);
         let kept = reach.recompute == Recompute::Layer && reach.lowest == 0;
         let stream = self.is_pre_norm().then(|| layout.matrix(if kept { 0 } else { tokens }, h, activation));
-        let narrow = e != h;
-        let embedded = narrow.then(|| layout.matrix(tokens, e, activation));
-        let apart = self.is_pre_norm() && (narrow || spec.embedding_norm);
+        let embedded = (e != h).then(|| layout.matrix(tokens, e, activation));
+        let apart = stream.is_some() && (e != h || spec.embedding_norm);
         (stream, EntryScratch { embedded, norm: apart.then(|| self.norm(layout, tokens, h)) })
     }
 

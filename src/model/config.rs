@@ -41,6 +41,11 @@ impl Config {
         Ok(Config { file: file.to_owned(), place: String::new(), fields })
     }
 
+    /// All fields, as they were read.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
     pub fn file(&self) -> &Path {
         &self.file
     }

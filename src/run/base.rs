@@ -37,7 +37,8 @@ impl BaseOptions {
         }
     }
 
-    fn config(&self) -> Result<Config> {
+    /// The model's config.json.
+    pub fn config(&self) -> Result<Config> {
         match (&self.model, &self.architecture) {
             (Some(directory), _) => Config::of_model(directory),
             (None, Some(name)) => architecture(name).with_context(|| format!("--architecture {name} is not known"))?,

@@ -8,7 +8,18 @@ use Kind::*;
 
 pub const OPERATIONS: &[Operation] = &[("attention, forward", forward), ("attention, backward", backward)];
 
-#[derive(Clone, Copy)]
+/// Which keys a query sees, or how scores depend on positions.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Mask {
+    Full,
+    Causal,
+    /// Separators at the first token, in the middle, and at the end of sequences, in turn.
+    Separator,
+    /// Span, and which terms there are: of keys, of queries.
+    Relative(usize, [bool; 2]),
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Shape {
     head_dim: usize,
     heads: [usize; 2],
@@ -16,54 +27,87 @@ struct Shape {
     lengths: &'static [usize],
     /// Queries of these tokens only.
     every: usize,
+    mask: Mask,
     drops: bool,
     drops_prefix: bool,
-    /// One a sequence; empty: no mask.
-    separators: &'static [i32],
-    /// Span of relative positions, and which of their terms there are: of keys, of queries. 0: there are none.
-    span: usize,
-    terms: [bool; 2],
 }
 
-const fn shape(head_dim: usize, heads: [usize; 2], prefix: usize, lengths: &'static [usize], every: usize, drops: [bool; 2]) -> Shape {
-    Shape { head_dim, heads, prefix, lengths, every, drops: drops[0], drops_prefix: drops[1], separators: &[], span: 0, terms: [true; 2] }
-}
-
-const fn masked(shape: Shape, separators: &'static [i32]) -> Shape {
-    Shape { separators, ..shape }
-}
-
-const fn relative(shape: Shape, span: usize, terms: [bool; 2]) -> Shape {
-    Shape { span, terms, ..shape }
-}
-
-const SHAPES: [Shape; 25] = [
-    shape(8, [1, 1], 0, &[1], 1, [false, false]),
-    shape(8, [4, 2], 7, &[33, 1, 5], 1, [true, true]),
-    shape(16, [3, 3], 1, &[92, 17], 1, [true, false]),
-    shape(16, [2, 1], 128, &[64, 1], 1, [false, true]),
-    shape(24, [2, 2], 5, &[3, 130, 1, 40], 2, [true, true]),
-    shape(40, [1, 1], 3, &[65, 63], 1, [false, false]),
-    shape(64, [2, 2], 0, &[129, 1], 1, [true, false]),
-    shape(64, [2, 1], 7, &[1, 200], 1, [true, true]),
-    shape(64, [1, 1], 128, &[512, 1, 1], 1, [false, false]),
-    shape(80, [2, 2], 1, &[66, 31], 1, [false, true]),
-    shape(128, [1, 1], 7, &[1, 97], 1, [true, true]),
-    shape(128, [2, 1], 128, &[20, 64, 7], 1000, [true, false]),
-    masked(shape(8, [4, 2], 7, &[33, 1, 5], 1, [true, true]), &[0, 0, 0]),
-    masked(shape(32, [2, 2], 0, &[300, 65], 1, [false, false]), &[0, 0]),
-    masked(shape(64, [2, 1], 5, &[200, 1, 130], 1, [true, false]), &[0, 1, 70]),
-    masked(shape(64, [1, 1], 1, &[260, 131, 9], 7, [false, false]), &[150, 0, 9]),
-    masked(shape(128, [2, 1], 128, &[150, 64, 7], 3, [false, true]), &[0, 40, 0]),
-    masked(shape(16, [2, 1], 0, &[257, 64], 1000, [true, false]), &[0, 30]),
-    relative(shape(16, [2, 2], 0, &[1], 1, [false, false]), 4, [true, true]),
-    relative(shape(8, [1, 1], 7, &[65, 1, 33], 1, [true, true]), 8, [true, true]),
-    relative(shape(24, [2, 2], 5, &[3, 130, 1, 40], 3, [true, false]), 20, [true, true]),
-    relative(shape(64, [2, 2], 1, &[200], 1, [true, true]), 512, [true, true]),
-    relative(shape(64, [1, 1], 128, &[97, 64], 1, [false, false]), 50, [true, true]),
-    relative(shape(40, [1, 1], 37, &[70, 257], 1000, [true, false]), 33, [true, false]),
-    relative(shape(64, [1, 1], 7, &[150], 2, [false, true]), 1, [false, true]),
+/// The axes, each value of which meets each of the others': head dims of every tile, heads beside key/value heads,
+/// prefixes around a tile, lengths around tiles and of one token, all tokens' queries down to one a sequence's.
+const HEAD_DIMS: [usize; 7] = [8, 16, 24, 40, 64, 80, 128];
+const HEADS: [[usize; 2]; 4] = [[1, 1], [2, 1], [4, 2], [3, 3]];
+const PREFIXES: [usize; 5] = [0, 1, 7, 37, 128];
+const LENGTHS: [&[usize]; 5] = [&[1], &[33, 1, 5], &[65, 63], &[3, 130, 1, 40], &[17, 92]];
+const EVERY: [usize; 3] = [1, 3, 1000];
+const MASKS: [Mask; 6] = [
+    Mask::Full,
+    Mask::Causal,
+    Mask::Separator,
+    Mask::Relative(20, [true, true]),
+    Mask::Relative(33, [true, false]),
+    Mask::Relative(1, [false, true]),
 ];
+
+const fn shape(head_dim: usize, heads: [usize; 2], prefix: usize, lengths: &'static [usize], mask: Mask, drops: [bool; 2]) -> Shape {
+    Shape { head_dim, heads, prefix, lengths, every: 1, mask, drops: drops[0], drops_prefix: drops[1] }
+}
+
+/// Sequences of several tiles, beside which the axes' are short.
+const LONG: [Shape; 8] = [
+    shape(64, [1, 1], 128, &[512, 1, 1], Mask::Full, [false, false]),
+    shape(64, [2, 1], 7, &[1, 200], Mask::Full, [true, true]),
+    shape(32, [2, 2], 0, &[300, 65], Mask::Causal, [false, false]),
+    shape(64, [1, 1], 1, &[9, 260, 131], Mask::Separator, [true, false]),
+    shape(128, [2, 1], 128, &[64, 150, 7], Mask::Separator, [false, true]),
+    shape(64, [1, 1], 0, &[129, 257], Mask::Full, [true, false]),
+    shape(64, [2, 2], 1, &[200], Mask::Relative(512, [true, true]), [true, true]),
+    shape(40, [1, 1], 37, &[70, 257], Mask::Relative(33, [true, false]), [true, false]),
+];
+
+/// The long ones, and the combinations of the axes, each with an element type and a place.
+fn shapes(extent: Extent) -> Vec<(Shape, DType, Place)> {
+    let sizes = [HEAD_DIMS.len(), HEADS.len(), PREFIXES.len(), LENGTHS.len(), EVERY.len(), MASKS.len(), 2, 2, TYPES.len(), PLACES.len()];
+    let possible = |[head_dim, heads, prefix, _, _, mask, _, drops_prefix, ..]: [usize; 10]| {
+        let ([heads, kv_heads], relative) = (HEADS[heads], matches!(MASKS[mask], Mask::Relative(..)));
+        // Without a prefix there is nothing to drop; relative positions know no grouped heads, and on a GPU heads of up to 64.
+        (drops_prefix == 0 || PREFIXES[prefix] > 0) && (!relative || heads == kv_heads && HEAD_DIMS[head_dim] <= 64)
+    };
+    let combined = extent.combinations(sizes, possible).into_iter().map(|row| {
+        let [head_dim, heads, prefix, lengths, every, mask, drops, drops_prefix, dtype, place] = row;
+        let shape = Shape {
+            head_dim: HEAD_DIMS[head_dim],
+            heads: HEADS[heads],
+            prefix: PREFIXES[prefix],
+            lengths: LENGTHS[lengths],
+            every: EVERY[every],
+            mask: MASKS[mask],
+            drops: drops == 1,
+            drops_prefix: drops_prefix == 1,
+        };
+        (shape, TYPES[dtype], PLACES[place])
+    });
+    let long = LONG.into_iter().enumerate().map(|(number, shape)| (shape, TYPES[number % 2], PLACES[number % 3]));
+    long.chain(combined).collect()
+}
+
+impl Shape {
+    /// One a sequence; empty: no mask.
+    fn separators(&self) -> Vec<i32> {
+        let of_sequence = |(number, &length): (usize, &usize)| match self.mask {
+            Mask::Separator => (length * (number % 3)).div_ceil(2) as i32,
+            _ => 0,
+        };
+        match self.mask {
+            Mask::Causal | Mask::Separator => self.lengths.iter().enumerate().map(of_sequence).collect(),
+            Mask::Full | Mask::Relative(..) => Vec::new(),
+        }
+    }
+
+    /// Span of relative positions and their terms; 0: there are none.
+    fn relative(&self) -> (usize, [bool; 2]) {
+        if let Mask::Relative(span, terms) = self.mask { (span, terms) } else { (0, [false; 2]) }
+    }
+}
 
 /// The operands that forward and backward share.
 struct Operands {
@@ -75,6 +119,7 @@ struct Operands {
     query_rows: RowIds,
     key_rows: RowIds,
     separators: Option<Id>,
+    separator_values: Vec<i32>,
     /// Tables of relative positions: [2 span, A*D] keys and queries.
     relative: [Option<Id>; 2],
 }
@@ -84,6 +129,7 @@ impl Operands {
         let Shape { head_dim, heads: [heads, kv_heads], prefix, lengths, every, .. } = shape;
         let key_rows = case.rows(lengths, |_| true);
         let query_rows = case.rows(lengths, |token| token % every == 0);
+        let (separators, (span, terms)) = (shape.separators(), shape.relative());
         Operands {
             shape,
             query: case.input(Activation, query_rows.count, heads * head_dim, 1.0),
@@ -93,10 +139,9 @@ impl Operands {
             prefix: (prefix > 0).then(|| case.input(Master, prefix, 2 * kv_heads * head_dim, 1.0)),
             query_rows,
             key_rows,
-            separators: (!shape.separators.is_empty()).then(|| case.integers(shape.separators)),
-            relative: shape
-                .terms
-                .map(|term| (term && shape.span > 0).then(|| case.input(Activation, 2 * shape.span, heads * head_dim, 1.0))),
+            separators: (!separators.is_empty()).then(|| case.integers(&separators)),
+            relative: terms.map(|term| term.then(|| case.input(Activation, 2 * span, heads * head_dim, 1.0))),
+            separator_values: separators,
         }
     }
 
@@ -117,8 +162,8 @@ impl Operands {
         self.shape.drops_prefix.then(|| [mask(1), mask(2)])
     }
 
-    fn plain<'a>(&self, case: &'a Case) -> Plain<'a> {
-        let Shape { head_dim, heads: [heads, kv_heads], prefix, lengths, every, separators, .. } = self.shape;
+    fn plain<'a>(&'a self, case: &'a Case) -> Plain<'a> {
+        let Shape { head_dim, heads: [heads, kv_heads], prefix, lengths, every, .. } = self.shape;
         Plain {
             dtype: case.dtype,
             query: case.values(self.query),
@@ -128,9 +173,9 @@ impl Operands {
             prefix_length: prefix,
             lengths,
             every,
-            separators,
+            separators: &self.separator_values,
             relative: self.relative.map(|table| table.map(|table| case.values(table))),
-            span: self.shape.span,
+            span: self.shape.relative().0,
             heads,
             kv_heads,
             head_dim,
@@ -151,9 +196,9 @@ impl Operands {
                 let [key, value] = self.columns(view[table]);
                 Prefix { key, value, dropout: self.prefix_dropout() }
             }),
-            relative: (self.shape.span > 0).then(|| {
+            relative: matches!(self.shape.mask, Mask::Relative(..)).then(|| {
                 let [key, query] = self.relative.map(|table| table.map(|table| view[table]));
-                Relative { key, query, span: self.shape.span }
+                Relative { key, query, span: self.shape.relative().0 }
             }),
             query_rows: &query_rows,
             key_rows: &key_rows,
@@ -171,17 +216,14 @@ fn mask(key: u32) -> Dropout {
     Dropout::new(0.25, [key, 99]).unwrap()
 }
 
-fn every_shape(name: &str, mut test: impl FnMut(&mut Case, Shape)) {
-    for (number, shape) in SHAPES.into_iter().enumerate() {
-        for (other, dtype) in TYPES.into_iter().enumerate() {
-            let name = format!("{name} #{number} (head dim {}, prefix {}, {:?})", shape.head_dim, shape.prefix, shape.lengths);
-            test(&mut Case::new(name, dtype, PLACES[(number + other) % 3]), shape);
-        }
+fn every_shape(name: &str, judge: &mut Judge, mut test: impl FnMut(&mut Judge, &mut Case, Shape)) {
+    for (number, (shape, dtype, place)) in shapes(judge.extent).into_iter().enumerate() {
+        test(judge, &mut Case::new(format!("{name} #{number} ({shape:?})"), dtype, place), shape);
     }
 }
 
 pub fn forward(judge: &mut Judge) {
-    every_shape("attention forward", |case, shape| {
+    every_shape("attention forward", judge, |judge, case, shape| {
         let operands = Operands::new(case, shape);
         let out = case.output(Activation, operands.query_rows.count, operands.width()[0], Rounding::Activation);
         let log_sum_exp = case.output(Master, operands.query_rows.count, shape.heads[0], Rounding::Activation);
@@ -194,7 +236,7 @@ pub fn forward(judge: &mut Judge) {
 
 /// From the outputs that the f64 backend computes, as they would be stored.
 pub fn backward(judge: &mut Judge) {
-    every_shape("attention backward", |case, shape| {
+    every_shape("attention backward", judge, |judge, case, shape| {
         let operands = Operands::new(case, shape);
         let (queries, keys) = (operands.query_rows.count, operands.key_rows.count);
         let [width, kv_width] = operands.width();

@@ -8,6 +8,7 @@
 use super::case::{Case, Kind, Rounding, Views};
 use super::models::models;
 use super::numbers::{from_bytes, rounded, step};
+use super::pairs::Extent;
 use super::runner::{Operation, Outputs, Runner};
 use super::steps;
 use crate::backend::cpu::Cpu;
@@ -57,14 +58,26 @@ pub struct Judge<'a> {
     plain: Runner,
     seen: usize,
     rows: Vec<Row>,
+    /// Which combinations of parameters are cases.
+    pub extent: Extent,
 }
 
 impl<'a> Judge<'a> {
-    /// Of `repetitions`, at least 1, all must give the same bits. `quick`: a third of the cases.
+    /// Of `repetitions`, at least 1, all must give the same bits. `quick`: a third of the cases. PTUNE_CASES: more of them.
     pub fn new(open: Opener<'a>, repetitions: u32, quick: bool) -> Result<Judge<'a>> {
         let (exact, plain) = (Runner::new(Box::new(Cpu::<f64>::new()))?, Runner::new(Box::new(Cpu::<f32>::new()))?);
         let stride = if quick { 3 } else { 1 };
-        Ok(Judge { open, repetitions, stride, devices: Vec::new(), exact, plain, seen: 0, rows: Vec::new() })
+        Ok(Judge {
+            open,
+            repetitions,
+            stride,
+            devices: Vec::new(),
+            exact,
+            plain,
+            seen: 0,
+            rows: Vec::new(),
+            extent: Extent::from_environment()?,
+        })
     }
 
     /// The device in words.

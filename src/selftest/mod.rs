@@ -8,6 +8,7 @@ mod judge;
 mod linear;
 mod models;
 mod numbers;
+mod pairs;
 mod plain;
 mod probes;
 mod rowwise;
@@ -19,6 +20,7 @@ use crate::backend::{DType, View};
 use case::{Case, FIRST_ORDINAL, Id, Kind, PLACES, Place, Rounding, RowIds, TYPES, Views};
 pub use judge::{Judge, Opener, Row};
 use numbers::rounded;
+pub use pairs::Extent;
 pub use probes::{Probing, Recording, check as instructions};
 
 /// An operation's name, and what tries it on all of its cases.

@@ -21,6 +21,8 @@ pub const OPERATIONS: &[Operation] = &[
 /// Widths around the 16-byte packs, a warp's registers and a whole block.
 const WIDTHS: [usize; 8] = [1, 5, 24, 64, 257, 384, 1024, 2056];
 
+const KINDS: [NormKind; 2] = [NormKind::LayerNorm, NormKind::RmsNorm];
+
 fn mask() -> Dropout {
     Dropout::new(0.3, [11, 12]).unwrap()
 }
@@ -39,92 +41,87 @@ fn every(mut test: impl FnMut(DType, Place, usize)) {
 /// Sums of one to three tables: as they are, behind a norm, and in front of it as a stream; with and without dropout and
 /// what the norm keeps.
 pub fn embeddings(judge: &mut Judge) {
-    const CASES: [(usize, Option<NormKind>, [bool; 3]); 8] = [
-        (3, None, [false, false, false]),
-        (1, None, [true, false, false]),
-        (3, Some(NormKind::LayerNorm), [true, false, false]),
-        (2, Some(NormKind::LayerNorm), [true, true, false]),
-        (1, Some(NormKind::RmsNorm), [false, true, false]),
-        (1, Some(NormKind::RmsNorm), [true, false, true]),
-        (2, Some(NormKind::LayerNorm), [false, false, true]),
-        (3, Some(NormKind::RmsNorm), [true, true, true]),
-    ];
-    every(|dtype, place, width| {
-        for (number, (tables, kind, [drops, keeps_stream, keeps])) in CASES.into_iter().enumerate() {
-            let mut case = Case::new(format!("embed {width} #{number}"), dtype, place);
-            let rows = case.rows(&LENGTHS, |_| true);
-            let word = case.input(Frozen, 11, width, 1.0);
-            let others = [9, 2].map(|rows| (rows, tables > if rows == 9 { 1 } else { 2 }));
-            let others = others.map(|(rows, there)| there.then(|| case.input(Frozen, rows, width, 1.0)));
-            let [ids, at, kinds] = [11, 9, 2].map(|bound| {
-                let values: Vec<i32> = (0..7).map(|_| case.below(bound) as i32).collect();
-                case.integers(&values)
-            });
-            let gamma = case.gamma(width);
-            let beta = (kind == Some(NormKind::LayerNorm)).then(|| case.input(Master, 1, width, 0.5));
-            let stream = keeps_stream.then(|| case.output(Activation, 7, width, Rounding::Activation));
-            let kept = keeps.then(|| {
-                let normalized = case.output(Activation, 7, width, Rounding::Activation);
-                [normalized, case.output(Master, 1, 7, Rounding::Activation)]
-            });
-            let out = case.output(Activation, 7, width, Rounding::Activation);
-            judge.check(&case, |backend, view| {
-                let rows = view.rows(rows);
-                let [position, token_type] = others.map(|table| table.map(|id| view[id]));
-                backend.embed(&Embed {
-                    word: view[word],
-                    position,
-                    token_type,
-                    ids: view[ids],
-                    positions: view[at],
-                    types: view[kinds],
-                    dropout: drops.then(|| (mask(), &rows)),
-                    norm: kind.map(|kind| EmbedNorm {
-                        kind,
-                        epsilon: 1e-5,
-                        gamma: view[gamma],
-                        beta: beta.map(|id| view[id]),
-                        stream: stream.map(|id| view[id]),
-                        kept: kept.map(|kept| kept.map(|id| view[id])),
-                    }),
-                    out: view[out],
-                });
-            });
-        }
-    });
-}
-
-pub fn norms_forward(judge: &mut Judge) {
-    every(|dtype, place, width| {
-        for (number, kind) in [NormKind::LayerNorm, NormKind::RmsNorm, NormKind::LayerNorm, NormKind::RmsNorm].into_iter().enumerate() {
-            let mut case = Case::new(format!("{kind:?} forward {width} #{number}"), dtype, place);
-            let rows = case.rows(&LENGTHS, |_| true);
-            let residual = case.input(Activation, 7, width, 1.0);
-            let branch = (number != 1).then(|| case.input(Activation, 7, width, 1.0));
-            let gamma = case.gamma(width);
-            let beta = (kind == NormKind::LayerNorm).then(|| case.input(Master, 1, width, 0.5));
-            let sum = (number >= 2).then(|| case.output(Activation, 7, width, Rounding::Activation));
+    let sizes = [WIDTHS.len(), 3, 3, 2, 2, 2, TYPES.len(), PLACES.len()];
+    // Without a norm there is nothing for it to keep.
+    let possible = |[_, _, kind, _, stream, keeps, ..]: [usize; 8]| kind < 2 || stream + keeps == 0;
+    for row in judge.extent.combinations(sizes, possible) {
+        let [width, tables, kind, drops, keeps_stream, keeps, dtype, place] = row;
+        let (width, kind) = (WIDTHS[width], KINDS.get(kind).copied());
+        let mut case = Case::new(format!("embed {width} {row:?}"), TYPES[dtype], PLACES[place]);
+        let rows = case.rows(&LENGTHS, |_| true);
+        let word = case.input(Frozen, 11, width, 1.0);
+        let others = [(9, tables > 0), (2, tables > 1)].map(|(rows, there)| there.then(|| case.input(Frozen, rows, width, 1.0)));
+        let [ids, at, kinds] = [11, 9, 2].map(|bound| {
+            let values: Vec<i32> = (0..7).map(|_| case.below(bound) as i32).collect();
+            case.integers(&values)
+        });
+        let gamma = case.gamma(width);
+        let beta = (kind == Some(NormKind::LayerNorm)).then(|| case.input(Master, 1, width, 0.5));
+        let stream = (keeps_stream == 1).then(|| case.output(Activation, 7, width, Rounding::Activation));
+        let kept = (keeps == 1).then(|| {
             let normalized = case.output(Activation, 7, width, Rounding::Activation);
-            let rstd = case.output(Master, 1, 7, Rounding::Activation);
-            let out = case.output(Activation, 7, width, Rounding::Activation);
-            judge.check(&case, |backend, view| {
-                let rows = view.rows(rows);
-                backend.norm_forward(&NormForward {
+            [normalized, case.output(Master, 1, 7, Rounding::Activation)]
+        });
+        let out = case.output(Activation, 7, width, Rounding::Activation);
+        judge.check(&case, |backend, view| {
+            let rows = view.rows(rows);
+            let [position, token_type] = others.map(|table| table.map(|id| view[id]));
+            backend.embed(&Embed {
+                word: view[word],
+                position,
+                token_type,
+                ids: view[ids],
+                positions: view[at],
+                types: view[kinds],
+                dropout: (drops == 1).then(|| (mask(), &rows)),
+                norm: kind.map(|kind| EmbedNorm {
                     kind,
                     epsilon: 1e-5,
-                    residual: view[residual],
-                    branch: branch.map(|id| view[id]),
-                    dropout: (number == 2 || number == 3).then(|| (mask(), &rows)),
                     gamma: view[gamma],
                     beta: beta.map(|id| view[id]),
-                    sum: sum.map(|id| view[id]),
-                    normalized: view[normalized],
-                    rstd: view[rstd],
-                    out: view[out],
-                });
+                    stream: stream.map(|id| view[id]),
+                    kept: kept.map(|kept| kept.map(|id| view[id])),
+                }),
+                out: view[out],
             });
-        }
-    });
+        });
+    }
+}
+
+/// Of the residual alone, or with a branch that may have dropout; the sum kept or not.
+pub fn norms_forward(judge: &mut Judge) {
+    let sizes = [WIDTHS.len(), KINDS.len(), 3, 2, TYPES.len(), PLACES.len()];
+    for row in judge.extent.combinations(sizes, |_| true) {
+        let [width, kind, branch, sum, dtype, place] = row;
+        let (width, kind) = (WIDTHS[width], KINDS[kind]);
+        let mut case = Case::new(format!("{kind:?} forward {width} {row:?}"), TYPES[dtype], PLACES[place]);
+        let rows = case.rows(&LENGTHS, |_| true);
+        let residual = case.input(Activation, 7, width, 1.0);
+        let drops = branch == 2;
+        let branch = (branch > 0).then(|| case.input(Activation, 7, width, 1.0));
+        let gamma = case.gamma(width);
+        let beta = (kind == NormKind::LayerNorm).then(|| case.input(Master, 1, width, 0.5));
+        let sum = (sum == 1).then(|| case.output(Activation, 7, width, Rounding::Activation));
+        let normalized = case.output(Activation, 7, width, Rounding::Activation);
+        let rstd = case.output(Master, 1, 7, Rounding::Activation);
+        let out = case.output(Activation, 7, width, Rounding::Activation);
+        judge.check(&case, |backend, view| {
+            let rows = view.rows(rows);
+            backend.norm_forward(&NormForward {
+                kind,
+                epsilon: 1e-5,
+                residual: view[residual],
+                branch: branch.map(|id| view[id]),
+                dropout: drops.then(|| (mask(), &rows)),
+                gamma: view[gamma],
+                beta: beta.map(|id| view[id]),
+                sum: sum.map(|id| view[id]),
+                normalized: view[normalized],
+                rstd: view[rstd],
+                out: view[out],
+            });
+        });
+    }
 }
 
 pub fn norm_outputs(judge: &mut Judge) {
@@ -140,38 +137,38 @@ pub fn norm_outputs(judge: &mut Judge) {
     });
 }
 
+/// The sum's gradient takes the place of the output's, or of the stream's.
 pub fn norms_backward(judge: &mut Judge) {
-    every(|dtype, place, width| {
-        for (number, kind) in [NormKind::LayerNorm, NormKind::RmsNorm, NormKind::LayerNorm, NormKind::RmsNorm].into_iter().enumerate() {
-            let mut case = Case::new(format!("{kind:?} backward {width} #{number}"), dtype, place);
-            let rows = case.rows(&LENGTHS, |_| true);
-            let (stream, drops) = (number % 2 == 1, number >= 2);
-            // The sum's gradient takes the place of the output's, or of the stream's.
-            let d_out = match stream {
-                false => case.updated(Activation, 7, width, 1.0, Rounding::Activation),
-                true => case.input(Activation, 7, width, 1.0),
-            };
-            let d_residual = stream.then(|| case.updated(Activation, 7, width, 1.0, Rounding::Activation));
-            let gamma = case.gamma(width);
-            let normalized = case.input(Activation, 7, width, 1.0);
-            let rstd: Vec<f64> = (0..7).map(|row| f64::from(0.5 + 0.2 * row as f32)).collect();
-            let rstd = case.given(Master, 1, 7, rstd);
-            let d_branch = drops.then(|| case.output(Activation, 7, width, Rounding::Activation));
-            judge.check(&case, |backend, view| {
-                let rows = view.rows(rows);
-                backend.norm_backward(&NormBackward {
-                    kind,
-                    d_out: view[d_out],
-                    d_residual: d_residual.map(|id| view[id]),
-                    gamma: view[gamma],
-                    normalized: view[normalized],
-                    rstd: view[rstd],
-                    d_sum: view[d_residual.unwrap_or(d_out)],
-                    dropout: d_branch.map(|id| (mask(), &rows, view[id])),
-                });
+    let sizes = [WIDTHS.len(), KINDS.len(), 2, 2, TYPES.len(), PLACES.len()];
+    for row in judge.extent.combinations(sizes, |_| true) {
+        let [width, kind, stream, drops, dtype, place] = row;
+        let (width, kind, stream) = (WIDTHS[width], KINDS[kind], stream == 1);
+        let mut case = Case::new(format!("{kind:?} backward {width} {row:?}"), TYPES[dtype], PLACES[place]);
+        let rows = case.rows(&LENGTHS, |_| true);
+        let d_out = match stream {
+            false => case.updated(Activation, 7, width, 1.0, Rounding::Activation),
+            true => case.input(Activation, 7, width, 1.0),
+        };
+        let d_residual = stream.then(|| case.updated(Activation, 7, width, 1.0, Rounding::Activation));
+        let gamma = case.gamma(width);
+        let normalized = case.input(Activation, 7, width, 1.0);
+        let rstd: Vec<f64> = (0..7).map(|row| f64::from(0.5 + 0.2 * row as f32)).collect();
+        let rstd = case.given(Master, 1, 7, rstd);
+        let d_branch = (drops == 1).then(|| case.output(Activation, 7, width, Rounding::Activation));
+        judge.check(&case, |backend, view| {
+            let rows = view.rows(rows);
+            backend.norm_backward(&NormBackward {
+                kind,
+                d_out: view[d_out],
+                d_residual: d_residual.map(|id| view[id]),
+                gamma: view[gamma],
+                normalized: view[normalized],
+                rstd: view[rstd],
+                d_sum: view[d_residual.unwrap_or(d_out)],
+                dropout: d_branch.map(|id| (mask(), &rows, view[id])),
             });
-        }
-    });
+        });
+    }
 }
 
 /// On ones, so that a mask that differs in one element differs by everything.
@@ -233,41 +230,39 @@ pub fn gated_activations(judge: &mut Judge) {
 
 /// Heads of every width class, with and without a norm, positions in any order.
 pub fn rotations(judge: &mut Judge) {
-    for (number, head_dim) in [8, 16, 24, 40, 64, 80, 128].into_iter().enumerate() {
-        for (other, dtype) in TYPES.into_iter().enumerate() {
-            for norm in [false, true] {
-                let place = PLACES[(number + other + usize::from(norm)) % 3];
-                let mut case = Case::new(format!("rotation of {head_dim}, norm {norm}"), dtype, place);
-                let (rows, heads, positions) = (37, 3, 50);
-                let x = case.input(Activation, rows, heads * head_dim, 1.5);
-                let gamma = norm.then(|| case.gamma(head_dim));
-                let angles = (0..positions * head_dim).map(|i| {
-                    let (position, i) = ((i / head_dim) as f64, i % head_dim);
-                    let angle = position / 10f64.powf((i % (head_dim / 2)) as f64 / 4.0);
-                    rounded(DType::F32, if i < head_dim / 2 { 1.1 * angle.cos() } else { 1.1 * angle.sin() })
-                });
-                let angles = angles.collect();
-                let table = case.tight(Master, positions, head_dim, angles);
-                let chosen: Vec<i32> = (0..rows).map(|row| (row * 7 % positions) as i32).collect();
-                let chosen = case.integers(&chosen);
-                let out = case.output(Activation, rows, heads * head_dim, Rounding::Activation);
-                let in_place = case.updated(Activation, rows, heads * head_dim, 1.5, Rounding::Activation);
-                let d = case.updated(Activation, rows, heads * head_dim, 1.0, Rounding::Activation);
-                judge.check(&case, |backend, view| {
-                    let rotary = |x| Rotary {
-                        x,
-                        head_dim,
-                        gamma: gamma.map(|gamma| view[gamma]),
-                        epsilon: 1e-3,
-                        table: view[table],
-                        positions: view[chosen],
-                    };
-                    backend.rotary_forward(&rotary(view[x]), view[out]);
-                    backend.rotary_forward(&rotary(view[in_place]), view[in_place]);
-                    backend.rotary_backward(&rotary(view[x]), view[d]);
-                });
-            }
-        }
+    const HEAD_DIMS: [usize; 7] = [8, 16, 24, 40, 64, 80, 128];
+    for row in judge.extent.combinations([HEAD_DIMS.len(), 2, 2, TYPES.len(), PLACES.len()], |_| true) {
+        let [head_dim, norm, heads, dtype, place] = row;
+        let (head_dim, norm) = (HEAD_DIMS[head_dim], norm == 1);
+        let mut case = Case::new(format!("rotation {row:?}"), TYPES[dtype], PLACES[place]);
+        let (rows, heads, positions) = (37, [1, 3][heads], 50);
+        let x = case.input(Activation, rows, heads * head_dim, 1.5);
+        let gamma = norm.then(|| case.gamma(head_dim));
+        let angles = (0..positions * head_dim).map(|i| {
+            let (position, i) = ((i / head_dim) as f64, i % head_dim);
+            let angle = position / 10f64.powf((i % (head_dim / 2)) as f64 / 4.0);
+            rounded(DType::F32, if i < head_dim / 2 { 1.1 * angle.cos() } else { 1.1 * angle.sin() })
+        });
+        let angles = angles.collect();
+        let table = case.tight(Master, positions, head_dim, angles);
+        let chosen: Vec<i32> = (0..rows).map(|row| (row * 7 % positions) as i32).collect();
+        let chosen = case.integers(&chosen);
+        let out = case.output(Activation, rows, heads * head_dim, Rounding::Activation);
+        let in_place = case.updated(Activation, rows, heads * head_dim, 1.5, Rounding::Activation);
+        let d = case.updated(Activation, rows, heads * head_dim, 1.0, Rounding::Activation);
+        judge.check(&case, |backend, view| {
+            let rotary = |x| Rotary {
+                x,
+                head_dim,
+                gamma: gamma.map(|gamma| view[gamma]),
+                epsilon: 1e-3,
+                table: view[table],
+                positions: view[chosen],
+            };
+            backend.rotary_forward(&rotary(view[x]), view[out]);
+            backend.rotary_forward(&rotary(view[in_place]), view[in_place]);
+            backend.rotary_backward(&rotary(view[x]), view[d]);
+        });
     }
 }
 

@@ -53,37 +53,38 @@ pub fn cross_entropy(judge: &mut Judge) {
 /// Widths below, at and beyond what a block reads at a time; rows without a target; ties; d_logits apart from the logits
 /// or, as the engine has it, over them.
 pub fn token_losses(judge: &mut Judge) {
-    for (number, (rows, width)) in [(1, 1), (3, 7), (5, 420), (2, 2048), (4, 5003)].into_iter().enumerate() {
-        for dtype in TYPES {
-            for (gradient, weighted) in [(false, false), (true, false), (true, true)] {
-                let mut case = Case::new(format!("token loss {rows} x {width}, {gradient} {weighted}"), dtype, PLACES[number % 3]);
-                let mut values = case.normals(Master, rows * width, 0.0, 3.0);
-                values[(rows - 1) * width + width / 2] = 9.5;
-                values[rows * width - 1] = 9.5;
-                let logits = case.given(Master, rows, width, values);
-                let targets: Vec<i32> = (0..rows).map(|row| if row == 2 { -1 } else { case.below(width) as i32 }).collect();
-                let targets = case.integers(&targets);
-                let log_probability = case.output(Master, 1, rows, Rounding::Master);
-                let best = case.output(Integer, 1, rows, Rounding::Master);
-                let weights = weighted.then(|| case.input(Master, 1, rows, 1.0));
-                let d_logits = gradient.then(|| case.output(Activation, rows, width, Rounding::Activation));
-                let loss = (gradient && !weighted).then(|| case.updated(Master, 1, 1, 1.0, Rounding::Master));
-                judge.check(&case, |backend, view| {
-                    backend.token_loss(&TokenLoss {
-                        logits: view[logits],
-                        targets: view[targets],
-                        log_probability: view[log_probability],
-                        best: view[best],
-                        gradient: d_logits.map(|d_logits| TokenGradient {
-                            weights: weights.map(|id| view[id]),
-                            scale: 0.37,
-                            d_logits: view[d_logits],
-                            loss: loss.map(|id| view[id]),
-                        }),
-                    });
-                });
-            }
-        }
+    const ROWS: [usize; 4] = [1, 2, 3, 5];
+    const WIDTHS: [usize; 5] = [1, 7, 420, 2048, 5003];
+    // No gradient; one with the loss; one with weights.
+    for row in judge.extent.combinations([ROWS.len(), WIDTHS.len(), 3, TYPES.len(), PLACES.len()], |_| true) {
+        let [rows, width, gradient, dtype, place] = row;
+        let (rows, width) = (ROWS[rows], WIDTHS[width]);
+        let mut case = Case::new(format!("token loss {rows} x {width} {row:?}"), TYPES[dtype], PLACES[place]);
+        let mut values = case.normals(Master, rows * width, 0.0, 3.0);
+        values[(rows - 1) * width + width / 2] = 9.5;
+        values[rows * width - 1] = 9.5;
+        let logits = case.given(Master, rows, width, values);
+        let targets: Vec<i32> = (0..rows).map(|row| if row == 2 { -1 } else { case.below(width) as i32 }).collect();
+        let targets = case.integers(&targets);
+        let log_probability = case.output(Master, 1, rows, Rounding::Master);
+        let best = case.output(Integer, 1, rows, Rounding::Master);
+        let weights = (gradient == 2).then(|| case.input(Master, 1, rows, 1.0));
+        let d_logits = (gradient > 0).then(|| case.output(Activation, rows, width, Rounding::Activation));
+        let loss = (gradient == 1).then(|| case.updated(Master, 1, 1, 1.0, Rounding::Master));
+        judge.check(&case, |backend, view| {
+            backend.token_loss(&TokenLoss {
+                logits: view[logits],
+                targets: view[targets],
+                log_probability: view[log_probability],
+                best: view[best],
+                gradient: d_logits.map(|d_logits| TokenGradient {
+                    weights: weights.map(|id| view[id]),
+                    scale: 0.37,
+                    d_logits: view[d_logits],
+                    loss: loss.map(|id| view[id]),
+                }),
+            });
+        });
     }
 }
 

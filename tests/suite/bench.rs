@@ -95,6 +95,36 @@ fn steps_of_every_kind_of_model() {
     }
 }
 
+/// What others measure the same by: the configuration, the batch and the settings; nothing is measured.
+#[test]
+fn configurations_are_printed() {
+    let mut command = program();
+    command
+        .args("bench step --architecture glm-10b --random-weights --tokens 700 --length 300 --prefix-length 16 --print-config".split(' '));
+    let text = Run::from(command.output().unwrap()).ok();
+    let found: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&found["config"]["model_type"], number(&found, "/config/hidden_size")), (&Value::from("glm"), 4096.0));
+    assert_eq!(found["lengths"], serde_json::json!([300, 300, 100]));
+    assert_eq!(
+        ["tokens", "longest", "prefix_length", "steps"].map(|name| number(&found["settings"], &format!("/{name}"))),
+        [700.0, 300.0, 16.0, 20.0]
+    );
+}
+
+/// Without the packages that it measures it says so, and records nothing.
+#[test]
+fn peers_need_their_packages() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("peers.json");
+    // Python's own library alone.
+    let mut command = Command::new("python3");
+    command.args(["-I", "-S", "benches/peers/measure.py", "--architecture", "bert-tiny", "--ptune", env!("CARGO_BIN_EXE_ptune"), "--json"]);
+    let run = command.arg(&output).output().unwrap();
+    let message = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && message.contains("torch, transformers, peft: not installed"), "{message}");
+    assert!(!output.exists());
+}
+
 #[test]
 fn operations_are_measured() {
     let folder = tempfile::tempdir().unwrap();

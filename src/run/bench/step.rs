@@ -5,7 +5,7 @@ use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
 use crate::data::{Feature, FeatureSet, Sequence};
 use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Recompute, StepReport, Update};
-use crate::model::{HeadSpec, Slot, Specification, TaskKind, default_head};
+use crate::model::{HeadSpec, Slot, Specification, TaskKind, default_head, describe};
 use crate::run::base::BaseOptions;
 use crate::run::device;
 use crate::run::memory::{forget_peak, grouped, peak_resident_bytes, readable};
@@ -66,6 +66,9 @@ pub struct StepOptions {
     /// Let a CUDA profiler see steps A to B of the timed ones alone, counted from 1
     #[arg(long, value_name = "A:B", help_heading = "Step")]
     pub profile_steps: Option<StepRange>,
+    /// Measure nothing: print the model's config.json and the batch as JSON, for other programs that measure the same
+    #[arg(long, help_heading = "Step")]
+    pub print_config: bool,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
     pub device: Device,
@@ -255,9 +258,38 @@ fn time_operations(runner: &mut Runner, log: &watch::Shared, steps: u64, rates: 
     Ok((rows, seconds, log.useful / steps as f64))
 }
 
+/// What would be measured.
+fn configuration(options: &StepOptions) -> Result<Report> {
+    let config = options.base.config()?;
+    let (_, spec) = describe(&config)?;
+    let (engine, lengths) = (options.engine(&spec), options.sequence_lengths()?);
+    check_lengths(&spec, &engine.prefix, &lengths)?;
+    let json = json!({
+        "kind": "configuration",
+        "schema": 1,
+        "name": options.base.name(),
+        "parameters": spec.parameters(),
+        "config": config.fields(),
+        "lengths": lengths,
+        "settings": {
+            "tokens": options.tokens,
+            "longest": lengths.iter().max(),
+            "prefix_length": options.prefix_length,
+            "hidden_dropout": engine.hidden_dropout,
+            "attention_dropout": engine.attention_dropout,
+            "steps": options.steps,
+            "seed": options.seed,
+        },
+    });
+    Ok(Report { text: serde_json::to_string_pretty(&json)?, json })
+}
+
 /// Measures training steps.
 pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     options.validate()?;
+    if options.print_config {
+        return configuration(options);
+    }
     let device = device::resolve(options.device, terminal)?;
     device::check_profiling(options.profile_steps, Some(device))?;
     let model = options.base.open()?;
@@ -438,6 +470,7 @@ mod tests {
             seed: 0,
             recompute: Recompute::None,
             profile_steps: None,
+            print_config: false,
             device: Device::Cpu,
         }
     }

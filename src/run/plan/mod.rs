@@ -1,6 +1,7 @@
 //! `ptune plan`: what a run takes, in memory and time, before anything is loaded.
 
 mod candidates;
+pub mod others;
 
 pub use candidates::{Candidate, Speed, StepTime, Workload, fastest, modes, step_time};
 
