@@ -1,12 +1,15 @@
 //! The command line: one file a command. Commands print; what they do is in `run`.
 
 mod bench;
+mod completions;
 mod convert;
 mod eval;
 mod inspect;
 mod plan;
 mod predict;
+mod recipes;
 mod selftest;
+mod sweep;
 mod tasks;
 mod train;
 
@@ -36,6 +39,8 @@ struct Cli {
 enum Command {
     /// Train an adapter: prefixes and a head for a frozen model
     Train(Box<train::Arguments>),
+    /// Train over a grid of options, one run after the other, and compare
+    Sweep(Box<sweep::Arguments>),
     /// List the data sets that --task takes by name: inputs, labels, scores, official files
     Tasks(tasks::Arguments),
     /// Score a model with an adapter on labelled data
@@ -50,6 +55,10 @@ enum Command {
     Convert(convert::Arguments),
     /// Measure speed: whole training steps, or single operations
     Bench(bench::Arguments),
+    /// List the settings that --recipe takes by name, with the published score of each
+    Recipes(recipes::Arguments),
+    /// Print what a shell needs to complete commands and options
+    Completions(completions::Arguments),
     /// Tell whether a device computes the right thing: every operation and whole steps against the CPU in double precision
     Selftest(selftest::Arguments),
 }
@@ -179,6 +188,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Train(arguments) => train::run(*arguments),
+        Command::Sweep(arguments) => sweep::run(*arguments),
         Command::Tasks(arguments) => tasks::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Predict(arguments) => predict::run(arguments),
@@ -186,6 +196,8 @@ pub fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(*arguments),
         Command::Convert(arguments) => convert::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Recipes(arguments) => recipes::run(arguments),
+        Command::Completions(arguments) => completions::run(arguments, Cli::command()),
         Command::Selftest(arguments) => selftest::run(arguments),
     };
     result.unwrap_or_else(|error| {
@@ -239,6 +251,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn completions_know_commands_and_options() {
+        for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+            let arguments = match parse(["ptune", "completions", shell]).map(|cli| cli.command) {
+                Ok(Command::Completions(arguments)) => arguments,
+                _ => panic!("{shell}"),
+            };
+            let script = completions::script(&arguments, Cli::command()).unwrap();
+            for word in ["predict", "prefix-length", "gradient-accumulation"] {
+                assert!(script.contains(word), "{shell}: {word}");
+            }
+        }
     }
 
     #[test]

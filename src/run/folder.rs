@@ -13,6 +13,10 @@ pub const CONFIG: &str = "config.toml";
 pub const METRICS: &str = "metrics.jsonl";
 /// State of the run under Hugging Face's names.
 pub const TRAINER_STATE: &str = "trainer_state.json";
+/// Loss and scores over the steps, drawn.
+pub const PLOT: &str = "metrics.svg";
+/// What the adapter is, for people and for hubs.
+pub const CARD: &str = "README.md";
 /// What came out; written last, so its presence means that the run is finished.
 pub const RESULTS: &str = "train_results.json";
 

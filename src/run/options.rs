@@ -40,6 +40,10 @@ pub struct TrainOptions {
     /// Template by which a named task's inputs are built, of those that ptune tasks lists [default: 0]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub template: Option<usize>,
+    /// Settings of a published experiment by name, beneath all that is given; ptune recipes lists them
+    #[arg(long, value_name = "NAME", help_heading = "Files")]
+    #[serde(skip_serializing)]
+    pub recipe: Option<String>,
     /// Training data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON; of a named task the official file, or the folder
     /// with the training and the validation file
     #[arg(long, value_name = "FILE", help_heading = "Files")]
@@ -228,11 +232,15 @@ impl TrainOptions {
     /// cannot be read is not.
     pub fn read(path: &Path) -> Result<TrainOptions> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        let wrong = |message: String| UsageError(format!("{}: {message}", path.display()));
-        let parse_error = |error: toml::de::Error| wrong(describe(&error, &text));
-        let parsed = DeTable::parse(&text).map_err(parse_error)?;
+        TrainOptions::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads the text of a configuration file; `source` is what messages call it.
+    pub fn parse(text: &str, source: &str) -> Result<TrainOptions> {
+        let parse_error = |error: toml::de::Error| UsageError(located(&error, text, source));
+        let parsed = DeTable::parse(text).map_err(parse_error)?;
         let span = parsed.span();
-        let table = translate_table(parsed.into_inner()).map_err(|error| wrong(error.0))?;
+        let table = translate_table(parsed.into_inner()).map_err(|error| UsageError(format!("{source}: {error}")))?;
         let options = TrainOptions::deserialize(toml::Deserializer::from(toml::Spanned::new(span, table)));
         Ok(options.map_err(parse_error)?)
     }
@@ -268,7 +276,8 @@ impl TrainOptions {
         }
         table.extend(upper);
         let resume = self.resume.or(beneath.resume);
-        Ok(TrainOptions { resume, ..TrainOptions::from_table(table)? })
+        let recipe = self.recipe.or(beneath.recipe.clone());
+        Ok(TrainOptions { resume, recipe, ..TrainOptions::from_table(table)? })
     }
 
     /// As a table of TOML values under the names of the flags.
@@ -285,7 +294,8 @@ impl TrainOptions {
         })
     }
 
-    fn from_table(table: toml::Table) -> Result<TrainOptions> {
+    /// From what [`TrainOptions::to_table`] gave.
+    pub fn from_table(table: toml::Table) -> Result<TrainOptions> {
         table.try_into().context("the options cannot be read back from TOML")
     }
 
@@ -295,7 +305,11 @@ impl TrainOptions {
     }
 }
 
-/// A parse error with its line, on one line.
+/// A parse error with its file and line, on one line.
+pub fn located(error: &toml::de::Error, text: &str, source: &str) -> String {
+    format!("{source}: {}", describe(error, text))
+}
+
 fn describe(error: &toml::de::Error, text: &str) -> String {
     let message = error.message().trim().replace('\n', " ");
     match error.span() {

@@ -1,17 +1,19 @@
 //! `metrics.jsonl`: one JSON line a step and an evaluation. What depends on time lies under `timing`; the rest is the
-//! same in every run of the same configuration.
+//! same in every run of the same configuration. TensorBoard's file beside it says the same.
 
+use super::events::Events;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// An open `metrics.jsonl`.
 pub struct Record {
     path: PathBuf,
     file: BufWriter<File>,
+    events: Events,
     started: Instant,
     /// Seconds of the sessions before this one.
     before: f64,
@@ -23,9 +25,11 @@ impl Record {
     pub fn open(path: &Path, step: u64, evaluation_pending: bool) -> Result<Record> {
         let context = || format!("cannot open {}", path.display());
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).with_context(context)?;
-        let (bytes, before) = kept(&mut BufReader::new(&file), step, evaluation_pending).with_context(context)?;
+        let Kept { rows, bytes, seconds: before } = kept(&mut BufReader::new(&file), step, evaluation_pending).with_context(context)?;
         file.set_len(bytes).and_then(|()| file.seek(SeekFrom::End(0))).with_context(context)?;
-        Ok(Record { path: path.to_path_buf(), file: BufWriter::new(file), started: Instant::now(), before })
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
+        let events = Events::open(path.parent().unwrap_or(Path::new(".")), &rows, now - before)?;
+        Ok(Record { path: path.to_path_buf(), file: BufWriter::new(file), events, started: Instant::now(), before })
     }
 
     /// Seconds of the run, earlier sessions included.
@@ -40,6 +44,7 @@ impl Record {
             timing["tokens_per_second"] = round(rate).into();
         }
         row.insert("timing".to_string(), timing);
+        self.events.write(&row)?;
         serde_json::to_writer(&mut self.file, &row)
             .map_err(anyhow::Error::from)
             .and_then(|()| Ok(self.file.write_all(b"\n")?))
@@ -48,6 +53,7 @@ impl Record {
 
     /// Makes the lines so far visible to a reader.
     pub fn flush(&mut self) -> Result<()> {
+        self.events.flush()?;
         self.file.flush().with_context(|| format!("cannot write {}", self.path.display()))
     }
 
@@ -68,10 +74,17 @@ fn is_evaluation(row: &Value) -> bool {
     row.get("eval_loss").is_some()
 }
 
-/// Bytes of the leading lines that stay, and the seconds that the last of them tells. A line that a kill cut short
-/// belongs to no step.
-fn kept(lines: &mut impl BufRead, step: u64, evaluation_pending: bool) -> std::io::Result<(u64, f64)> {
-    let (mut bytes, mut seconds) = (0, 0.0);
+/// The leading lines that stay, their bytes, and the seconds that the last of them tells.
+#[derive(Default)]
+struct Kept {
+    rows: Vec<Map<String, Value>>,
+    bytes: u64,
+    seconds: f64,
+}
+
+/// What stays. A line that a kill cut short belongs to no step.
+fn kept(lines: &mut impl BufRead, step: u64, evaluation_pending: bool) -> std::io::Result<Kept> {
+    let mut kept = Kept::default();
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -82,10 +95,11 @@ fn kept(lines: &mut impl BufRead, step: u64, evaluation_pending: bool) -> std::i
         };
         let known = row["step"].as_u64().is_some_and(|of| of < step || of == step && !(evaluation_pending && is_evaluation(&row)));
         if !known {
-            return Ok((bytes, seconds));
+            return Ok(kept);
         }
-        bytes += read as u64;
-        seconds = row["timing"]["seconds"].as_f64().unwrap_or(seconds);
+        kept.bytes += read as u64;
+        kept.seconds = row["timing"]["seconds"].as_f64().unwrap_or(kept.seconds);
+        kept.rows.extend(row.as_object().cloned());
     }
 }
 

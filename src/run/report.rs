@@ -1,7 +1,9 @@
 //! What a run says of itself: at its beginning what is trained and what it takes, at its end what came out.
 
-use super::folder::{METRICS, RESULTS, TRAINER_STATE};
+use super::card;
+use super::folder::{CARD, METRICS, PLOT, RESULTS, TRAINER_STATE};
 use super::memory::{grouped, loading_line, peak_resident_bytes, readable};
+use super::plot::{Chart, Series, to_svg};
 use super::prepare;
 use super::schedule::Schedule;
 use super::state::{Extent, RunState};
@@ -128,6 +130,11 @@ impl Prepared {
                 "peak_resident_bytes": peak_resident_bytes(),
             },
         });
+        if let Some(drawn) = to_svg(&charts(&trainer.state.history, &self.metric))? {
+            write_text(&folder.file(PLOT), &drawn)?;
+        }
+        let best = trainer.state.best.as_ref();
+        write_text(&folder.file(CARD), &card::text(self, folder.root(), trainer.state.step, best.map(|best| &best.scores), &export))?;
         write_text(&folder.file(RESULTS), &(serde_json::to_string_pretty(&results)? + "\n"))?;
 
         let state = &trainer.state;
@@ -153,7 +160,7 @@ impl Prepared {
         for reason in &export.reasons {
             terminal.line(format!("  not PREFIX_TUNING: {reason}"));
         }
-        terminal.line(format!("records: {METRICS}, {TRAINER_STATE}, {RESULTS} and checkpoints in the same folder"));
+        terminal.line(format!("records: {METRICS}, {PLOT}, {TRAINER_STATE}, {RESULTS} and checkpoints in the same folder"));
         Ok(())
     }
 
@@ -172,6 +179,26 @@ impl Prepared {
             _ => Vec::new(),
         }
     }
+}
+
+/// Loss, and the score that chooses, over the steps.
+fn charts(history: &[Value], metric: &str) -> Vec<Chart> {
+    let points =
+        |name: &str| -> Vec<(f64, f64)> { history.iter().filter_map(|row| Some((row["step"].as_f64()?, row[name].as_f64()?))).collect() };
+    let series = |name: &str, points: Vec<(f64, f64)>, dots| Series { name: name.to_string(), points, dots };
+    let mut losses = vec![series("training", points("loss"), false)];
+    let validation = points("eval_loss");
+    if !validation.is_empty() {
+        losses.push(series("validation", validation, true));
+    }
+    let chart = |title: &str, y_label: &str, series| Chart {
+        title: title.to_string(),
+        x_label: "step".to_string(),
+        y_label: y_label.to_string(),
+        series,
+    };
+    let scores = if metric == "loss" { Vec::new() } else { points(&format!("eval_{metric}")) };
+    vec![chart("Loss", "loss", losses), chart("Validation", metric, vec![series(metric, scores, true)])]
 }
 
 fn scores_line(scores: &Map<String, Value>) -> String {

@@ -30,6 +30,7 @@ const FOREIGN: &[(&str, Meaning)] = &[
     ("output-dir", Same("output")),
     ("prompt-column", Same("text-column")),
     ("response-column", Same("label-column")),
+    ("template-id", Same("template")),
     ("max-seq-length", Same("max-length")),
     ("pre-seq-len", Same("prefix-length")),
     ("num-virtual-tokens", Same("prefix-length")),

@@ -1,5 +1,6 @@
 //! A training run from options to results: everything is opened and checked before the output folder is touched.
 
+use super::base::BaseOptions;
 use super::cut::{Cut, Size, longest_feature};
 use super::device;
 use super::folder::{CONFIG, Folder, METRICS, refuse_changes};
@@ -7,6 +8,7 @@ use super::interrupt::Interrupt;
 use super::options::TrainOptions;
 use super::plan::{self, Workload};
 use super::prepare::{self, Reader, Split};
+use super::recipes;
 use super::record::Record;
 use super::schedule::LearningRate;
 use super::settings::Settings;
@@ -25,6 +27,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 /// How a call of [`train`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +39,100 @@ pub enum Outcome {
     Interrupted(i32),
 }
 
+/// What runs of one process have in common: the model with its mapped files, and data that was read and encoded.
+#[derive(Default)]
+pub struct Shared {
+    model: Option<(BaseOptions, Arc<FrozenModel>)>,
+    /// The latest data, and the options that it depends on.
+    data: Option<(toml::Table, Data)>,
+}
+
+/// Options that change nothing of what is read and how it is encoded.
+const NOT_OF_DATA: [&str; 33] = [
+    "output",
+    "method",
+    "prefix-length",
+    "prefix-projection",
+    "prefix-layers",
+    "prefix-init",
+    "positions",
+    "head",
+    "prefix-dropout",
+    "hidden-dropout",
+    "attention-dropout",
+    "learning-rate",
+    "schedule",
+    "warmup",
+    "weight-decay",
+    "max-grad-norm",
+    "batch-size",
+    "gradient-accumulation",
+    "tokens-per-step",
+    "memory-budget",
+    "recompute",
+    "weights",
+    "micro-batch-size",
+    "micro-batch-tokens",
+    "epochs",
+    "max-steps",
+    "seed",
+    "eval-every",
+    "patience",
+    "save-every",
+    "save-limit",
+    "quiet",
+    "threads",
+];
+
+impl Shared {
+    fn model(&mut self, base: BaseOptions) -> Result<Arc<FrozenModel>> {
+        match &self.model {
+            Some((known, model)) if *known == base => Ok(model.clone()),
+            _ => {
+                let model = Arc::new(base.open()?);
+                self.model = Some((base, model.clone()));
+                Ok(model)
+            }
+        }
+    }
+
+    fn data(&mut self, options: &TrainOptions, read: impl FnOnce() -> Result<Data>) -> Result<Data> {
+        let mut key = options.to_table()?;
+        key.retain(|name, _| !NOT_OF_DATA.contains(&name));
+        match &self.data {
+            Some((known, data)) if *known == key => Ok(data.clone()),
+            _ => {
+                self.data = None; // its memory is given back before the next is read
+                let data = read()?;
+                self.data = Some((key, data.clone()));
+                Ok(data)
+            }
+        }
+    }
+}
+
+/// What was read, and what it says of the task.
+#[derive(Clone)]
+struct Data {
+    task: Arc<Task>,
+    no_answer: bool,
+    tag_scheme: Option<TagScheme>,
+    train: Arc<Split>,
+    validation: Option<Arc<Split>>,
+    /// The files, by their contents.
+    inputs: BTreeMap<String, String>,
+}
+
 /// Trains, or goes on training, as the options say.
-pub fn train(mut given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> {
+pub fn train(given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> {
+    train_with(given, interrupt, &mut Shared::default())
+}
+
+/// [`train`] as one of several runs.
+pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut Shared) -> Result<Outcome> {
+    if let Some(name) = given.recipe.take() {
+        given = given.over(&recipes::find(&name)?.options())?;
+    }
     let Some(output) = &given.output else { usage!("--output is missing") };
     let folder = Folder::new(output);
     let resume = given.resume == Some(true);
@@ -58,7 +153,10 @@ pub fn train(mut given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> 
             refuse_changes(&given, saved)?;
             given.over(saved)?
         }
-        None => given,
+        None => {
+            given.locate(None)?;
+            given
+        }
     };
     options.validate()?;
     let terminal = Terminal::new(options.quiet == Some(true));
@@ -66,7 +164,7 @@ pub fn train(mut given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> 
         terminal.line(format!("{}: this run is finished; nothing is left to do", folder.root().display()));
         return Ok(Outcome::WasFinished);
     }
-    let prepared = Prepared::new(options, &terminal)?;
+    let prepared = Prepared::new(options, &terminal, shared)?;
     prepared.run(&folder, &terminal, interrupt)
 }
 
@@ -74,10 +172,10 @@ pub fn train(mut given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> 
 pub(super) struct Prepared {
     pub(super) options: TrainOptions,
     pub(super) settings: Settings,
-    pub(super) model: FrozenModel,
+    pub(super) model: Arc<FrozenModel>,
     /// The adapter to start from.
     pub(super) adapter: Option<Adapter>,
-    pub(super) task: Task,
+    pub(super) task: Arc<Task>,
     /// Whether questions may have no answer: some of the training data have none.
     pub(super) no_answer: bool,
     /// How the training data spell spans.
@@ -85,8 +183,8 @@ pub(super) struct Prepared {
     pub(super) head: HeadSpec,
     pub(super) prefix: PrefixOptions,
     pub(super) metric: String,
-    pub(super) train: Split,
-    pub(super) validation: Option<Split>,
+    pub(super) train: Arc<Split>,
+    pub(super) validation: Option<Arc<Split>>,
     /// The tokens that the prefix starts from, where it does from a text.
     pub(super) prefix_tokens: Option<Vec<u32>>,
     /// What is read, by its contents: a resumed run must read the same.
@@ -96,11 +194,11 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    fn new(options: TrainOptions, terminal: &Terminal) -> Result<Prepared> {
+    fn new(options: TrainOptions, terminal: &Terminal, shared: &mut Shared) -> Result<Prepared> {
         let mut options = options.with_defaults();
         options.device = Some(device::resolve(options.device.unwrap_or(Device::Auto), terminal)?);
         device::check_profiling(options.profile_steps, options.device)?;
-        let model = options.base().open()?;
+        let model = shared.model(options.base())?;
         let mut adapter = options.init_adapter.as_deref().map(Adapter::read).transpose()?;
         let directory = options.tokenizer_directory()?;
         let tokenizer = || TextTokenizer::open(&directory, &model.spec);
@@ -125,12 +223,26 @@ impl Prepared {
                 terminal.warn(warning);
             }
         }
-        let mut settings = Settings::new(&options)?;
+        let settings = Settings::new(&options)?;
         prepare::check_words(&model, settings.verbalizer.as_ref())?;
+        let data = shared.data(&options, || Self::read(&options, &settings, &model, adapter.as_ref(), terminal))?;
+        let mut prepared = Self::assemble(options, settings, model, adapter, prefix_tokens, data)?;
+        prepared.fit(terminal)?;
+        Ok(prepared)
+    }
+
+    /// Reads and encodes the data.
+    fn read(
+        options: &TrainOptions,
+        settings: &Settings,
+        model: &FrozenModel,
+        adapter: Option<&Adapter>,
+        terminal: &Terminal,
+    ) -> Result<Data> {
         let spec = &model.spec;
         let (name, kind) = (settings.task, settings.task.kind());
         let template = settings.template.unwrap_or(0);
-        let tokenizer = tokenizer()?;
+        let tokenizer = TextTokenizer::open(&options.tokenizer_directory()?, spec)?;
         let limits = Limits { max_length: settings.max_length, doc_stride: settings.doc_stride };
         let reader = Reader { task: name, template, columns: options.columns(), limits, tokenizer: &tokenizer, terminal };
 
@@ -139,19 +251,16 @@ impl Prepared {
         let known = adapter.as_ref().and_then(|adapter| adapter.metadata.labels.clone());
         let tag_scheme = prepare::learn_as_iob2(&mut examples, settings.tag_scheme, known.as_deref(), terminal)?;
         let words = settings.verbalizer.as_ref();
-        let labels = prepare::labels(name, &examples, spec, adapter.as_ref(), words, terminal)?;
+        let labels = prepare::labels(name, &examples, spec, adapter, words, terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, spec)).transpose()?;
         examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
         let no_answer = name.named().is_some_and(|named| named.no_answer) || examples.iter().any(prepare::is_unanswerable);
         let task = Task::new(kind, labels).with_no_answer(no_answer).with_name(name.named()).with_verbalizer(verbalizer);
         let task = task.with_long_sentences(settings.long_sentences.unwrap_or_default());
         let task = task.with_null_threshold(settings.null_threshold.and_then(NullThreshold::fixed).unwrap_or(0.0));
-        let metric = settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string());
+        let metric = metric(settings, &task);
         if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
             usage!("--metric {metric}: {name} has {} and loss", task.metrics().join(", "));
-        }
-        if settings.validation.is_some() {
-            options.metric = Some(metric.clone());
         }
         let train = reader.encode("training data", &task, examples)?;
         let validation = match &settings.validation {
@@ -166,7 +275,28 @@ impl Prepared {
         if train.encoding.set.features.is_empty() {
             bail!("{}: no example has a single token to train on", settings.data.display());
         }
+        let mut inputs = BTreeMap::from([("data".to_string(), digest(&settings.data)?)]);
+        if let Some(path) = &settings.validation {
+            inputs.insert("validation".to_string(), digest(path)?);
+        }
+        Ok(Data { task: Arc::new(task), no_answer, tag_scheme, train: Arc::new(train), validation: validation.map(Arc::new), inputs })
+    }
 
+    /// Puts together what was read, and checks that it fits.
+    fn assemble(
+        mut options: TrainOptions,
+        mut settings: Settings,
+        model: Arc<FrozenModel>,
+        adapter: Option<Adapter>,
+        prefix_tokens: Option<Vec<u32>>,
+        data: Data,
+    ) -> Result<Prepared> {
+        let Data { task, no_answer, tag_scheme, train, validation, mut inputs } = data;
+        let spec = &model.spec;
+        let metric = metric(&settings, &task);
+        if settings.validation.is_some() {
+            options.metric = Some(metric.clone());
+        }
         let head = task.head(settings.head, spec);
         let prefix = PrefixOptions {
             length: settings.prefix_length,
@@ -178,18 +308,14 @@ impl Prepared {
         for split in [Some(&train), validation.as_ref()].into_iter().flatten() {
             prefix.check_positions(spec, split.encoding.set.longest_sequence())?;
         }
-        let mut inputs = BTreeMap::from([("model".to_string(), model.fingerprint())]);
+        inputs.insert("model".to_string(), model.fingerprint());
         if let PrefixStart::File(path) = &settings.prefix_init {
             inputs.insert("prefix-init".to_string(), digest(path)?);
-        }
-        inputs.insert("data".to_string(), digest(&settings.data)?);
-        if let Some(path) = &settings.validation {
-            inputs.insert("validation".to_string(), digest(path)?);
         }
         settings.metric = options.metric.clone();
         let cut = settings.cut(&train.encoding.set);
         let memory = MemoryMode { recompute: settings.recompute.unwrap_or_default() };
-        let mut prepared = Prepared {
+        Ok(Prepared {
             options,
             settings,
             model,
@@ -206,9 +332,7 @@ impl Prepared {
             inputs,
             cut,
             memory,
-        };
-        prepared.fit(terminal)?;
-        Ok(prepared)
+        })
     }
 
     /// What the engine has to do in a step, and in evaluations between.
@@ -355,7 +479,7 @@ impl Prepared {
             spec: &self.model.spec,
             task: &self.task,
             train: &self.train,
-            validation: self.validation.as_ref(),
+            validation: self.validation.as_deref(),
             metric: &self.metric,
             metadata: self.metadata(),
             extent,
@@ -399,6 +523,11 @@ impl Prepared {
         restore_tensors(checkpoint, engine)?;
         Ok(state)
     }
+}
+
+/// The score that chooses the best adapter.
+fn metric(settings: &Settings, task: &Task) -> String {
+    settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string())
 }
 
 /// SHA-256 of a file.

@@ -110,7 +110,7 @@ fn sizes_that_do_not_fit() {
 fn configuration_files() {
     let place = Place::new("bert-classification");
     for (contents, parts) in [
-        ("seed = 1\nlearning_rate = 1", &["c.toml", "line 2", "learning_rate"][..]),
+        ("seed = 1\nlearning-rates = 1", &["c.toml", "line 2", "learning-rates"][..]),
         ("seed = 'x'", &["c.toml", "line 1"]),
         ("seed = 1\nseed = 2", &["c.toml", "line 2"]),
         ("\nseed = ", &["c.toml", "line 2"]),

@@ -1,15 +1,13 @@
 //! The README's table of families is what the tests cover: the families of the program, the tasks of the golden bundles
-//! of each, and the checkpoints that transformers wrote. UPDATE_README=1 rewrites it.
+//! of each, and the checkpoints that transformers wrote; its table of recipes is the program's. UPDATE_README=1 rewrites them.
 
 use crate::bundle::golden;
 use crate::command::{json, text};
 use crate::transformers::{fixtures, model_type};
 use ptune::model::{FAMILIES, Family};
+use ptune::run::recipes::RECIPES;
 use std::collections::BTreeSet;
 use std::path::Path;
-
-const START: &str = "<!-- families: rewrite with UPDATE_README=1 cargo test --test suite readme -->\n";
-const END: &str = "<!-- end of families -->\n";
 
 /// Tasks of the golden bundles of a family.
 fn tasks(family: &Family) -> BTreeSet<String> {
@@ -43,18 +41,44 @@ fn table() -> String {
     table
 }
 
+/// The released scripts' recipes.
+fn recipes() -> String {
+    let mut table = String::from(
+        "| `--recipe` | task | prefix | rate | batch | epochs | released result | paper |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for recipe in RECIPES.iter().filter(|recipe| recipe.script.is_some()) {
+        table.push_str(&format!(
+            "| `{}` | `{}` | {} | {:e} | {} | {} | {} | {} |\n",
+            recipe.name(),
+            recipe.task,
+            recipe.prefix_length,
+            recipe.learning_rate,
+            recipe.batch_size,
+            recipe.epochs,
+            recipe.released.unwrap(),
+            recipe.paper.unwrap()
+        ));
+    }
+    table
+}
+
+/// One test writes both tables: two would write over each other.
 #[test]
-fn the_readme_lists_what_is_tested() {
+fn the_readme_lists_what_is_there() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = text(&path);
-    let (before, rest) = readme.split_once(START).expect("the README marks where the table begins");
-    let (found, after) = rest.split_once(END).expect("the README marks where the table ends");
-    if found == table() {
-        return;
+    for (name, table) in [("families", table()), ("recipes", recipes())] {
+        let start = format!("<!-- {name}: rewrite with UPDATE_README=1 cargo test --test suite readme -->\n");
+        let end = format!("<!-- end of {name} -->\n");
+        let readme = text(&path);
+        let (before, rest) = readme.split_once(&start).expect("the README marks where the table begins");
+        let (found, after) = rest.split_once(&end).expect("the README marks where the table ends");
+        if found == table {
+            continue;
+        }
+        if std::env::var_os("UPDATE_README").is_some() {
+            std::fs::write(&path, format!("{before}{start}{table}{end}{after}")).unwrap();
+            continue;
+        }
+        panic!("README.md: the table of {name} is not what the program has; UPDATE_README=1 rewrites it to:\n{table}");
     }
-    if std::env::var_os("UPDATE_README").is_some() {
-        std::fs::write(&path, format!("{before}{START}{}{END}{after}", table())).unwrap();
-        return;
-    }
-    panic!("README.md: the table of families is not what the tests cover; UPDATE_README=1 rewrites it to:\n{}", table());
 }

@@ -54,9 +54,28 @@ fn stop(mut command: Command, lines: usize, signal: i32) -> Run {
     Run { code: child.wait().unwrap().code(), stdout: said, stderr }
 }
 
+/// TensorBoard's file.
+const EVENTS: &str = "runs/events.out.tfevents.0.ptune";
+
+/// The records of an event file without their wall times.
+fn events(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let event = &bytes[12..12 + length];
+        assert_eq!(event[0], 0x09, "the wall time comes first");
+        found.push(event[9..].to_vec());
+        bytes = &bytes[length + 16..];
+    }
+    found
+}
+
 /// All files of a run without the times in them.
 fn outcome(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = files(folder);
+    if let Some(bytes) = found.get_mut(EVENTS) {
+        *bytes = events(bytes).concat();
+    }
     for name in ["metrics.jsonl", "train_results.json"] {
         let Some(bytes) = found.get_mut(name) else { continue };
         let rows = serde_json::Deserializer::from_slice(bytes).into_iter::<Value>().map(|row| {

@@ -1,0 +1,130 @@
+//! The model card of an adapter: `README.md` with the front matter that Hugging Face's hub reads.
+
+use super::train::Prepared;
+use crate::checkpoint::Export;
+use crate::model::TaskKind;
+use serde_json::{Map, Value};
+use std::fmt::Write;
+use std::path::Path;
+
+/// The text of a finished run's card. It depends on configuration and results alone.
+pub(super) fn text(run: &Prepared, root: &Path, steps: u64, scores: Option<&Map<String, Value>>, export: &Export) -> String {
+    let settings = &run.settings;
+    let kind = settings.task.kind();
+    let base = settings.base().description();
+    let name = root.file_name().map_or("adapter".to_string(), |name| name.to_string_lossy().into_owned());
+    let is_peft = export.reasons.is_empty();
+    let file_name = |path: &Path| path.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+    let dataset = settings.validation.as_deref().map_or(String::new(), file_name);
+
+    let mut text = String::from("---\n");
+    let mut line = |line: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{line}");
+    };
+    line(format!("base_model: {}", quoted(&base)));
+    if is_peft {
+        line("library_name: peft".into());
+    }
+    line(format!("pipeline_tag: {}", pipeline(kind)));
+    line("tags:\n- p-tuning-v2\n- prefix-tuning\n- ptune".into());
+    if let Some(scores) = scores {
+        line(format!("metrics:\n{}", scores.keys().map(|name| format!("- {name}")).collect::<Vec<_>>().join("\n")));
+        line(format!("model-index:\n- name: {}\n  results:", quoted(&name)));
+        line(format!("  - task:\n      type: {}", pipeline(kind)));
+        line(format!("    dataset:\n      type: {}\n      name: {}\n    metrics:", settings.task, quoted(&dataset)));
+        for (name, value) in scores {
+            line(format!("    - type: {name}\n      value: {value}"));
+        }
+    }
+    line("---\n".into());
+    line(format!("# {name}\n"));
+    let trained = match settings.prefix_length {
+        0 => "A head".to_string(),
+        length => format!("A prefix of {length} positions a layer (P-Tuning v2) and a head"),
+    };
+    line(format!("{trained} for {} on the frozen model `{base}`, trained with ptune for {steps} steps.\n", settings.task));
+    if let Some(scores) = scores {
+        line(format!("Scores on `{dataset}`, of the best evaluation by {}:\n", run.metric));
+        line("| score | value |\n|---|---|".into());
+        for (name, value) in scores {
+            line(format!("| {name} | {:.4} |", value.as_f64().unwrap_or(f64::NAN)));
+        }
+        line(String::new());
+    }
+    line("Settings (all of them in `config.toml`):\n\n| option | value |\n|---|---|".into());
+    let options = run.options.to_table().unwrap_or_default();
+    for option in SHOWN {
+        if let Some(value) = options.get(option) {
+            line(format!("| {option} | {} |", value.to_string().trim_matches('"')));
+        }
+    }
+    let labels = run.task.labels();
+    if !labels.is_empty() {
+        let listed = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
+        line(format!("\nLabels, in the order of the head's outputs: {listed}."));
+    }
+    line("\n## Use\n".into());
+    line(format!("```\nptune predict --model MODEL --adapter {name} --input new.jsonl --output predictions.jsonl\n```"));
+    if is_peft {
+        let (class, arguments) = class(kind, labels.len());
+        line(format!(
+            "\nWith Hugging Face PEFT (in float32, for equal logits):\n\n```python\nimport torch\nfrom peft import PeftModel\nfrom transformers import {class}\n\n\
+             base = {class}.from_pretrained(\"MODEL\", dtype=torch.float32{arguments})\nmodel = PeftModel.from_pretrained(base, {}).eval()\n```",
+            quoted(&name)
+        ));
+    } else {
+        line(format!("\nHugging Face PEFT cannot load it: {}.", export.reasons.join("; ")));
+    }
+    text
+}
+
+/// Options that a reader looks for.
+const SHOWN: [&str; 17] = [
+    "method",
+    "prefix-length",
+    "prefix-layers",
+    "prefix-projection",
+    "prefix-dropout",
+    "hidden-dropout",
+    "attention-dropout",
+    "positions",
+    "head",
+    "learning-rate",
+    "schedule",
+    "warmup",
+    "batch-size",
+    "gradient-accumulation",
+    "max-length",
+    "template",
+    "seed",
+];
+
+/// A string of YAML, whatever is in it: JSON's strings are YAML's.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// The hub's name of a task.
+fn pipeline(kind: TaskKind) -> &'static str {
+    match kind {
+        TaskKind::Classification => "text-classification",
+        TaskKind::MultipleChoice => "multiple-choice",
+        TaskKind::Tagging => "token-classification",
+        TaskKind::Qa => "question-answering",
+        TaskKind::CausalLm => "text-generation",
+    }
+}
+
+/// The class of transformers that PEFT wraps, and its further arguments.
+fn class(kind: TaskKind, labels: usize) -> (&'static str, String) {
+    let labels = format!(", num_labels={labels}");
+    match kind {
+        TaskKind::Classification => ("AutoModelForSequenceClassification", labels),
+        // One row a choice, with one score each.
+        TaskKind::MultipleChoice => ("AutoModelForSequenceClassification", ", num_labels=1".into()),
+        TaskKind::Tagging => ("AutoModelForTokenClassification", labels),
+        TaskKind::Qa => ("AutoModelForQuestionAnswering", String::new()),
+        TaskKind::CausalLm => ("AutoModelForCausalLM", String::new()),
+    }
+}

@@ -1,0 +1,235 @@
+//! What a sweep runs: options of `train`, and a list of values for some of them.
+
+use crate::run::TrainOptions;
+use crate::usage;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// A sweep's file: `output`, `[base]` with options of `train`, `[grid]` with lists of values.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<PathBuf>,
+    #[serde(default)]
+    base: Table,
+    #[serde(default)]
+    grid: BTreeMap<String, Vec<Value>>,
+}
+
+/// A grid over the options of `train`, and what all runs share.
+#[derive(Clone, Debug, Default)]
+pub struct Sweep {
+    pub output: Option<PathBuf>,
+    pub base: TrainOptions,
+    /// Options and their values; the seed last, so that runs which differ in it alone stand together.
+    grid: Vec<(String, Vec<Value>)>,
+}
+
+/// One run.
+pub struct Cell {
+    pub name: String,
+    /// Values on the axes, in their order.
+    pub values: Vec<Value>,
+    pub options: TrainOptions,
+}
+
+impl Cell {
+    pub fn folder(&self) -> &Path {
+        self.options.output.as_deref().unwrap_or(Path::new("."))
+    }
+}
+
+pub const SEED: &str = "seed";
+
+/// Options that belong to the sweep or the machine.
+const NO_AXES: [&str; 6] = ["output", "resume", "quiet", "threads", "device", "profile-steps"];
+/// Nobody means to start more.
+const MOST_RUNS: usize = 10_000;
+
+impl Sweep {
+    /// Reads a sweep's file.
+    pub fn read(path: &Path) -> Result<Sweep> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the sweep {}", path.display()))?;
+        let shown = path.display().to_string();
+        let file: File = match toml::from_str(&text) {
+            Ok(file) => file,
+            Err(error) => usage!("{}", crate::run::options::located(&error, &text, &shown)),
+        };
+        let base = TrainOptions::parse(&toml::to_string(&file.base)?, &format!("{shown}, [base]"))?;
+        let mut sweep = Sweep { output: file.output, base, grid: Vec::new() };
+        for (name, values) in file.grid {
+            sweep.add_axis(&name, values)?;
+        }
+        Ok(sweep)
+    }
+
+    /// Adds an axis as a flag has it: `learning-rate=5e-3,1e-2`.
+    pub fn add_flag(&mut self, text: &str) -> Result<()> {
+        let Some((name, values)) = text.split_once('=') else { usage!("--grid {text}: write NAME=VALUE,VALUE,...") };
+        let value = |text: &str| match (text.parse(), text.parse(), text.parse()) {
+            (Ok(integer), _, _) => Value::Integer(integer),
+            (_, Ok(number), _) => Value::Float(number),
+            (_, _, Ok(truth)) => Value::Boolean(truth),
+            _ => Value::String(text.to_string()),
+        };
+        self.add_axis(name, values.split(',').map(|text| value(text.trim())).collect())
+    }
+
+    /// An axis in place of one of the same name.
+    pub(super) fn add_axis(&mut self, name: &str, values: Vec<Value>) -> Result<()> {
+        if values.is_empty() {
+            usage!("[grid] {name}: there is no value");
+        }
+        // A foreign name becomes the option's own.
+        let mut own = name.replace('_', "-");
+        for value in &values {
+            let options = point(name, value)?.to_table()?;
+            if let (1, Some(only)) = (options.len(), options.keys().next()) {
+                own = only.clone();
+            }
+        }
+        if NO_AXES.contains(&own.as_str()) {
+            usage!("[grid] {name}: it is no axis of a sweep; give it as an option for all runs");
+        }
+        self.grid.retain(|(known, _)| *known != own);
+        self.grid.push((own, values));
+        self.grid.sort_by_key(|(name, _)| (name == SEED, name.clone()));
+        Ok(())
+    }
+
+    /// The values of an axis.
+    #[cfg(test)]
+    pub(super) fn axis(&self, index: usize) -> &[Value] {
+        &self.grid[index].1
+    }
+
+    pub fn axes(&self) -> impl Iterator<Item = &str> {
+        self.grid.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Every combination of values, the last axis running fastest; each is checked.
+    pub fn cells(&self, output: &Path) -> Result<Vec<Cell>> {
+        let runs = self.grid.iter().map(|(_, values)| values.len()).try_fold(1usize, |product, count| product.checked_mul(count));
+        let Some(runs) = runs.filter(|&runs| runs <= MOST_RUNS) else { usage!("the grid has more than {MOST_RUNS} runs") };
+        if self.grid.is_empty() {
+            usage!("the sweep has no axis: give a [grid] in --config, or --grid NAME=VALUE,VALUE");
+        }
+        let mut base = self.base.to_table()?;
+        for name in self.axes() {
+            base.remove(name);
+        }
+        let base = TrainOptions { recipe: self.base.recipe.clone(), ..TrainOptions::from_table(base)? };
+        let mut cells: Vec<Cell> = Vec::new();
+        for index in 0..runs {
+            let mut rest = index;
+            let mut values: Vec<Value> = Vec::new();
+            for (_, axis) in self.grid.iter().rev() {
+                values.insert(0, axis[rest % axis.len()].clone());
+                rest /= axis.len();
+            }
+            let mut upper = TrainOptions::default();
+            for (name, value) in self.axes().zip(&values) {
+                upper = point(name, value)?.over(&upper)?;
+            }
+            let name = self.axes().zip(&values).map(|(name, value)| format!("{name}={}", spelled(value))).collect::<Vec<_>>().join(",");
+            let name: String =
+                name.chars().map(|letter| if letter.is_alphanumeric() || "=,.-".contains(letter) { letter } else { '_' }).collect();
+            if name.len() > 200 || cells.iter().any(|cell| cell.name == name) {
+                usage!("[grid]: the run {name} needs a name of its own that a folder can have; shorten or change its values");
+            }
+            let mut options = upper.over(&base)?;
+            options.output = Some(output.join(&name));
+            options.resume = Some(true);
+            options.quiet = Some(true);
+            let mut whole = options.clone();
+            if let Some(recipe) = &options.recipe {
+                whole = whole.over(&crate::run::recipes::find(recipe)?.options())?;
+            }
+            whole.locate(None)?;
+            whole.validate().with_context(|| format!("run {name}"))?;
+            cells.push(Cell { name, values, options });
+        }
+        Ok(cells)
+    }
+
+    /// The text of a sweep's file.
+    pub fn to_toml(&self) -> Result<String> {
+        let mut base = self.base.to_table()?;
+        base.extend(self.base.recipe.clone().map(|recipe| ("recipe".to_string(), Value::String(recipe))));
+        let file = File { output: None, base, grid: self.grid.iter().cloned().collect() };
+        toml::to_string(&file).context("the sweep cannot be written as TOML")
+    }
+}
+
+/// The options of one value on one axis.
+fn point(name: &str, value: &Value) -> Result<TrainOptions> {
+    let table = Table::from_iter([(name.to_string(), value.clone())]);
+    TrainOptions::parse(&toml::to_string(&table)?, "[grid]")
+}
+
+/// A value as a flag has it.
+pub fn spelled(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sweep(text: &str) -> Result<Sweep> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sweep.toml");
+        std::fs::write(&path, text).unwrap();
+        Sweep::read(&path)
+    }
+
+    const BASE: &str = "[base]\nmodel = 'm'\ndata = 'd'\nvalidation = 'v'\ntask = 'classification'\nprefix_projection = 64\n[grid]\n";
+
+    #[test]
+    fn a_grid_is_every_combination_with_the_seed_last() {
+        let sweep = sweep(&format!("{BASE}seed = [1, 2]\nlr = [1e-3, 0.01]\nprefix-projection = [false, 32]")).unwrap();
+        assert_eq!(sweep.axes().collect::<Vec<_>>(), ["learning-rate", "prefix-projection", "seed"]);
+        let cells = sweep.cells(Path::new("out")).unwrap();
+        assert_eq!(cells.len(), 8);
+        assert_eq!(cells[0].name, "learning-rate=0.001,prefix-projection=false,seed=1");
+        assert_eq!(cells[7].options.output, Some("out/learning-rate=0.01,prefix-projection=32,seed=2".into()));
+        assert_eq!((cells[0].options.prefix_projection, cells[7].options.prefix_projection), (None, Some(32)));
+        assert_eq!((cells[1].options.seed, cells[7].options.learning_rate), (Some(2), Some(0.01)));
+        let again = super::tests::sweep(&sweep.to_toml().unwrap()).unwrap();
+        assert_eq!((again.base == sweep.base, again.grid), (true, sweep.grid));
+    }
+
+    #[test]
+    fn flags_add_axes() {
+        let mut sweep = sweep(&format!("{BASE}seed = [1]")).unwrap();
+        sweep.add_flag("seed=3,4").unwrap();
+        sweep.add_flag("method=head,prefix").unwrap();
+        let cells = sweep.cells(Path::new("out"));
+        // The projection of the base has no place beside a head alone: it is hidden.
+        assert_eq!(cells.unwrap().len(), 4);
+        assert!(sweep.add_flag("seed").unwrap_err().to_string().contains("NAME=VALUE"));
+    }
+
+    #[test]
+    fn wrong_sweeps_are_refused() {
+        let message = |text: &str| match sweep(text).and_then(|sweep| sweep.cells(Path::new("out"))) {
+            Ok(_) => panic!("{text}"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(message(BASE).contains("no axis"));
+        assert!(message(&format!("{BASE}seed = []")).contains("no value"));
+        assert!(message(&format!("{BASE}output = ['a']")).contains("no axis of a sweep"));
+        assert!(message(&format!("{BASE}sed = [1]")).contains("sed"));
+        assert!(message(&format!("{BASE}seed = [1, 1]")).contains("name of its own"));
+        assert!(message(&format!("{BASE}learning-rate = [-1.0]")).contains("--learning-rate -1"));
+        assert!(message("[grids]\n").contains("line 1"));
+        assert!(message("[base]\nfoo = 1\n[grid]\nseed = [1]").contains("foo"));
+    }
+}
