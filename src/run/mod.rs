@@ -3,9 +3,9 @@
 mod base;
 pub mod bench;
 pub mod convert;
+mod cut;
 pub mod device;
 pub mod evaluate;
-mod cut;
 mod folder;
 pub mod interrupt;
 pub mod memory;

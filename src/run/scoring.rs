@@ -1,7 +1,7 @@
 //! A model with an adapter over a data file: what `eval` and `predict` share.
 
-use super::device;
 use super::cut::Size;
+use super::device;
 use super::evaluate::{self, Evaluation};
 use super::interrupt::Interrupt;
 use super::memory::loading_line;

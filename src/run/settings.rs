@@ -5,10 +5,12 @@ use super::base::BaseOptions;
 use super::cut::{Cut, Size, longest_feature};
 use super::options::TrainOptions;
 use super::schedule::Schedule;
-use super::values::{ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup};
+use super::values::{
+    ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
+};
 use crate::checkpoint::Adapter;
 use crate::data::{Columns, FeatureSet};
-use crate::engine::Recompute;
+use crate::engine::{Recompute, Residency};
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
 use crate::task::TaskName;
 use crate::task::named::{TRAIN, VALIDATION};
@@ -58,6 +60,7 @@ pub struct Settings {
     pub tokens_per_step: Option<usize>,
     pub memory_budget: Option<ByteSize>,
     pub recompute: Option<Recompute>,
+    pub weights: Option<Residency>,
     pub micro_batch_size: Option<usize>,
     pub micro_batch_tokens: Option<usize>,
     pub epochs: Option<u64>,
