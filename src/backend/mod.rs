@@ -18,7 +18,7 @@ pub mod watch;
 
 pub use instruments::{Instruments, Launched, Machine, Mark, Scope};
 pub use random::{Dropout, Site, Stream, philox, stream_key};
-pub use view::{ARENA, BufferId, DType, View};
+pub use view::{ARENA, BufferId, DType, HOST, View};
 
 use std::sync::Arc;
 
@@ -295,6 +295,8 @@ pub trait Sizing {
 pub trait Backend: Sizing + Instruments + Send {
     /// The one allocation of the run, zeroed. `scratch` lies inside it.
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()>;
+    /// The one allocation of host memory, zeroed; views of it are written, filled and moved, and read by no operation.
+    fn allocate_host(&mut self, bytes: usize) -> anyhow::Result<()>;
     /// A read-only file whose bytes operations may read in place. Only where [`Sizing::reads_files`].
     fn attach(&mut self, file: FileBytes) -> BufferId;
     /// The first thing that went wrong with what was queued; every result since is void.
@@ -308,6 +310,12 @@ pub trait Backend: Sizing + Instruments + Send {
     fn zero(&mut self, view: View);
     /// `to` = `from`: as many elements of the same type, both without gaps between rows.
     fn copy(&mut self, from: View, to: View);
+    /// Copies each pair's first view to its second, both without gaps, of one type and size, and one of them outside the
+    /// arena: beside what is computed, after everything that was queued before, and before what is queued after the
+    /// [`Backend::join`] of the same lane. Each transfer is joined before the lane's next.
+    fn transfer(&mut self, lane: usize, moves: &[(View, View)]);
+    /// What is queued from here on waits for the lane's transfer.
+    fn join(&mut self, lane: usize);
     /// Fills a 16-bit view without gaps with N(0, deviation): element i is word i % 4 of Philox block i / 4 under `key`,
     /// each pair of words through Box and Muller's transformation. The same numbers (to the last bit that single
     /// precision leaves open) on every backend, whatever the number of threads.

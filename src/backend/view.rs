@@ -38,6 +38,9 @@ pub struct BufferId(pub u32);
 /// The one allocation that the memory plan lays out.
 pub const ARENA: BufferId = BufferId(0);
 
+/// The plan's part of the host's memory: what is brought into the arena piece by piece.
+pub const HOST: BufferId = BufferId(u32::MAX);
+
 /// A row-major matrix inside a buffer: element (r, c) is `r * stride + c` elements after `offset` bytes.
 /// A vector is a view of one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -44,6 +44,8 @@ impl Engine {
         }
         for layer in (reach.lowest..reach.layers).rev() {
             (g, stream) = self.scoped(Scope::Layer(layer), |engine| {
+                let below = layer.checked_sub(1).filter(|&below| below >= reach.lowest);
+                engine.bring(engine.spec.layer_weights[layer], below.map(|below| engine.spec.layer_weights[below]));
                 engine.remake_layer(rows, layer);
                 engine.backward_layer(rows, layer, g, stream)
             });

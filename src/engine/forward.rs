@@ -71,6 +71,8 @@ impl Engine {
     }
 
     pub(super) fn forward_layer(&mut self, mode: Mode, rows: &BatchRows, layer: usize) {
+        let set = |layer: usize| self.spec.layer_weights.get(layer).copied();
+        self.bring(self.spec.layer_weights[layer], set(layer + 1));
         self.forward_to_up(mode, rows, layer);
         self.forward_from_up(mode, rows, layer);
     }

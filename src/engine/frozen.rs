@@ -6,8 +6,10 @@
 
 use super::layout::Layout;
 use super::numbers::{self, CHUNK};
+use super::options::Residency;
+use super::streaming::Ring;
 use super::words::WordHead;
-use crate::backend::{ARENA, Backend, BufferId, DType, Precision, Site, Sizing, Stream, View, stream_key};
+use crate::backend::{ARENA, Backend, BufferId, DType, HOST, Precision, Site, Sizing, Stream, View, stream_key};
 use crate::checkpoint::{Checkpoint, FrozenModel, Tensor, Weights};
 use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, Storage};
 use anyhow::{Result, anyhow, bail};
@@ -61,8 +63,21 @@ pub struct Frozen {
     pub language_head: Option<View>,
     /// What scores the words of a head.
     pub words: Option<WordHead>,
-    /// What has to be brought into the arena.
+    /// What has to be brought into the arena, or to its home in host memory.
     uploads: Vec<(Slot, Part, View)>,
+    /// How layers come from home to the arena, where they do not stay there.
+    pub ring: Option<Ring>,
+    /// Bytes of host memory that are homes.
+    pub host: usize,
+}
+
+impl LayerWeights {
+    /// Weights of the linear layers.
+    pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut View> {
+        let joined = self.query_key_value.iter_mut().chain(&mut self.up);
+        let others = [&mut self.attention_output, &mut self.down].into_iter().chain(self.relative.iter_mut().flatten());
+        joined.chain(others).map(|linear| &mut linear.weight)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -85,9 +100,17 @@ pub(super) struct Placer<'a> {
     /// Whether the backend reads the mapped files.
     reads_files: bool,
     uploads: Vec<(Slot, Part, View)>,
+    /// Host memory, and whether matrices go there at the moment.
+    host: Layout,
+    at_home: bool,
 }
 
 impl Placer<'_> {
+    /// Room for a matrix that is copied.
+    fn room(&mut self, layout: &mut Layout, rows: usize, cols: usize, dtype: DType) -> View {
+        if self.at_home { View { buffer: HOST, ..self.host.matrix(rows, cols, dtype) } } else { layout.matrix(rows, cols, dtype) }
+    }
+
     /// Whether a matrix can stay in the mapped file: 16 bits wide, aligned and stored as it is used. Where: the tensor's row
     /// that it begins at.
     fn stays(&self, slot: Slot, tensor: &Tensor) -> Option<usize> {
@@ -120,7 +143,7 @@ impl Placer<'_> {
             return Ok(place);
         }
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        let view = layout.matrix(rows, cols, self.precision.frozen(dtype));
+        let view = self.room(layout, rows, cols, self.precision.frozen(dtype));
         self.uploads.push((slot, Part::Matrix, view));
         Ok(view)
     }
@@ -166,7 +189,7 @@ impl Placer<'_> {
         }
         let weight = match joined {
             true => View { rows: rows.iter().sum(), ..self.matrix(layout, slots[0])? },
-            false => layout.matrix(rows.iter().sum(), spec.hidden_size, dtype),
+            false => self.room(layout, rows.iter().sum(), spec.hidden_size, dtype),
         };
         // The part of one that has no bias stays zero, as the arena begins.
         let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(weight.rows, self.precision.activation));
@@ -186,9 +209,11 @@ impl Placer<'_> {
 
 impl Frozen {
     /// Decides where every tensor lies, of those that a head needs besides too.
-    pub fn lay_out(model: &FrozenModel, backend: &dyn Sizing, head: &HeadSpec, layout: &mut Layout) -> Result<Frozen> {
+    /// Streamed layers get their places in the arena by [`Frozen::stream`].
+    pub fn lay_out(model: &FrozenModel, backend: &dyn Sizing, head: &HeadSpec, weights: Residency, layout: &mut Layout) -> Result<Frozen> {
         let (spec, precision) = (&model.spec, backend.precision());
-        let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new() };
+        let (host, at_home) = (Layout::default(), false);
+        let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new(), host, at_home };
         let has = |slot| spec.shape(slot).is_some();
         let word = placer.matrix(layout, Slot::WordEmbedding)?;
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
@@ -197,6 +222,7 @@ impl Frozen {
         let embedding_projection = placer.projection(layout, Slot::EmbeddingProjection)?;
         let relative = has(Slot::RelativeEmbedding).then(|| placer.matrix(layout, Slot::RelativeEmbedding)).transpose()?;
         let mut layers = Vec::new();
+        placer.at_home = weights == Residency::Streamed;
         for set in 0..spec.weight_sets() {
             let up = [Slot::Gate(set), Slot::Up(set)];
             layers.push(LayerWeights {
@@ -211,6 +237,7 @@ impl Frozen {
                 relative: [placer.projection(layout, Slot::RelativeKey(set))?, placer.projection(layout, Slot::RelativeQuery(set))?],
             });
         }
+        placer.at_home = false;
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
         let predicting = if spec.tied_head { Slot::WordEmbedding } else { Slot::LanguageHead };
         if !head.is_trained() && spec.embedding_size != spec.hidden_size {
@@ -234,7 +261,7 @@ impl Frozen {
                 bias: Some(layout.vector(spec.hidden_size, precision.activation)),
             }),
         };
-        let uploads = placer.uploads;
+        let (uploads, host) = (placer.uploads, placer.host.finish().0);
         Ok(Frozen {
             word,
             position,
@@ -248,7 +275,14 @@ impl Frozen {
             language_head,
             words,
             uploads,
+            ring: None,
+            host,
         })
+    }
+
+    /// Gives streamed layers their places in the arena.
+    pub fn stream(&mut self, layout: &mut Layout) {
+        self.ring = Some(Ring::lay_out(&mut self.layers, layout));
     }
 
     /// The norm in front of layer 0, where the model normalises before each branch.
@@ -286,7 +320,9 @@ impl Frozen {
         let linears = [self.embedding_projection, self.pooler, transform].into_iter().flatten().map(|linear| linear.weight);
         let language_head = self.language_head.filter(|&head| head != self.word);
         let tables = [Some(self.word), self.position, self.token_type, self.relative, language_head].into_iter().flatten();
-        tables.chain(linears).chain(layers).filter(|view| view.buffer != ARENA).map(|view| view.len() * view.dtype.size()).sum()
+        let homes = self.ring.iter().flat_map(Ring::homes);
+        let elsewhere = |view: &View| view.buffer != ARENA && view.buffer != HOST;
+        tables.chain(linears).chain(layers).chain(homes).filter(elsewhere).map(|view| view.len() * view.dtype.size()).sum()
     }
 
     /// Bytes that loading brings into the arena.

@@ -18,13 +18,14 @@ mod relative;
 mod scale;
 mod state;
 mod step;
+mod streaming;
 mod text_prefix;
 mod trainable;
 mod vocabulary;
 mod words;
 
 pub use layout::{Bytes, Region};
-pub use options::{Capacity, EngineOptions, MemoryMode, PrefixInit, PrefixOptions, Recompute};
+pub use options::{Capacity, EngineOptions, MemoryMode, PrefixInit, PrefixOptions, Recompute, Residency};
 pub use plan::Plan;
 pub use step::{StepReport, Update};
 
@@ -131,6 +132,9 @@ impl Engine {
         }
         let plan = Plan::new(model, &options, capacity, backend.as_ref())?;
         backend.allocate(plan.total, plan.scratch)?;
+        if plan.host > 0 {
+            backend.allocate_host(plan.host)?;
+        }
         let loading = Loading { bytes: plan.frozen.loaded_bytes(), mapped: plan.mapped, time: Duration::ZERO };
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
         let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);

@@ -101,12 +101,36 @@ pub struct EngineOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryMode {
     pub recompute: Recompute,
+    pub weights: Residency,
+}
+
+/// Where the layers' weights live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Residency {
+    /// In the arena, or in their files where the backend reads those.
+    #[default]
+    Resident,
+    /// In host memory; two layers at a time are in the arena.
+    Streamed,
+}
+
+impl Residency {
+    /// As options name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Residency::Resident => "resident",
+            Residency::Streamed => "streamed",
+        }
+    }
 }
 
 impl MemoryMode {
     /// All of them.
     pub fn every() -> impl Iterator<Item = MemoryMode> {
-        [Recompute::None, Recompute::UpProjection, Recompute::Layer].into_iter().map(|recompute| MemoryMode { recompute })
+        let recompute = [Recompute::None, Recompute::UpProjection, Recompute::Layer];
+        let modes = move |weights| recompute.map(|recompute| MemoryMode { recompute, weights });
+        [Residency::Resident, Residency::Streamed].into_iter().flat_map(modes)
     }
 }
 

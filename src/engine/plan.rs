@@ -5,7 +5,7 @@ use super::activations::{LayerBuffers, LayerInput, NormBuffers, Reach, assemble}
 use super::frozen::Frozen;
 use super::generate::CacheBuffers;
 use super::layout::{Bytes, Layout, Region};
-use super::options::{Capacity, EngineOptions, Recompute};
+use super::options::{Capacity, EngineOptions, Recompute, Residency};
 use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use super::vocabulary::VocabularyBuffers;
@@ -105,6 +105,8 @@ pub struct Plan {
     pub total: usize,
     /// Bytes of frozen matrices that are read where their files are mapped.
     pub mapped: usize,
+    /// Bytes of host memory that streamed layers come from.
+    pub host: usize,
     pub reach: Reach,
     pub(super) frozen: Frozen,
     pub(super) trainables: Trainables,
@@ -167,7 +169,13 @@ impl Plan {
         let mut layout = Layout::default();
 
         let formula = format!("norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
-        let frozen = layout.region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, &options.head, layout))?;
+        let weights = options.memory.weights;
+        let mut frozen =
+            layout.region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, &options.head, weights, layout))?;
+        if weights == Residency::Streamed {
+            let formula = format!("two of {} layers at a time", spec.weight_sets());
+            layout.region("streamed layers", formula, |layout| frozen.stream(layout));
+        }
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
         let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
@@ -258,6 +266,7 @@ impl Plan {
             regions,
             total,
             mapped,
+            host: frozen.host,
             reach,
             frozen,
             trainables,
@@ -376,6 +385,10 @@ impl fmt::Display for Plan {
             writeln!(formatter, "  {:<18} {:>10}  {}", region.name, Bytes(region.bytes).to_string(), region.formula)?;
         }
         writeln!(formatter, "  {:<18} {:>10}  one allocation", "arena", Bytes(self.total).to_string())?;
+        if self.host > 0 {
+            let host = Bytes(self.host).to_string();
+            writeln!(formatter, "  {:<18} {host:>10}  host memory that streamed layers come from, one allocation", "host")?;
+        }
         write!(formatter, "  {:<18} {:>10}  frozen matrices read in the checkpoint's files", "mapped", Bytes(self.mapped).to_string())
     }
 }

@@ -63,6 +63,7 @@ impl Engine {
         upload(ordinals, vec![0; count]);
         upload(offsets, vec![0, count as i32]);
         for set in (0..self.spec.weight_sets()).filter(|_| cached) {
+            self.bring(set, Some(set + 1).filter(|&next| next < self.spec.weight_sets()));
             self.project_relative(Mode::Evaluate, 0, set);
         }
     }

@@ -118,7 +118,7 @@ fn superfluous(steps: &[u64], current: u64, limit: usize, is_regular: impl Fn(u6
 }
 
 /// Options that do not change what a run computes, and paths whose contents are compared instead.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
     "output",
     "model",
     "data",
@@ -129,6 +129,7 @@ const FREE: [&str; 11] = [
     "save-every",
     "save-limit",
     "recompute",
+    "weights",
     "memory-budget",
 ];
 

@@ -8,7 +8,7 @@ use super::values::{
     ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
 };
 use crate::data::{LongSentences, TagScheme};
-use crate::engine::Recompute;
+use crate::engine::{Recompute, Residency};
 use crate::error::UsageError;
 use crate::model::HeadKind;
 use crate::task::TaskName;
@@ -196,6 +196,10 @@ pub struct TrainOptions {
     /// or what --memory-budget wants]
     #[arg(long, value_name = "WHAT", hide_possible_values = true, help_heading = "Memory")]
     pub recompute: Option<Recompute>,
+    /// Where the layers' weights live: resident on the device, or streamed from host memory, two layers at a time. Changes no
+    /// result [default: resident, or what --memory-budget wants]
+    #[arg(long, value_name = "WHERE", hide_possible_values = true, help_heading = "Memory")]
+    pub weights: Option<Residency>,
     /// Examples that go through the model at a time [default: --batch-size, or what --memory-budget wants]
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub micro_batch_size: Option<usize>,

@@ -10,7 +10,7 @@ use super::values::{
 };
 use crate::checkpoint::Adapter;
 use crate::data::{Columns, FeatureSet, LongSentences, TagScheme};
-use crate::engine::Recompute;
+use crate::engine::{Recompute, Residency};
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
 use crate::task::TaskName;
 use crate::task::named::{TRAIN, VALIDATION};
@@ -62,6 +62,7 @@ pub struct Settings {
     pub tokens_per_step: Option<usize>,
     pub memory_budget: Option<ByteSize>,
     pub recompute: Option<Recompute>,
+    pub weights: Option<Residency>,
     pub micro_batch_size: Option<usize>,
     pub micro_batch_tokens: Option<usize>,
     pub epochs: Option<u64>,

@@ -314,7 +314,7 @@ impl Prepared {
         }
         settings.metric = options.metric.clone();
         let cut = settings.cut(&train.encoding.set);
-        let memory = MemoryMode { recompute: settings.recompute.unwrap_or_default() };
+        let memory = MemoryMode { recompute: settings.recompute.unwrap_or_default(), weights: settings.weights.unwrap_or_default() };
         Ok(Prepared {
             options,
             settings,
@@ -370,12 +370,13 @@ impl Prepared {
         let micro_batch = self.cut.micro_batch;
         let sizes = if given { vec![micro_batch] } else { micro_batch.halves(&self.train.encoding.set) };
         let shape = settings.base().shape()?;
-        let modes = plan::modes(settings.recompute);
+        let modes = plan::modes(settings.recompute, settings.weights);
         let work = self.workload();
         let chosen = plan::fastest(&self.model, &shape, &work, sizing.as_ref(), &modes, &sizes, budget.0, context, plan::ASSUMED_SPEED)?;
         terminal.line(plan::choice_line(&chosen, budget.0));
         (self.memory, self.cut.micro_batch) = (chosen.memory, chosen.micro_batch);
         self.options.recompute = Some(chosen.memory.recompute);
+        self.options.weights = Some(chosen.memory.weights);
         match chosen.micro_batch {
             Size::Features(count) => self.options.micro_batch_size = Some(count),
             Size::Tokens(count) => self.options.micro_batch_tokens = Some(count),

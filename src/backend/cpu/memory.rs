@@ -3,14 +3,44 @@
 //! rows or columns, and the engine never gives an operation an output that overlaps an input it does not document.
 
 use super::real::Real;
-use crate::backend::{ARENA, BufferId, DType, FileBytes, View};
+use crate::backend::{ARENA, BufferId, DType, FileBytes, HOST, View};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
 const ALIGNMENT: usize = 256;
 
-pub struct Buffers {
-    arena: *mut u8,
+/// Memory that was taken from the system: zero pages, resident only once touched.
+struct Block {
+    start: *mut u8,
     bytes: usize,
+}
+
+impl Block {
+    const NONE: Block = Block { start: std::ptr::null_mut(), bytes: 0 };
+
+    fn allocate(bytes: usize) -> anyhow::Result<Block> {
+        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT)?;
+        // SAFETY: the layout has a size above zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        anyhow::ensure!(
+            !start.is_null(),
+            "cannot allocate {bytes} bytes of memory; use a smaller batch, a shorter text or a shorter prefix"
+        );
+        Ok(Block { start, bytes: layout.size() })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if !self.start.is_null() {
+            // SAFETY: allocated by `allocate` with this layout, which was valid then.
+            unsafe { dealloc(self.start, Layout::from_size_align_unchecked(self.bytes, ALIGNMENT)) }
+        }
+    }
+}
+
+pub struct Buffers {
+    arena: Block,
+    host: Block,
     files: Vec<FileBytes>,
 }
 
@@ -20,20 +50,18 @@ unsafe impl Sync for Buffers {}
 
 impl Buffers {
     pub fn new() -> Buffers {
-        Buffers { arena: std::ptr::null_mut(), bytes: 0, files: Vec::new() }
+        Buffers { arena: Block::NONE, host: Block::NONE, files: Vec::new() }
     }
 
-    /// Takes the arena from the system: zero pages, resident only once touched.
     pub fn allocate(&mut self, bytes: usize) -> anyhow::Result<()> {
-        assert!(self.arena.is_null(), "the arena is allocated once");
-        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT)?;
-        // SAFETY: the layout has a size above zero.
-        let arena = unsafe { alloc_zeroed(layout) };
-        anyhow::ensure!(
-            !arena.is_null(),
-            "cannot allocate {bytes} bytes of memory; use a smaller batch, a shorter text or a shorter prefix"
-        );
-        (self.arena, self.bytes) = (arena, layout.size());
+        assert!(self.arena.start.is_null(), "the arena is allocated once");
+        self.arena = Block::allocate(bytes)?;
+        Ok(())
+    }
+
+    pub fn allocate_host(&mut self, bytes: usize) -> anyhow::Result<()> {
+        assert!(self.host.start.is_null(), "host memory is allocated once");
+        self.host = Block::allocate(bytes)?;
         Ok(())
     }
 
@@ -44,7 +72,8 @@ impl Buffers {
 
     fn address(&self, view: View) -> *mut u8 {
         let (start, bytes) = match view.buffer {
-            ARENA => (self.arena, self.bytes),
+            ARENA => (self.arena.start, self.arena.bytes),
+            HOST => (self.host.start, self.host.bytes),
             BufferId(file) => {
                 let data = (*self.files[file as usize - 1]).as_ref();
                 (data.as_ptr().cast_mut(), data.len())
@@ -84,7 +113,7 @@ impl Buffers {
     }
 
     pub fn bytes_mut(&mut self, view: View) -> &mut [u8] {
-        assert!(view.is_contiguous() && view.buffer == ARENA, "files are read-only");
+        assert!(view.is_contiguous() && (view.buffer == ARENA || view.buffer == HOST), "files are read-only");
         // SAFETY: as in `bytes`; `&mut self` makes the access exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.address(view), view.len() * view.dtype.size()) }
     }
@@ -95,15 +124,6 @@ impl Buffers {
             DType::F16 => Source::F16(self.matrix(view)),
             DType::BF16 => Source::BF16(self.matrix(view)),
             _ => Source::Full(self.matrix(view)),
-        }
-    }
-}
-
-impl Drop for Buffers {
-    fn drop(&mut self) {
-        if !self.arena.is_null() {
-            // SAFETY: allocated by `allocate` with this layout, which was valid then.
-            unsafe { dealloc(self.arena, Layout::from_size_align_unchecked(self.bytes, ALIGNMENT)) }
         }
     }
 }

@@ -183,6 +183,20 @@ impl<T: Number> Backend for Cpu<T> {
         Ok(())
     }
 
+    fn allocate_host(&mut self, bytes: usize) -> anyhow::Result<()> {
+        self.buffers.allocate_host(bytes)
+    }
+
+    fn transfer(&mut self, _: usize, moves: &[(View, View)]) {
+        for &(from, to) in moves {
+            assert!(from.dtype == to.dtype && from.len() == to.len() && (from.buffer == ARENA) != (to.buffer == ARENA));
+            fill::copy(self.buffers.byte_matrix(from), self.buffers.byte_matrix(to));
+        }
+    }
+
+    /// A transfer is over when it returns.
+    fn join(&mut self, _: usize) {}
+
     fn attach(&mut self, file: FileBytes) -> BufferId {
         self.buffers.attach(file)
     }

@@ -64,6 +64,11 @@ impl Backend for Absent {
     fn allocate(&mut self, _: usize, _: View) -> Result<()> {
         Ok(())
     }
+    fn allocate_host(&mut self, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn transfer(&mut self, _: usize, _: &[(View, View)]) {}
+    fn join(&mut self, _: usize) {}
     fn attach(&mut self, _: FileBytes) -> BufferId {
         unreachable!("the engine attaches files only to backends that read them")
     }

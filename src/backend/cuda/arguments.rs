@@ -2,25 +2,29 @@
 //! of the kernel's signature; nothing is allocated.
 
 use super::driver::Address;
-use crate::backend::{ARENA, DType, Dropout, Rows, View};
+use crate::backend::{ARENA, DType, Dropout, HOST, Rows, View};
 use std::ffi::c_void;
 
 /// More than the longest signature has.
 const MOST: usize = 64;
 
 /// The memory that views point into.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Arena {
     pub start: Address,
     pub bytes: usize,
+    /// Host memory, where the device reaches it.
+    pub host_start: Address,
+    pub host_bytes: usize,
 }
 
 impl Arena {
     /// Address of a view's first element.
     pub fn address(&self, view: View) -> Address {
-        assert_eq!(view.buffer, ARENA, "a device reads no files of the host");
-        assert!(view.end() <= self.bytes, "a view ends at byte {} of an arena of {}", view.end(), self.bytes);
-        self.start + view.offset as u64
+        assert!(view.buffer == ARENA || view.buffer == HOST, "a device reads no files of the host");
+        let (start, bytes) = if view.buffer == HOST { (self.host_start, self.host_bytes) } else { (self.start, self.bytes) };
+        assert!(view.end() <= bytes, "a view ends at byte {} of memory of {bytes}", view.end());
+        start + view.offset as u64
     }
 }
 

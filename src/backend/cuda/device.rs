@@ -2,7 +2,7 @@
 //! kernels from the fatbins that the build embedded, copies through pinned memory that is allocated once.
 
 use super::arguments::Arguments;
-use super::driver::{Address, Driver, Launch, Product};
+use super::driver::{Address, Driver, Launch, Move, Product};
 use super::library;
 use super::pinned::{self, Pieces, Queue};
 use super::products::Products;
@@ -90,6 +90,10 @@ pub struct Device {
     readbacks: Arc<Mutex<Vec<Piece>>>,
     /// Events with a time, made when first recorded.
     events: Vec<sys::CUevent>,
+    /// The stream of transfers; for each lane, an event in front of its latest one and one behind.
+    side: Stream,
+    lanes: Vec<[sys::CUevent; 2]>,
+    host: Option<*mut c_void>,
     products: Products,
 }
 
@@ -144,8 +148,10 @@ impl Device {
         let pieces = Pieces::new((0..PIECES).map(|_| piece()).collect::<Result<_>>()?, PIECE);
         let readbacks = Arc::new(Mutex::new((0..4).map(|_| piece()).collect::<Result<_>>()?));
         let products = Products::new(WORKSPACE)?;
-        let (kernels, events) = (HashMap::new(), Vec::new());
-        Ok(Device { device, context, stream, modules, kernels, arena: None, pieces, readbacks, events, products })
+        let side = Stream(stream::create(stream::StreamKind::NonBlocking)?);
+        let (kernels, events, lanes) = (HashMap::new(), Vec::new(), Vec::new());
+        let (arena, host) = (None, None);
+        Ok(Device { device, context, stream, modules, kernels, arena, pieces, readbacks, events, side, lanes, host, products })
     }
 
     /// The kernel of a name, ready for that much shared memory.
@@ -193,6 +199,8 @@ impl Drop for Device {
         // Failures while everything is given back change nothing any more.
         let _ = self.context.enter();
         let _ = self.synchronise();
+        // SAFETY: as in `synchronise`.
+        let _ = unsafe { stream::synchronize(self.side.0) };
         let readbacks = self.readbacks.lock().map(|mut pieces| std::mem::take(&mut *pieces)).unwrap_or_default();
         // SAFETY: nothing is under way, and each handle is given back once.
         unsafe {
@@ -203,13 +211,17 @@ impl Drop for Device {
             if let Some(arena) = self.arena {
                 let _ = result::free_sync(arena);
             }
-            for &event in &self.events {
+            if let Some(host) = self.host {
+                let _ = result::free_host(host);
+            }
+            for &event in self.events.iter().chain(self.lanes.iter().flatten()) {
                 let _ = event::destroy(event);
             }
             self.products.release();
             for &module in &self.modules {
                 let _ = module::unload(module);
             }
+            let _ = stream::destroy(self.side.0);
             let _ = stream::destroy(self.stream.0);
             let _ = result::primary_ctx::release(self.device);
         }
@@ -286,6 +298,54 @@ impl Driver for Device {
         self.products.set_workspace(arena + workspace as u64);
         self.zero(arena, bytes)?;
         Ok(arena)
+    }
+
+    fn allocate_host(&mut self, bytes: usize) -> Result<Address> {
+        ensure!(self.host.is_none(), "host memory is allocated once");
+        self.context.enter()?;
+        // SAFETY: pinned memory, which the device reaches under the same address; freed with this value.
+        let start = unsafe { result::malloc_host(bytes, 0) };
+        let start = start.with_context(|| format!("cannot pin {bytes} bytes of host memory for the weights that are streamed"))?;
+        self.host = Some(start);
+        // SAFETY: just allocated.
+        unsafe { std::ptr::write_bytes(start.cast::<u8>(), 0, bytes) };
+        Ok(start as Address)
+    }
+
+    fn write_host(&mut self, to: Address, bytes: &[u8]) -> Result<()> {
+        self.context.enter()?;
+        self.synchronise()?;
+        // SAFETY: the caller's addresses are views of the host memory, which nothing uses at the moment.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    fn transfer(&mut self, lane: usize, moves: &[Move]) -> Result<()> {
+        self.context.enter()?;
+        while self.lanes.len() <= lane {
+            let event = || event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+            self.lanes.push([event()?, event()?]);
+        }
+        let [before, behind] = self.lanes[lane];
+        // SAFETY: handles that live as long as this value; addresses are views of the arena and of pinned memory, which the
+        // driver tells apart by themselves.
+        unsafe {
+            event::record(before, self.stream.0)?;
+            stream::wait_event(self.side.0, before, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)?;
+            for part in moves {
+                sys::cuMemcpyAsync(part.to, part.from, part.bytes, self.side.0).result()?;
+            }
+            event::record(behind, self.side.0)?;
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, lane: usize) -> Result<()> {
+        self.context.enter()?;
+        let [_, behind] = *self.lanes.get(lane).with_context(|| format!("lane {lane} has no transfer to join"))?;
+        // SAFETY: as above.
+        unsafe { stream::wait_event(self.stream.0, behind, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)? };
+        Ok(())
     }
 
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result<()> {

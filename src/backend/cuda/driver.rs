@@ -47,6 +47,14 @@ pub struct Product {
     pub bias: Option<Address>,
 }
 
+/// A copy between host memory and the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct Move {
+    pub from: Address,
+    pub to: Address,
+    pub bytes: usize,
+}
+
 pub trait Driver: Send {
     /// For the log.
     fn describe(&self) -> String;
@@ -60,6 +68,12 @@ pub trait Driver: Send {
     /// The one allocation, zeroed and aligned to 256 bytes. The workspace lies `workspace` bytes into it.
     fn allocate(&mut self, bytes: usize, workspace: usize) -> Result<Address>;
 
+    /// The one allocation of host memory, zeroed, aligned to 256 bytes, and within the device's reach under its address.
+    fn allocate_host(&mut self, bytes: usize) -> Result<Address>;
+
+    /// Writes to host memory, once everything asked for before is done.
+    fn write_host(&mut self, to: Address, bytes: &[u8]) -> Result<()>;
+
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result<()>;
 
     /// Waits for everything asked for before.
@@ -71,6 +85,13 @@ pub trait Driver: Send {
 
     /// Copies within the driver's memory; the two do not overlap.
     fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<()>;
+
+    /// Copies beside what is asked for: after everything asked for before, and before what is asked for after the `join` of
+    /// the same lane. Lanes are numbered from 0, one by one.
+    fn transfer(&mut self, lane: usize, moves: &[Move]) -> Result<()>;
+
+    /// What is asked for from here on waits for the lane's transfer.
+    fn join(&mut self, lane: usize) -> Result<()>;
 
     /// Event `event` happens when everything asked for before is done. Numbers are used again; they grow one by one.
     fn record(&mut self, event: usize) -> Result<()>;

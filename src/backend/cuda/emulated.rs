@@ -6,7 +6,7 @@
 //! when something waits for it.
 
 use super::arguments::Arguments;
-use super::driver::{Address, Driver, Launch, Operand, Product};
+use super::driver::{Address, Driver, Launch, Move, Operand, Product};
 use super::pinned::{Piece, Pieces, Queue};
 use crate::backend::{DType, Machine, Readback};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -86,6 +86,7 @@ enum Work {
     Download { from: Address, bytes: usize },
     Zero { at: Address, bytes: usize },
     Copy { from: Address, to: Address, bytes: usize },
+    Move(Move),
     Record { event: usize },
     Launch { launch: Launch, arguments: Box<Arguments> },
     Product(Product),
@@ -97,6 +98,9 @@ struct Stream {
     timing: Timing,
     /// Start and bytes.
     arena: Option<(*mut u8, Layout)>,
+    host: Option<(*mut u8, Layout)>,
+    /// Transfers that were not joined yet, by lane.
+    lanes: BTreeMap<usize, Vec<Move>>,
     /// What the pieces point into.
     _pinned: Vec<Vec<u8>>,
     queue: VecDeque<Work>,
@@ -115,7 +119,7 @@ unsafe impl Send for Stream {}
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Some((start, layout)) = self.arena {
+        for (start, layout) in [self.arena, self.host].into_iter().flatten() {
             // SAFETY: allocated with this layout.
             unsafe { dealloc(start, layout) }
         }
@@ -134,7 +138,8 @@ impl Emulated {
         let pieces = Pieces::new(pinned.iter_mut().map(|piece| Piece { start: piece.as_mut_ptr(), event: 0 }).collect(), PIECE);
         let (queue, landed, events, failure) = (VecDeque::new(), BTreeMap::new(), Vec::new(), None);
         let order = order as i32;
-        let stream = Stream { order, timing, arena: None, _pinned: pinned, queue, asked: 0, done: 0, landed, events, failure };
+        let (arena, host, lanes) = (None, None, BTreeMap::new());
+        let stream = Stream { order, timing, arena, host, lanes, _pinned: pinned, queue, asked: 0, done: 0, landed, events, failure };
         Emulated { stream: Arc::new(Mutex::new(stream)), pieces, profiled: false }
     }
 
@@ -144,13 +149,16 @@ impl Emulated {
 }
 
 impl Stream {
-    /// The arena's bytes from an address.
+    /// Bytes of the arena or of host memory from an address.
     fn bytes(&mut self, from: Address, count: usize) -> Result<&mut [u8]> {
-        let Some((start, layout)) = self.arena else { bail!("no memory was allocated") };
-        let offset = (from as usize).wrapping_sub(start as usize);
-        ensure!(offset <= layout.size() && count <= layout.size() - offset, "{count} bytes at {from:#x} are not in the arena");
-        // SAFETY: inside the arena; `&mut self` makes the access exclusive.
-        Ok(unsafe { std::slice::from_raw_parts_mut(start.add(offset), count) })
+        for (start, layout) in [self.arena, self.host].into_iter().flatten() {
+            let offset = (from as usize).wrapping_sub(start as usize);
+            if offset <= layout.size() && count <= layout.size() - offset {
+                // SAFETY: inside the memory; `&mut self` makes the access exclusive.
+                return Ok(unsafe { std::slice::from_raw_parts_mut(start.add(offset), count) });
+            }
+        }
+        bail!("{count} bytes at {from:#x} are not in memory that was allocated")
     }
 
     /// Queues work.
@@ -192,6 +200,10 @@ impl Stream {
             Work::Zero { at, bytes } => self.bytes(at, bytes)?.fill(0),
             Work::Copy { from, to, bytes } => {
                 ensure!(from.abs_diff(to) >= bytes as u64, "a copy of {bytes} bytes onto itself, from {from:#x} to {to:#x}");
+                let copy = self.bytes(from, bytes)?.to_vec();
+                self.bytes(to, bytes)?.copy_from_slice(&copy);
+            }
+            Work::Move(Move { from, to, bytes }) => {
                 let copy = self.bytes(from, bytes)?.to_vec();
                 self.bytes(to, bytes)?.copy_from_slice(&copy);
             }
@@ -243,12 +255,48 @@ impl Driver for Emulated {
     fn allocate(&mut self, bytes: usize, _: usize) -> Result<Address> {
         let mut stream = self.stream();
         ensure!(stream.arena.is_none(), "the arena is allocated once");
-        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT)?;
-        // SAFETY: the layout has a size above zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        ensure!(!start.is_null(), "cannot allocate {bytes} bytes");
-        stream.arena = Some((start, layout));
-        Ok(start as Address)
+        let memory = zeroed(bytes)?;
+        stream.arena = Some(memory);
+        Ok(memory.0 as Address)
+    }
+
+    fn allocate_host(&mut self, bytes: usize) -> Result<Address> {
+        let mut stream = self.stream();
+        ensure!(stream.host.is_none(), "host memory is allocated once");
+        let memory = zeroed(bytes)?;
+        stream.host = Some(memory);
+        Ok(memory.0 as Address)
+    }
+
+    fn write_host(&mut self, to: Address, bytes: &[u8]) -> Result<()> {
+        let mut stream = self.stream();
+        let all = stream.asked;
+        stream.run_until(all)?;
+        stream.bytes(to, bytes.len())?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// At once; or, where things happen late, with the work that joins it.
+    fn transfer(&mut self, lane: usize, moves: &[Move]) -> Result<()> {
+        let mut stream = self.stream();
+        ensure!(stream.lanes.insert(lane, moves.to_vec()).is_none(), "a transfer of lane {lane} was not joined before the next");
+        if matches!(stream.timing, Timing::Now) {
+            for &work in moves {
+                stream.ask(Work::Move(work))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, lane: usize) -> Result<()> {
+        let mut stream = self.stream();
+        let moves = stream.lanes.remove(&lane).with_context(|| format!("lane {lane} has no transfer to join"))?;
+        if matches!(stream.timing, Timing::Late) {
+            for work in moves {
+                stream.ask(Work::Move(work))?;
+            }
+        }
+        Ok(())
     }
 
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result<()> {
@@ -313,6 +361,14 @@ impl Driver for Emulated {
     unsafe fn product(&mut self, product: &Product) -> Result<()> {
         self.stream().ask(Work::Product(*product))
     }
+}
+
+fn zeroed(bytes: usize) -> Result<(*mut u8, Layout)> {
+    let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT)?;
+    // SAFETY: the layout has a size above zero.
+    let start = unsafe { alloc_zeroed(layout) };
+    ensure!(!start.is_null(), "cannot allocate {bytes} bytes");
+    Ok((start, layout))
 }
 
 /// Runs a kernel.
@@ -460,7 +516,7 @@ mod tests {
         let mut device = Emulated::with_timing(0, Timing::Late);
         let at = device.allocate(256, 0).unwrap();
         let launch = Launch { kernel: "no_such_kernel", grid: [1; 3], block: [1; 3], shared: 0 };
-        let mut none = Arguments::new(super::super::arguments::Arena { start: at, bytes: 256 });
+        let mut none = Arguments::new(super::super::arguments::Arena { start: at, bytes: 256, ..Default::default() });
         // SAFETY: there is no such kernel.
         unsafe { device.launch(launch, &mut none).unwrap() };
         let later = device.read_later(at, 4).unwrap();

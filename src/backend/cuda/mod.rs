@@ -24,7 +24,7 @@ mod training;
 pub use absent::Absent;
 pub use arguments::Arguments;
 pub use device::{Device, architectures};
-pub use driver::{Address, Driver, Launch, Operand, Product};
+pub use driver::{Address, Driver, Launch, Move, Operand, Product};
 #[cfg(feature = "emulation")]
 pub use emulated::{Emulated, Timing};
 pub use probes::{LANES, PROBES, Probe, Prober};
@@ -59,7 +59,7 @@ impl<D: Driver> Cuda<D> {
     /// A backend whose activations are of a 16-bit type: the checkpoint's.
     pub fn new(driver: D, activation: DType) -> Result<Cuda<D>> {
         ensure!(matches!(activation, DType::F16 | DType::BF16), "activations in {} on a GPU", activation.name());
-        let (arena, scratch, record) = (Arena { start: 0, bytes: 0 }, Scratch::default(), instruments::Record::default());
+        let (arena, scratch, record) = (Arena::default(), Scratch::default(), instruments::Record::default());
         Ok(Cuda { driver, activation, arena, scratch, record, failure: None })
     }
 
@@ -110,8 +110,27 @@ impl<D: Driver> Sizing for Cuda<D> {
 impl<D: Driver> Backend for Cuda<D> {
     fn allocate(&mut self, bytes: usize, scratch: View) -> Result<()> {
         self.scratch = Scratch::new(self.driver.workspace_bytes(), scratch);
-        self.arena = Arena { start: self.driver.allocate(bytes, scratch.offset)?, bytes };
+        (self.arena.start, self.arena.bytes) = (self.driver.allocate(bytes, scratch.offset)?, bytes);
         Ok(())
+    }
+
+    fn allocate_host(&mut self, bytes: usize) -> Result<()> {
+        (self.arena.host_start, self.arena.host_bytes) = (self.driver.allocate_host(bytes)?, bytes);
+        Ok(())
+    }
+
+    fn transfer(&mut self, lane: usize, moves: &[(View, View)]) {
+        let arena = self.arena;
+        let moves = moves.iter().map(|&(from, to)| {
+            assert!(from.is_contiguous() && to.is_contiguous() && from.dtype == to.dtype && from.len() == to.len());
+            Move { from: arena.address(from), to: arena.address(to), bytes: from.len() * from.dtype.size() }
+        });
+        let moves: Vec<Move> = moves.collect();
+        self.attempt(|driver| driver.transfer(lane, &moves));
+    }
+
+    fn join(&mut self, lane: usize) {
+        self.attempt(|driver| driver.join(lane));
     }
 
     fn attach(&mut self, _: FileBytes) -> BufferId {
@@ -128,7 +147,11 @@ impl<D: Driver> Backend for Cuda<D> {
     fn write(&mut self, to: View, bytes: &[u8]) {
         assert!(to.is_contiguous() && bytes.len() == to.len() * to.dtype.size());
         let address = self.arena.address(to);
-        self.attempt(|driver| driver.write(address, bytes));
+        if to.buffer == HOST {
+            self.attempt(|driver| driver.write_host(address, bytes));
+        } else {
+            self.attempt(|driver| driver.write(address, bytes));
+        }
     }
 
     fn read(&mut self, from: View, bytes: &mut [u8]) {

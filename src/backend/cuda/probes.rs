@@ -51,7 +51,7 @@ impl<D: Driver> Prober<D> {
         let room = BLOCKS * LANES * WORDS * 4;
         let bytes = 2 * room + driver.workspace_bytes();
         let start = driver.allocate(bytes, 2 * room)?;
-        Ok(Prober { driver, arena: Arena { start, bytes } })
+        Ok(Prober { driver, arena: Arena { start, bytes, ..Arena::default() } })
     }
 
     pub fn driver(&self) -> &D {

@@ -7,7 +7,7 @@ mod work;
 
 pub use ranges::for_profilers;
 pub use timing::{Log, Piece, Shared, timed};
-pub use work::{Operation, Work};
+pub use work::{Operation, TRANSFER, Work};
 
 use super::*;
 use anyhow::Result;
@@ -111,6 +111,18 @@ impl Sizing for Watched {
 impl Backend for Watched {
     fn allocate(&mut self, bytes: usize, scratch: View) -> Result<()> {
         self.inner.allocate(bytes, scratch)
+    }
+
+    fn allocate_host(&mut self, bytes: usize) -> Result<()> {
+        self.inner.allocate_host(bytes)
+    }
+
+    fn transfer(&mut self, lane: usize, moves: &[(View, View)]) {
+        self.around(|_| work::transfer(moves), |inner| inner.transfer(lane, moves));
+    }
+
+    fn join(&mut self, lane: usize) {
+        self.inner.join(lane);
     }
 
     fn attach(&mut self, file: FileBytes) -> BufferId {

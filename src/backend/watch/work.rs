@@ -69,6 +69,13 @@ pub fn copy(from: View) -> Operation {
     Operation::new("copy", 2 * bytes(from))
 }
 
+/// The label of transfers, whose bytes go over the bus.
+pub const TRANSFER: &str = "transfer";
+
+pub fn transfer(moves: &[(View, View)]) -> Operation {
+    Operation::new(TRANSFER, moves.iter().map(|(from, _)| bytes(*from)).sum())
+}
+
 pub fn fill_normal(to: View) -> Operation {
     Operation::new("fill_normal", bytes(to))
 }

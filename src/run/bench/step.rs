@@ -4,7 +4,7 @@ use super::table::{Row, rows, table};
 use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
 use crate::data::{Feature, FeatureSet, Sequence};
-use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Recompute, StepReport, Update};
+use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Recompute, Residency, StepReport, Update};
 use crate::model::{HeadSpec, Slot, Specification, TaskKind, default_head, describe};
 use crate::run::base::BaseOptions;
 use crate::run::device;
@@ -63,6 +63,9 @@ pub struct StepOptions {
     /// What the backward makes again instead of keeping it: none, up-projection or layer
     #[arg(long, value_name = "WHAT", default_value = "none", hide_possible_values = true, help_heading = "Step")]
     pub recompute: Recompute,
+    /// Where the layers' weights live: resident, or streamed from host memory
+    #[arg(long, value_name = "WHERE", default_value = "resident", hide_possible_values = true, help_heading = "Step")]
+    pub weights: Residency,
     /// Let a CUDA profiler see steps A to B of the timed ones alone, counted from 1
     #[arg(long, value_name = "A:B", help_heading = "Step")]
     pub profile_steps: Option<StepRange>,
@@ -115,7 +118,7 @@ impl StepOptions {
             hidden_dropout: self.hidden_dropout,
             attention_dropout: self.attention_dropout.unwrap_or(spec.attention_dropout),
             seed: self.seed,
-            memory: MemoryMode { recompute: self.recompute },
+            memory: MemoryMode { recompute: self.recompute, weights: self.weights },
         }
     }
 
@@ -408,6 +411,7 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
                 "hidden_dropout": engine_options.hidden_dropout,
                 "attention_dropout": engine_options.attention_dropout,
                 "recompute": options.recompute.name(),
+                "weights": options.weights.name(),
                 "steps": options.steps,
                 "seed": options.seed,
             },
@@ -425,6 +429,7 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
             "memory": {
                 "planned_bytes": plan.total,
                 "mapped_bytes": plan.mapped,
+                "host_bytes": plan.host,
                 "device_grown_bytes": grown,
                 "device_used_bytes": machine.memory_used_bytes,
                 "peak_resident_bytes": peak_resident_bytes(),
@@ -469,6 +474,7 @@ mod tests {
             attention_dropout: None,
             seed: 0,
             recompute: Recompute::None,
+            weights: Residency::Resident,
             profile_steps: None,
             print_config: false,
             device: Device::Cpu,

@@ -5,15 +5,17 @@ use crate::backend::cuda::Absent;
 use crate::backend::{DType, Sizing, watch};
 use crate::checkpoint::FrozenModel;
 use crate::data::FeatureSet;
-use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Plan, Recompute, Region, Update};
+use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Plan, Recompute, Region, Residency, Update};
 use crate::run::cut::Size;
 use anyhow::{Context, Result, bail};
 
-/// Rates of a machine: bytes read and written a second, and floating-point operations of matrix products.
+/// Rates of a machine: bytes read and written a second, floating-point operations of matrix products, and bytes a second
+/// between host and device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Speed {
     pub copy: f64,
     pub product: f64,
+    pub bus: f64,
 }
 
 /// What a step consists of: features of a set; and what is evaluated in batches of the same size.
@@ -49,6 +51,8 @@ pub struct Candidate {
     pub regions: Vec<Region>,
     /// Bytes of frozen matrices that are read where their files are mapped.
     pub mapped: usize,
+    /// Bytes of host memory that streamed layers come from.
+    pub host: usize,
 }
 
 impl Candidate {
@@ -57,7 +61,15 @@ impl Candidate {
         let capacity = work.capacity(micro_batch);
         let plan = Plan::new(model, &options, capacity, sizing)?;
         let micro_batch_tokens = capacity.tokens;
-        Ok(Candidate { memory, micro_batch, micro_batch_tokens, bytes: plan.total, regions: plan.regions, mapped: plan.mapped })
+        Ok(Candidate {
+            memory,
+            micro_batch,
+            micro_batch_tokens,
+            bytes: plan.total,
+            regions: plan.regions,
+            mapped: plan.mapped,
+            host: plan.host,
+        })
     }
 }
 
@@ -70,7 +82,7 @@ pub struct StepTime {
 }
 
 /// The least time that the step takes at such a speed: each operation as long as its bytes or its FLOPs want, whichever
-/// is longer, one behind the other. `shape` has the model's shape; its weights are not read.
+/// is longer, one behind the other; transfers beside all of them. `shape` has the model's shape; its weights are not read.
 pub fn step_time(shape: &FrozenModel, work: &Workload, candidate: &Candidate, activation: DType, speed: Speed) -> Result<StepTime> {
     let options = EngineOptions { memory: candidate.memory, ..work.options.clone() };
     let (backend, log) = watch::timed(Box::new(Absent::new(activation)));
@@ -84,10 +96,16 @@ pub fn step_time(shape: &FrozenModel, work: &Workload, candidate: &Candidate, ac
     }
     engine.finish_step(&Update { learning_rate: 0.0, weight_decay: 0.0, max_grad_norm: Some(1.0) });
     let mut time = StepTime { seconds: 0.0, flops: 0.0 };
+    let mut transferred = 0.0;
     for piece in log.stop().pieces {
-        time.seconds += piece.work.floor(speed.copy, speed.product);
-        time.flops += piece.work.flops;
+        if piece.label == watch::TRANSFER {
+            transferred += piece.work.bytes;
+        } else {
+            time.seconds += piece.work.floor(speed.copy, speed.product);
+            time.flops += piece.work.flops;
+        }
     }
+    time.seconds = time.seconds.max(transferred / speed.bus);
     Ok(time)
 }
 
@@ -128,10 +146,11 @@ pub fn fastest(
     match best {
         Some((_, candidate)) => Ok(candidate),
         None => bail!(
-            "a budget of {} is too small: at least {} are needed (recompute {}, micro-batches of {} tokens{})",
+            "a budget of {} is too small: at least {} are needed (recompute {}, weights {}, micro-batches of {} tokens{})",
             Bytes(budget),
             Bytes(least.bytes + context),
             least.memory.recompute.name(),
+            least.memory.weights.name(),
             least.micro_batch_tokens,
             if context > 0 { format!(", {} of CUDA context included", Bytes(context)) } else { String::new() }
         ),
@@ -146,7 +165,10 @@ fn half(sizing: &dyn Sizing) -> DType {
     }
 }
 
-/// The modes that are allowed where `recompute` may be said.
-pub fn modes(recompute: Option<Recompute>) -> Vec<MemoryMode> {
-    MemoryMode::every().filter(|mode| recompute.is_none_or(|recompute| mode.recompute == recompute)).collect()
+/// The modes that are allowed by what is said.
+pub fn modes(recompute: Option<Recompute>, weights: Option<Residency>) -> Vec<MemoryMode> {
+    let allowed = |mode: &MemoryMode| {
+        recompute.is_none_or(|recompute| mode.recompute == recompute) && weights.is_none_or(|weights| mode.weights == weights)
+    };
+    MemoryMode::every().filter(allowed).collect()
 }

@@ -15,7 +15,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Absent;
 use crate::backend::{DType, Sizing};
 use crate::checkpoint::FrozenModel;
-use crate::engine::{Bytes, EngineOptions, MemoryMode, PrefixOptions, Recompute};
+use crate::engine::{Bytes, EngineOptions, MemoryMode, PrefixOptions, Recompute, Residency};
 use crate::model::{HeadSpec, Slot, TaskKind, default_head};
 use crate::run::device::{self, ASSUMED_CONTEXT};
 use crate::usage;
@@ -23,8 +23,8 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// An H200's, from measurements of others: 790 TFLOP/s in large fp16 products, 4.3 TB/s in copies (cuda.md §2.5).
-pub const ASSUMED_SPEED: Speed = Speed { copy: 4.3e12, product: 790e12 };
+/// An H200's, from measurements of others: 790 TFLOP/s in large fp16 products, 4.3 TB/s in copies (cuda.md §2.5); PCIe 5.
+pub const ASSUMED_SPEED: Speed = Speed { copy: 4.3e12, product: 790e12, bus: 55e9 };
 
 /// What the host holds of its own beside batches: pinned pieces, and a window of each file that is loaded.
 const HOST: usize = 256 << 20;
@@ -58,6 +58,10 @@ pub struct PlanOptions {
     /// What the backward makes again: none, up-projection or layer [default: what --budget wants; else none]
     #[arg(long, value_name = "WHAT", hide_possible_values = true, help_heading = "Memory")]
     pub recompute: Option<Recompute>,
+    /// Where the layers' weights live: resident on the device, or streamed from host memory [default: what --budget wants; else
+    /// resident]
+    #[arg(long, value_name = "WHERE", hide_possible_values = true, help_heading = "Memory")]
+    pub weights: Option<Residency>,
     /// Tokens of a micro-batch at most [default: the step's, or what --budget wants]
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub micro_batch_tokens: Option<usize>,
@@ -74,6 +78,9 @@ pub struct PlanOptions {
     /// Rate of copies, read and written bytes counted, in TB/s [default: an H200's, 4.3]
     #[arg(long, value_name = "X", help_heading = "Machine")]
     pub bandwidth: Option<f64>,
+    /// Rate of copies between host and device, in GB/s [default: PCIe 5's, 55]
+    #[arg(long, value_name = "X", help_heading = "Machine")]
+    pub bus: Option<f64>,
 }
 
 impl PlanOptions {
@@ -91,7 +98,7 @@ impl PlanOptions {
         ] {
             check_size(flag, value, least)?;
         }
-        for (flag, rate) in [("tflops", self.tflops), ("bandwidth", self.bandwidth)] {
+        for (flag, rate) in [("tflops", self.tflops), ("bandwidth", self.bandwidth), ("bus", self.bus)] {
             if let Some(rate) = rate.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
                 usage!("--{flag} {rate}: must be above 0 and finite");
             }
@@ -106,6 +113,7 @@ impl PlanOptions {
         Speed {
             copy: self.bandwidth.map_or(ASSUMED_SPEED.copy, |rate| rate * 1e12),
             product: self.tflops.map_or(ASSUMED_SPEED.product, |rate| rate * 1e12),
+            bus: self.bus.map_or(ASSUMED_SPEED.bus, |rate| rate * 1e9),
         }
     }
 
@@ -174,7 +182,7 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
 
     let tokens: usize = lengths.iter().sum();
     let largest = Size::Tokens(options.micro_batch_tokens.unwrap_or(tokens).min(tokens));
-    let modes = modes(options.recompute);
+    let modes = modes(options.recompute, options.weights);
     let chosen = match options.budget {
         Some(budget) => {
             let sizes = largest.halves(&set);
@@ -202,7 +210,7 @@ impl Planned {
     }
 
     fn host_peak(&self, candidate: &Candidate) -> usize {
-        HOST + candidate.mapped + if self.context == 0 { candidate.bytes } else { 0 }
+        HOST + candidate.mapped + candidate.host + if self.context == 0 { candidate.bytes } else { 0 }
     }
 
     fn text(&self, options: &PlanOptions, work: &Workload, chosen: &Candidate, time: StepTime, others: &[(StepTime, Candidate)]) -> String {
@@ -220,7 +228,8 @@ impl Planned {
         let batches = chosen.micro_batch.batches(work.set, &work.features).len();
         let micro_batches = format!("{batches} micro-batch{}", if batches == 1 { "" } else { "es" });
         let of = grouped(chosen.micro_batch_tokens as u64);
-        line("mode", format!("recompute {}; {micro_batches} of up to {of} tokens", chosen.memory.recompute.name()));
+        let MemoryMode { recompute, weights } = chosen.memory;
+        line("mode", format!("recompute {}; weights {}; {micro_batches} of up to {of} tokens", recompute.name(), weights.name()));
         for region in &chosen.regions {
             line(&format!("  {}", region.name), format!("{:>10}  {}", Bytes(region.bytes).to_string(), region.formula));
         }
@@ -244,13 +253,14 @@ impl Planned {
                 if options.tflops.is_some() || options.bandwidth.is_some() { "as given" } else { "an H200's, assumed" }
             ),
         );
-        let _ = writeln!(text, "\n{:<20} {:>10} {:>12} {:>12}", "recompute", "memory", "ms a step", "FLOPs more");
+        let _ = writeln!(text, "\n{:<15} {:<10} {:>10} {:>12} {:>12}", "recompute", "weights", "memory", "ms a step", "FLOPs more");
         let plain = others.first().map_or(time.flops, |(time, _)| time.flops);
         for (time, candidate) in others {
             let _ = writeln!(
                 text,
-                "{:<20} {:>10} {:>12.1} {:>11.1}%",
+                "{:<15} {:<10} {:>10} {:>12.1} {:>11.1}%",
                 candidate.memory.recompute.name(),
+                candidate.memory.weights.name(),
                 Bytes(self.peak(candidate)).to_string(),
                 1e3 * time.seconds,
                 100.0 * (time.flops / plain - 1.0)
@@ -268,6 +278,7 @@ impl Planned {
         let mode = |candidate: &Candidate, time: StepTime| {
             json!({
                 "recompute": candidate.memory.recompute.name(),
+                "weights": candidate.memory.weights.name(),
                 "micro_batch_tokens": candidate.micro_batch_tokens,
                 "device_peak_bytes": self.peak(candidate),
                 "step_seconds": time.seconds,
@@ -284,6 +295,7 @@ impl Planned {
             "length": options.length,
             "prefix_length": options.prefix_length,
             "recompute": chosen.memory.recompute.name(),
+            "weights": chosen.memory.weights.name(),
             "micro_batch_tokens": chosen.micro_batch_tokens,
             "micro_batches": chosen.micro_batch.batches(work.set, &work.features).len(),
             "device_peak_bytes": if self.context > 0 { json!(self.peak(chosen)) } else { json!(0) },
@@ -302,9 +314,10 @@ impl Planned {
 /// A line for the log of a run whose mode a budget has chosen.
 pub fn choice_line(chosen: &Candidate, budget: usize) -> String {
     format!(
-        "budget of {}: recompute {}, micro-batches of {} ({} tokens at most), {} planned",
+        "budget of {}: recompute {}, weights {}, micro-batches of {} ({} tokens at most), {} planned",
         Bytes(budget),
         chosen.memory.recompute.name(),
+        chosen.memory.weights.name(),
         chosen.micro_batch,
         grouped(chosen.micro_batch_tokens as u64),
         readable(chosen.bytes as u64)

@@ -1,0 +1,82 @@
+//! Streamed weights: the layers' matrices live in host memory, or in the checkpoint's mapped files, and come to the arena
+//! a layer ahead of its use, on a lane of their own beside what is computed. Two buffers take turns: while one layer
+//! computes, the next one arrives in the other. Embeddings, norms, biases and heads stay in the arena.
+//!
+//! Everything else finds a layer's weights by the same views as ever: those of the buffer that the layer comes to.
+
+use super::Engine;
+use super::frozen::LayerWeights;
+use super::layout::Layout;
+use crate::backend::{DType, View};
+
+/// Buffers that take turns. A set of weights always comes to the same one: neighbours to different ones, in the forward as
+/// in the backward.
+const BUFFERS: usize = 2;
+
+/// Where streamed weights come from and go to.
+pub struct Ring {
+    /// For each set of layer weights, its matrices: home, and place in the arena.
+    moves: Vec<Vec<(View, View)>>,
+    /// The set that is in each buffer, or on its way there.
+    held: [Option<usize>; BUFFERS],
+    /// Whether nobody has waited for it yet.
+    arriving: [bool; BUFFERS],
+}
+
+impl Ring {
+    /// Gives layers whose matrices lie at home their places in the arena.
+    pub fn lay_out(layers: &mut [LayerWeights], layout: &mut Layout) -> Ring {
+        let mut largest = 0;
+        let mut moves: Vec<Vec<(View, View)>> = Vec::new();
+        for layer in layers.iter_mut() {
+            let mut buffer = Layout::default();
+            moves.push(layer.matrices_mut().map(|weight| (*weight, buffer.matrix(weight.rows, weight.cols, weight.dtype))).collect());
+            largest = largest.max(buffer.finish().0);
+        }
+        let whole = layout.vector(BUFFERS * largest / DType::I32.size(), DType::I32);
+        for (set, (layer, moves)) in layers.iter_mut().zip(&mut moves).enumerate() {
+            for (weight, (_, place)) in layer.matrices_mut().zip(moves) {
+                place.offset += whole.offset + set % BUFFERS * largest;
+                *weight = *place;
+            }
+        }
+        Ring { moves, held: [None; BUFFERS], arriving: [false; BUFFERS] }
+    }
+
+    /// Homes of all matrices.
+    pub fn homes(&self) -> impl Iterator<Item = View> {
+        self.moves.iter().flatten().map(|(home, _)| *home)
+    }
+}
+
+impl Engine {
+    /// Has a set of layer weights in the arena for what is queued from here on, and the one that is used next on its way.
+    pub(super) fn bring(&mut self, set: usize, next: Option<usize>) {
+        if self.plan.frozen.ring.is_none() {
+            return;
+        }
+        self.send_for(set);
+        if let Some(next) = next.filter(|next| next % BUFFERS != set % BUFFERS) {
+            self.send_for(next);
+        }
+        self.await_arrival(set % BUFFERS);
+    }
+
+    fn send_for(&mut self, set: usize) {
+        let buffer = set % BUFFERS;
+        if self.plan.frozen.ring.as_ref().is_some_and(|ring| ring.held[buffer] == Some(set)) {
+            return;
+        }
+        self.await_arrival(buffer);
+        let Some(ring) = &mut self.plan.frozen.ring else { return };
+        self.backend.transfer(buffer, &ring.moves[set]);
+        (ring.held[buffer], ring.arriving[buffer]) = (Some(set), true);
+    }
+
+    fn await_arrival(&mut self, buffer: usize) {
+        let Some(ring) = &mut self.plan.frozen.ring else { return };
+        if std::mem::take(&mut ring.arriving[buffer]) {
+            self.backend.join(buffer);
+        }
+    }
+}
