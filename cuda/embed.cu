@@ -1,13 +1,14 @@
 // embed.cu: sums of embeddings, their norm and their dropout.
 //
-// x = word[ids[t]] + position[positions[t]] + token_type[types[t]] in float.
+// x = word[ids[t]] + position[positions[t]] + token_type[types[t]] in float; of a negative id prompt[-1 - id] in place of the
+// word.
 // Without gamma:      out = dropout(x).
 // With gamma:         out = dropout(norm(x)).                        (post-norm: what the layers read)
 // With gamma and sum: sum = dropout(x), out = norm(sum as stored).   (pre-norm: the stream, and what the layers read)
 // norm: normalized = (x - mean) * rstd, rounded as it is stored (where `normalized` and `rstd` are not null), times gamma
 // plus beta; RMSNorm: mean = 0 and no beta.
 //
-// Tables [*, width], contiguous; `position` and `token_type` may be null. out, sum, normalized [rows, width]; gamma, beta
+// Tables [*, width], contiguous, the prompt's in float; `position`, `token_type` and `prompt` may be null. out, sum, normalized [rows, width]; gamma, beta
 // [width] and rstd [rows] in float.
 // Bytes moved a row: 2 * width * (tables + out, sum, normalized where there are), 4 a table, 4 for rstd.
 // FLOPs: (tables - 1) an element, about 8 more with a norm.
@@ -43,12 +44,17 @@ __device__ __forceinline__ void store_row(float (&x)[kPacks][8], const Dropout& 
 }
 
 template <class T, bool kWide>
-__device__ __forceinline__ void embed_row(const T* word, const T* position, const T* token_type, const Dropout& dropout, uint32_t ordinal,
+__device__ __forceinline__ void embed_row(const T* word, const float* prompt, const T* position, const T* token_type, const Dropout& dropout, uint32_t ordinal,
                                           uint32_t token, int kind, float epsilon, const float* gamma, const float* beta, T* sum,
                                           T* normalized, float* rstd, T* out, int width) {
     float x[kPacks][8];
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) load_pack<kWide>(word, column_of(p), width, x[p]);
+    for (int p = 0; p < kPacks; ++p) {
+        if (prompt)
+            load_pack<kWide>(prompt, column_of(p), width, x[p]);
+        else
+            load_pack<kWide>(word, column_of(p), width, x[p]);
+    }
     if (position) add_row<kWide>(position, width, x);
     if (token_type) add_row<kWide>(token_type, width, x);
     if (sum) {
@@ -74,19 +80,21 @@ __device__ __forceinline__ void embed_row(const T* word, const T* position, cons
 
 template <class T>
 __device__ __forceinline__ void embed(const T* word, const T* position, const T* token_type, const int* ids, const int* positions,
-                                      const int* types, const Dropout& dropout, const int* ordinals, const int* tokens, int kind,
+                                      const int* types, const float* prompt, const Dropout& dropout, const int* ordinals, const int* tokens, int kind,
                                       float epsilon, const float* gamma, const float* beta, T* sum, int ld_sum, T* normalized,
                                       int ld_normalized, float* rstd, T* out, int ld_out, int rows, int width) {
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;  // whole x-rows of threads leave
     // What is absent is at address 0, which is aligned.
     const bool wide = width % 8 == 0 && rows_are_wide(word, width) && rows_are_wide(position, width) && rows_are_wide(token_type, width) &&
-                      rows_are_wide(gamma, 0) && rows_are_wide(beta, 0) && rows_are_wide(sum, ld_sum) &&
+                      rows_are_wide(prompt, width) && rows_are_wide(gamma, 0) && rows_are_wide(beta, 0) && rows_are_wide(sum, ld_sum) &&
                       rows_are_wide(normalized, ld_normalized) && rows_are_wide(out, ld_out);
     const uint32_t ordinal = dropout.threshold ? ordinals[row] : 0, token = dropout.threshold ? tokens[row] : 0;
+    const int id = ids[row];
+    const bool prompted = prompt && id < 0;
     auto body = [&](auto is_wide) {
         embed_row<T, decltype(is_wide)::value>(
-            row_of(word, ids[row], width), position ? row_of(position, positions[row], width) : nullptr,
+            prompted ? nullptr : row_of(word, id, width), prompted ? row_of(prompt, -1 - id, width) : nullptr, position ? row_of(position, positions[row], width) : nullptr,
             token_type ? row_of(token_type, types[row], width) : nullptr, dropout, ordinal, token, kind, epsilon, gamma, beta,
             optional_row(sum, row, ld_sum), optional_row(normalized, row, ld_normalized), rstd ? rstd + row : nullptr,
             row_of(out, row, ld_out), width);
@@ -101,12 +109,12 @@ __device__ __forceinline__ void embed(const T* word, const T* position, const T*
 
 #define ENTRIES(T, suffix)                                                                                                              \
     extern "C" __global__ void __launch_bounds__(kThreads) embed_##suffix(                                                              \
-        const T* word, const T* position, const T* token_type, const int* ids, const int* positions, const int* types, uint32_t key0,   \
-        uint32_t key1, uint32_t threshold, float scale, const int* ordinals, const int* tokens, int kind, float epsilon,                \
-        const float* gamma, const float* beta, T* sum, int ld_sum, T* normalized, int ld_normalized, float* rstd, T* out, int ld_out,   \
-        int rows, int width) {                                                                                                          \
-        embed<T>(word, position, token_type, ids, positions, types, {key0, key1, threshold, scale}, ordinals, tokens, kind, epsilon,    \
-                 gamma, beta, sum, ld_sum, normalized, ld_normalized, rstd, out, ld_out, rows, width);                                  \
+        const T* word, const T* position, const T* token_type, const int* ids, const int* positions, const int* types,                  \
+        const float* prompt, uint32_t key0, uint32_t key1, uint32_t threshold, float scale, const int* ordinals, const int* tokens,     \
+        int kind, float epsilon, const float* gamma, const float* beta, T* sum, int ld_sum, T* normalized, int ld_normalized,           \
+        float* rstd, T* out, int ld_out, int rows, int width) {                                                                         \
+        embed<T>(word, position, token_type, ids, positions, types, prompt, {key0, key1, threshold, scale}, ordinals, tokens, kind,     \
+                 epsilon, gamma, beta, sum, ld_sum, normalized, ld_normalized, rstd, out, ld_out, rows, width);                         \
     }                                                                                                                                   \
     KERNEL_ENTRY(embed_##suffix);
 FOR_BOTH_HALVES(ENTRIES)

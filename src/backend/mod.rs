@@ -88,8 +88,8 @@ impl Rows {
     }
 }
 
-/// x\[t\] = word\[ids\[t\]\] + position\[positions\[t\]\] + token_type\[types\[t\]\]; out = dropout(x), or where a norm
-/// follows dropout(norm(x)). Where the norm keeps the stream it stands behind the dropout.
+/// x\[t\] = word\[ids\[t\]\] (of a negative id prompt\[-1 - id\]) + position\[positions\[t\]\] + token_type\[types\[t\]\];
+/// out = dropout(x), or where a norm follows dropout(norm(x)). Where the norm keeps the stream it stands behind the dropout.
 pub struct Embed<'a> {
     pub word: View,
     pub position: Option<View>,
@@ -97,6 +97,8 @@ pub struct Embed<'a> {
     pub ids: View,
     pub positions: View,
     pub types: View,
+    /// \[P, width\] in master precision; without it ids are not negative.
+    pub prompt: Option<View>,
     pub dropout: Option<(Dropout, &'a Rows)>,
     pub norm: Option<EmbedNorm>,
     pub out: View,
@@ -355,6 +357,9 @@ pub trait Backend: Sizing + Instruments + Send {
     fn attention_backward(&mut self, arguments: &Attention, saved: &AttentionSaved, d_query: View, d_key: View, d_value: View);
     /// d_key, d_value \[P, G*D\] += the prefix's gradients over all sequences, in fixed order.
     fn prefix_gradient(&mut self, arguments: &Attention, saved: &AttentionSaved, d_key: View, d_value: View);
+
+    /// d_prompt\[p\] += Σ over sequences s, in order, of d\[offsets\[s\] + p\]; offsets are int32, d_prompt is in master precision.
+    fn prompt_gradient(&mut self, d: View, offsets: View, d_prompt: View);
 
     /// out\[r\] = x\[rows\[r\]\].
     fn gather_rows(&mut self, x: View, rows: View, out: View);

@@ -4,9 +4,9 @@ use super::atomic::write_atomically;
 use super::frozen::FrozenModel;
 use super::host::{HostTensor, read_tensors, write_tensors};
 use super::metadata::{Metadata, write_json};
-use super::peft::{self, PREFIX_TUNING, PTUNE_PREFIX, PeftConfig};
+use super::peft::{self, PREFIX_TUNING, PROMPT_TUNING, PTUNE_PREFIX, PeftConfig};
 use crate::data::LongSentences;
-use crate::model::{HeadKind, HeadLayer, HeadSpec, Pooling, Specification, TaskKind, offers_head};
+use crate::model::{HeadKind, HeadLayer, HeadSpec, Pooling, Readout, Specification, TaskKind, offers_head};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -33,7 +33,7 @@ pub struct Adapter {
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
-    /// `PREFIX_TUNING` where PEFT loads the adapter and computes the same, else `PTUNE_PREFIX`.
+    /// `PREFIX_TUNING` (of a prompt `PROMPT_TUNING`) where PEFT loads the adapter and computes the same, else `PTUNE_PREFIX`.
     pub peft_type: &'static str,
     /// Why it is `PTUNE_PREFIX`.
     pub reasons: Vec<String>,
@@ -90,7 +90,11 @@ impl Adapter {
     pub fn write(&self, directory: &Path, spec: &Specification) -> Result<Export> {
         self.fits(spec).context("cannot write the adapter")?;
         let reasons = peft::obstacles(&self.metadata, spec, self.tensors.contains_key(&format!("{POOLER}.weight")))?;
-        let peft_type = if reasons.is_empty() { PREFIX_TUNING } else { PTUNE_PREFIX };
+        let peft_type = match (reasons.is_empty(), self.metadata.is_prompt()) {
+            (true, false) => PREFIX_TUNING,
+            (true, true) => PROMPT_TUNING,
+            (false, _) => PTUNE_PREFIX,
+        };
         let config = peft::config(&self.metadata, spec, peft_type)?;
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make the directory {}", directory.display()))?;
         self.metadata.write(&directory.join(METADATA))?;
@@ -128,6 +132,10 @@ impl Adapter {
                 self.metadata.base_model
             ));
         }
+        let whole = self.metadata.task.is_some_and(TaskKind::reads_sequences);
+        if self.foreign && self.metadata.is_prompt() && whole && model.spec.readout == Readout::First {
+            bail!("PEFT trained this adapter's head on the first row of its prompt, where ptune reads the first token of the text");
+        }
         if self.foreign && self.metadata.task == Some(TaskKind::Qa) && model.spec.token_types > 1 {
             warnings.push("PEFT trains question answering without token types, this program uses them: scores may be lower".to_string());
         }
@@ -141,7 +149,8 @@ impl Adapter {
         self.metadata.head_spec(last.and_then(|weight| weight.shape.first().copied()).unwrap_or(0), spec)
     }
 
-    /// Key or value elements of a prefix position in a layer, by the tensor's shape; None without a prefix.
+    /// Key or value elements of a prefix position in a layer, or elements of a prompt's embedding, by the tensor's shape;
+    /// None without a prefix.
     fn prefix_width(&self) -> Result<Option<usize>> {
         let (length, layers) = (self.metadata.prefix_length, self.metadata.prefix_layers.len());
         let Some(prefix) = self.tensors.get(PREFIX) else {
@@ -152,6 +161,9 @@ impl Adapter {
         ensure!(rows == length, "tensor {PREFIX} has {rows} rows, but the prefix length is {length}");
         if length == 0 {
             return Ok(None);
+        }
+        if self.metadata.is_prompt() {
+            return Ok(Some(columns));
         }
         ensure!(
             layers > 0 && columns.is_multiple_of(2 * layers) && columns > 0,
@@ -166,10 +178,9 @@ impl Adapter {
         if metadata.model_layers != spec.layers {
             bail!("the adapter is for a model of {} layers, this one has {}", metadata.model_layers, spec.layers);
         }
-        if let Some(width) = self.prefix_width()?
-            && width != spec.kv_size()
-        {
-            bail!("the adapter's keys and values have size {width}, the model's {}", spec.kv_size());
+        let (what, expected) = if metadata.is_prompt() { ("embeddings", spec.embedding_size) } else { ("keys and values", spec.kv_size()) };
+        if let Some(width) = self.prefix_width()?.filter(|&width| width != expected) {
+            bail!("the adapter's {what} have size {width}, the model's {expected}");
         }
         let mut used = BTreeSet::from([PREFIX.to_string()]);
         let (Some(task), Some(head)) = (metadata.task, self.head(spec)) else { return Ok(used) };
@@ -211,7 +222,7 @@ impl Adapter {
     }
 }
 
-/// What the files of a PEFT adapter tell. PEFT has a prefix in every layer, shifts positions and has no prefix dropout.
+/// What the files of a PEFT adapter tell: of a prompt, or of a prefix. PEFT has a prefix in every layer, shifts positions and has no prefix dropout.
 fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -> Result<Metadata> {
     let has = |name: &str| tensors.contains_key(&format!("base_model.{name}.weight"));
     let head = if has("classifier.dense") {
@@ -231,11 +242,13 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
     let hidden = || heads.iter().find_map(|head| tensors.get(&format!("base_model.{head}.weight"))?.shape.get(1).copied());
     let layers = match (peft.layers, peft.token_dim.or_else(hidden)) {
         (Some(layers), _) => layers,
+        _ if peft.prompt => bail!("{CONFIG} does not tell the number of layers; add num_layers"),
         (None, Some(width)) if width > 0 && columns.is_multiple_of(2 * width) => columns / 2 / width,
         _ => bail!("{CONFIG} does not tell the number of layers; add num_layers"),
     };
     let width = columns / 2 / layers;
     if let Some(given) = peft.token_dim
+        && !peft.prompt
         && given * layers * 2 != columns
     {
         bail!("{CONFIG} has num_layers {layers} and token_dim {given}, but {PREFIX} has {columns} columns (2 * layers * token_dim)");
@@ -247,7 +260,7 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
         labels: None,
         head,
         prefix_length: peft.tokens,
-        prefix_layers: (0..layers).collect(),
+        prefix_layers: if peft.prompt { Vec::new() } else { (0..layers).collect() },
         model_layers: layers,
         prefix_projection: peft.projected.then(|| peft.projection.unwrap_or(width)),
         shifted_positions: true,

@@ -26,7 +26,7 @@ pub struct Metadata {
     pub labels: Option<Vec<String>>,
     pub head: HeadKind,
     pub prefix_length: usize,
-    /// Layers that have a prefix, from 0, ascending.
+    /// Layers that have a prefix, from 0, ascending; none: it is a prompt in front of the input.
     pub prefix_layers: Vec<usize>,
     /// Layers of the base model.
     pub model_layers: usize,
@@ -66,6 +66,11 @@ fn is_zero(number: &usize) -> bool {
 }
 
 impl Metadata {
+    /// Whether it is a prompt in front of the input and no prefix in the layers.
+    pub fn is_prompt(&self) -> bool {
+        self.prefix_length > 0 && self.prefix_layers.is_empty()
+    }
+
     /// Labels and their words, of a cloze classification.
     pub fn words(&self) -> Option<(Vec<String>, Vec<String>)> {
         self.labels.clone().zip(self.verbalizer.clone())
@@ -114,9 +119,6 @@ impl Metadata {
         }
         if self.prefix_layers.last().is_some_and(|&last| last >= self.model_layers) {
             bail!("field prefix_layers is {:?}; model_layers is only {}", self.prefix_layers, self.model_layers);
-        }
-        if self.prefix_length > 0 && self.prefix_layers.is_empty() {
-            bail!("field prefix_layers is empty, although prefix_length is {}", self.prefix_length);
         }
         if self.prefix_projection == Some(0) {
             bail!("field prefix_projection is 0; it must be at least 1, or null");

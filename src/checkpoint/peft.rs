@@ -8,6 +8,8 @@ use std::path::Path;
 
 /// PEFT loads it and computes the same.
 pub const PREFIX_TUNING: &str = "PREFIX_TUNING";
+/// The same, of a prompt in front of the input.
+pub const PROMPT_TUNING: &str = "PROMPT_TUNING";
 /// PEFT refuses it by this name; only ptune reads it.
 pub const PTUNE_PREFIX: &str = "PTUNE_PREFIX";
 /// The version whose files these are.
@@ -16,6 +18,8 @@ const PEFT_VERSION: &str = "0.21.2";
 /// What an `adapter_config.json` tells.
 pub struct PeftConfig {
     pub ours: bool,
+    /// Whether it is a prompt in front of the input.
+    pub prompt: bool,
     pub task: Option<TaskKind>,
     pub tokens: usize,
     /// Absent in files that PEFT wrote long ago.
@@ -29,10 +33,11 @@ pub struct PeftConfig {
 impl PeftConfig {
     pub fn read(file: &Path) -> Result<PeftConfig> {
         let config = Config::read(file)?;
-        let ours = match config.text("peft_type")? {
-            Some(PREFIX_TUNING) => false,
+        let peft_type = config.text("peft_type")?;
+        let ours = match peft_type {
+            Some(PREFIX_TUNING | PROMPT_TUNING) => false,
             Some(PTUNE_PREFIX) => true,
-            Some(_) => return Err(config.wrong("peft_type", "only adapters of PREFIX_TUNING can be read")),
+            Some(_) => return Err(config.wrong("peft_type", "only adapters of PREFIX_TUNING and PROMPT_TUNING can be read")),
             None => return Err(config.wrong("peft_type", "this is not an adapter of PEFT or ptune")),
         };
         if config.count("num_transformer_submodules")?.is_some_and(|modules| modules != 1) {
@@ -40,6 +45,7 @@ impl PeftConfig {
         }
         Ok(PeftConfig {
             ours,
+            prompt: peft_type == Some(PROMPT_TUNING),
             task: match config.text("task_type")? {
                 Some("SEQ_CLS") => Some(TaskKind::Classification),
                 Some("TOKEN_CLS") => Some(TaskKind::Tagging),
@@ -57,7 +63,7 @@ impl PeftConfig {
     }
 }
 
-/// The file as PEFT writes it: keys sorted, `modules_to_save` doubled (but for heads that it has no class for).
+/// The file as PEFT writes it, of a prefix or a prompt: keys sorted, `modules_to_save` doubled (but for heads that it has no class for).
 pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Result<Value> {
     let (task_type, modules) = match metadata.task {
         Some(TaskKind::CausalLm) => ("CAUSAL_LM", vec![]),
@@ -72,6 +78,28 @@ pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Res
     };
     // It has none for masked-language-model heads.
     let task_type = (metadata.verbalizer.is_none() || spec.mask != MaskKind::Full).then_some(task_type);
+    if metadata.is_prompt() {
+        return Ok(json!({
+            "auto_mapping": null,
+            "base_model_name_or_path": metadata.base_model,
+            "inference_mode": true,
+            "init_weights": null,
+            "modules_to_save": (!modules.is_empty()).then_some(modules),
+            "num_attention_heads": spec.heads,
+            "num_layers": spec.layers,
+            "num_transformer_submodules": 1,
+            "num_virtual_tokens": metadata.prefix_length,
+            "peft_type": peft_type,
+            "peft_version": PEFT_VERSION,
+            "prompt_tuning_init": "RANDOM",
+            "prompt_tuning_init_text": null,
+            "revision": null,
+            "task_type": task_type,
+            "token_dim": spec.embedding_size,
+            "tokenizer_kwargs": null,
+            "tokenizer_name_or_path": null,
+        }));
+    }
     Ok(json!({
         "auto_mapping": null,
         "base_model_name_or_path": metadata.base_model,
@@ -99,7 +127,8 @@ pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool)
     if spec.mask == MaskKind::Separator {
         reasons.push("transformers has no class for the GLM of 2021".into());
     }
-    if family.model_types.contains(&"deberta") {
+    let prompt = metadata.is_prompt();
+    if family.model_types.contains(&"deberta") && !prompt {
         reasons.push("transformers' DeBERTa takes no prefix".into());
     }
     let cloze = metadata.verbalizer.is_some();
@@ -115,9 +144,15 @@ pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool)
     } else if whole.is_some() && stored_pooler {
         reasons.push("its pooler, which the checkpoint lacks, is stored with it, and PEFT would not read it".into());
     }
+    if let (true, Some(task)) = (prompt, whole) {
+        reasons.push(match spec.mask {
+            MaskKind::Causal => format!("its {} head reads the last token, where PEFT's reads the last row, padding included", task.name()),
+            _ => format!("its {} head reads the text's first token, where PEFT's reads the prompt's", task.name()),
+        });
+    }
     if metadata.prefix_length == 0 {
         reasons.push("it has no prefix".into());
-    } else {
+    } else if !prompt {
         if metadata.prefix_layers.len() < spec.layers {
             reasons.push(format!("only {} of the {} layers have a prefix", metadata.prefix_layers.len(), spec.layers));
         }
@@ -197,5 +232,18 @@ mod tests {
         assert!(reasons(&bert, TaskKind::Tagging, |metadata| metadata.shifted_positions = false).contains("not shifted"));
         assert!(reasons(&bert, TaskKind::Tagging, |metadata| metadata.prefix_length = 0).contains("no prefix"));
         assert!(obstacles(&metadata(TaskKind::Classification, 4, 3), &bert, true).unwrap()[0].contains("pooler"));
+        assert!(
+            reasons(&bert, TaskKind::Classification, |metadata| metadata.verbalizer = Some(vec!["a".into()])).contains("masked-language")
+        );
+
+        // Of a prompt.
+        let prompt = |spec, task| reasons(spec, task, |metadata| metadata.prefix_layers = Vec::new());
+        let (deberta, llama) = (spec("deberta-tagging"), spec("llama-causal-lm"));
+        for (spec, task) in [(&bert, TaskKind::Tagging), (&deberta, TaskKind::Tagging), (&llama, TaskKind::CausalLm)] {
+            assert_eq!(prompt(spec, task), "", "{task:?}");
+        }
+        assert!(prompt(&bert, TaskKind::MultipleChoice).contains("multiple-choice head reads the text's first token"));
+        assert!(prompt(&llama, TaskKind::Classification).contains("padding included"));
+        assert!(prompt(&spec("glm-cloze"), TaskKind::Classification).contains("no class"));
     }
 }

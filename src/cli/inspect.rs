@@ -115,7 +115,7 @@ fn model(directory: &Path) -> Result<String> {
 /// The memory plan of a training run at full length; nothing where the position table has no room behind the prefix.
 fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> Result<String> {
     let spec = &model.spec;
-    let length = LENGTH.min(spec.longest_sequence(prefix.shift()));
+    let length = LENGTH.min(prefix.room(spec));
     if length == 0 {
         return Ok(String::new());
     }
@@ -161,6 +161,7 @@ fn adapter(directory: &Path) -> Result<String> {
         "prefix",
         match metadata.prefix_length {
             0 => "none, a head alone".to_string(),
+            length if metadata.is_prompt() => format!("a prompt of {length} embeddings in front of the input"),
             length => format!("{length} positions in layers {layers} of {}, positions {positions}", metadata.model_layers),
         },
     );

@@ -70,8 +70,10 @@ pub struct Batch {
 #[derive(Clone, Debug)]
 pub struct Packing {
     pub spec: Specification,
-    /// Added to the positions of all tokens (the prefix length where positions are shifted).
+    /// Added to the positions of all tokens (the prefix length where positions are shifted, or the prompt's).
     pub shift: usize,
+    /// Rows of a prompt in front of each sequence: tokens to everything but the head, with ids -1, -2, ...
+    pub prompt: usize,
     pub grouping: Grouping,
     /// Columns of the head's logits.
     pub columns: usize,
@@ -86,14 +88,15 @@ impl Batch {
         for &feature in features {
             let (first_row, first_sequence) = (self.readout.count(), self.readout.offsets.len() - 1);
             for sequence in set.sequences_of(feature) {
-                check(&packing.spec, packing.shift, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
-                let start = self.ids.len();
+                check(packing, sequence).with_context(|| format!("example {}", set.features[feature].example))?;
+                let (start, prompt) = (self.ids.len() + packing.prompt, packing.prompt as u32);
+                self.ids.extend((1..=packing.prompt as i32).map(|row| -row));
                 self.ids.extend(sequence.ids.iter().map(|&id| id as i32));
                 self.push_positions(packing, sequence);
-                self.all.tokens.extend(0..sequence.ids.len() as i32);
+                self.all.tokens.extend(0..(packing.prompt + sequence.ids.len()) as i32);
                 self.all.ordinals.resize(self.ids.len(), ordinal);
                 self.all.end_sequence();
-                self.readout.tokens.extend(sequence.readout.iter().map(|&token| token as i32));
+                self.readout.tokens.extend(sequence.readout.iter().map(|&token| (prompt + token) as i32));
                 self.readout_rows.extend(sequence.readout.iter().map(|&token| start as i32 + token as i32));
                 self.readout_positions.extend(sequence.readout.iter().map(|&token| self.positions[start + token as usize]));
                 self.readout.ordinals.resize(self.readout.count(), ordinal);
@@ -101,7 +104,7 @@ impl Batch {
                 match packing.spec.mask {
                     MaskKind::Full => {}
                     MaskKind::Causal => self.separators.push(0),
-                    MaskKind::Separator => self.separators.push(sequence.separator as i32),
+                    MaskKind::Separator => self.separators.push((prompt + sequence.separator) as i32),
                 }
                 if packing.grouping == Grouping::PerSequence {
                     ensure!(sequence.predicts.len() == sequence.readout.len(), "a sequence is scored by every row that is read");
@@ -156,13 +159,15 @@ impl Batch {
         let spec = &packing.spec;
         if let Positions::TwoDimensional { .. } = spec.positions {
             let text = sequence.blank.map_or(sequence.ids.len(), |_| sequence.separator as usize);
-            let answer = sequence.ids.len() - text;
-            self.positions.extend(0..text as i32);
-            self.positions.resize(self.ids.len(), sequence.blank.unwrap_or(0) as i32);
+            let (answer, prompt) = (sequence.ids.len() - text, packing.prompt);
+            self.positions.extend(0..(prompt + text) as i32);
+            self.positions.resize(self.ids.len(), (prompt as u32 + sequence.blank.unwrap_or(0)) as i32);
             self.types.resize(self.ids.len() - answer, 0);
             self.types.extend(1..=answer as i32);
             return;
         }
+        self.positions.extend((0..packing.prompt).map(|row| spec.position_of(row, 0) as i32));
+        self.types.resize(self.positions.len(), 0);
         self.positions.extend(spec.position_ids(&sequence.ids, packing.shift).map(|position| position as i32));
         self.types.extend(sequence.types.iter().map(|&kind| kind as i32));
         self.types.resize(self.ids.len(), 0);
@@ -196,7 +201,8 @@ impl Batch {
 }
 
 /// Kernels look rows up without asking; here they are asked once.
-fn check(spec: &Specification, shift: usize, sequence: &Sequence) -> Result<()> {
+fn check(packing: &Packing, sequence: &Sequence) -> Result<()> {
+    let Packing { spec, shift, prompt, .. } = packing;
     let Sequence { ids, types, readout, separator, blank, .. } = sequence;
     ensure!(!ids.is_empty(), "a text without a single token; the tokenizer adds no special tokens to it");
     ensure!(types.is_empty() || types.len() == ids.len(), "{} tokens with {} token types", ids.len(), types.len());
@@ -210,7 +216,7 @@ fn check(spec: &Specification, shift: usize, sequence: &Sequence) -> Result<()> 
     ensure!(readout.windows(2).all(|pair| pair[0] < pair[1]), "the rows that the head reads do not ascend");
     ensure!(*separator as usize <= ids.len(), "separator {separator} of {} tokens", ids.len());
     ensure!(blank.is_none_or(|blank| blank < *separator), "the blank is not in the text in front of its answer");
-    ensure!(ids.len() <= spec.longest_sequence(shift), "{} tokens need more positions than the model has", ids.len());
+    ensure!(ids.len() + prompt <= spec.longest_sequence(shift - prompt), "{} tokens need more positions than the model has", ids.len());
     Ok(())
 }
 
@@ -226,7 +232,7 @@ mod tests {
 
     fn pack_as(mask: MaskKind, sequence: Sequence, targets: Vec<i32>) -> Result<Batch> {
         let spec = Specification { vocabulary: 10, token_types: 2, mask, ..Specification::tiny() };
-        let packing = Packing { spec, shift: 3, grouping: Grouping::PerRow, columns: 2 };
+        let packing = Packing { spec, shift: 3, prompt: 0, grouping: Grouping::PerRow, columns: 2 };
         let feature = Feature { example: 4, first_sequence: 0, sequences: 1, targets };
         let set = FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 5 };
         let mut batch = Batch::default();
@@ -242,6 +248,32 @@ mod tests {
         assert_eq!((batch.all.ordinals, batch.all.offsets, batch.readout_rows), (vec![7; 3], vec![0, 3], vec![0, 2]));
         assert_eq!(batch.readout_positions, [3, 5]);
         assert_eq!((batch.groups, batch.targets), (vec![0, 2, 1, 1, 2, 2, 1, -1], 1));
+    }
+
+    #[test]
+    fn a_prompt_is_rows_in_front() {
+        let spec = Specification { vocabulary: 10, token_types: 2, mask: MaskKind::Separator, ..Specification::tiny() };
+        let packing = Packing { spec, shift: 2, prompt: 2, grouping: Grouping::PerRow, columns: 2 };
+        let sequence = Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], separator: 1, ..Sequence::default() };
+        let feature = |first_sequence| Feature { first_sequence, sequences: 1, ..Feature::default() };
+        let long = Sequence { ids: vec![1; 63], readout: vec![0], ..Sequence::default() };
+        let set = FeatureSet {
+            sequences: vec![sequence.clone(), sequence, long],
+            features: vec![feature(0), feature(1), feature(2)],
+            examples: 3,
+        };
+        let mut batch = Batch::default();
+        batch.pack(&packing, &set, &[0, 1], 0).unwrap();
+        assert_eq!(
+            (&batch.ids[..5], &batch.types[5..], &batch.positions[5..]),
+            (&[-1, -2, 5, 6, 7][..], &[0, 0, 0, 1, 1][..], &[0, 1, 2, 3, 4][..])
+        );
+        assert_eq!((&batch.all.tokens[5..], &batch.all.offsets, &batch.separators), (&[0, 1, 2, 3, 4][..], &vec![0, 5, 10], &vec![3, 3]));
+        assert_eq!(
+            (&batch.readout_rows, &batch.readout.tokens, &batch.readout_positions),
+            (&vec![2, 4, 7, 9], &vec![2, 4, 2, 4], &vec![2, 4, 2, 4])
+        );
+        assert!(format!("{:#}", batch.pack(&packing, &set, &[2], 0).unwrap_err()).contains("63 tokens need more positions"));
     }
 
     #[test]
@@ -262,7 +294,7 @@ mod tests {
             token_types: 0,
             ..Specification::tiny()
         };
-        let packing = Packing { spec: spec.clone(), shift: 0, grouping: Grouping::PerSequence, columns: 1 };
+        let packing = Packing { spec: spec.clone(), shift: 0, prompt: 0, grouping: Grouping::PerSequence, columns: 1 };
         let frame =
             Sequence { ids: vec![5, 6, 7, 8, 9], separator: 3, blank: Some(1), readout: vec![3, 4], predicts: vec![2, 3], types: vec![] };
         let whole = Sequence { readout: vec![2], predicts: vec![4], ..Sequence::text(vec![5, 6, 7], vec![], vec![]) };
@@ -280,7 +312,7 @@ mod tests {
     #[test]
     fn rows_that_predict_tokens() {
         let spec = Specification { mask: MaskKind::Causal, ..Specification::tiny() };
-        let packing = Packing { spec: spec.clone(), shift: 0, grouping: Grouping::PerToken, columns: 0 };
+        let packing = Packing { spec: spec.clone(), shift: 0, prompt: 0, grouping: Grouping::PerToken, columns: 0 };
         let pack = |targets: Vec<i32>| {
             let sequence = Sequence { ids: vec![1, 2, 3], readout: vec![1, 2], ..Sequence::default() };
             let feature = Feature { sequences: 1, targets, ..Feature::default() };

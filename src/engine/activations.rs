@@ -8,7 +8,8 @@
 //! all layers. What stands for a layer's input: in a post-norm model what the last norm of the layer before keeps, so that
 //! the down-projection is never made again; in a pre-norm model the residual stream.
 //!
-//! Layers below the lowest prefix keep nothing and use one set of buffers in turn; the lowest keeps no K and V.
+//! Layers below the lowest prefix keep nothing and use one set of buffers in turn; the lowest keeps no K and V
+//! (but where a prompt has a gradient below it).
 
 use super::layout::Layout;
 use super::options::Recompute;
@@ -51,6 +52,8 @@ pub struct Reach {
     pub layers: usize,
     /// The lowest layer that the backward reaches; the number of layers where none does.
     pub lowest: usize,
+    /// Whether it goes on below that layer, to a prompt.
+    pub prompt: bool,
     /// Whether the last layer computes queries for the head's rows only.
     pub tail: bool,
     pub recompute: Recompute,
@@ -59,6 +62,11 @@ pub struct Reach {
 impl Reach {
     fn is_tail(&self, layer: usize) -> bool {
         self.tail && layer + 1 == self.layers
+    }
+
+    /// Whether it computes no gradient of the layer's input.
+    pub fn ends_at(&self, layer: usize) -> bool {
+        layer == self.lowest && !self.prompt
     }
 
     fn remakes_layers(&self) -> bool {
@@ -171,7 +179,7 @@ impl Sizes<'_> {
             let h = self.spec.hidden_size;
             let all = !reach.remakes_layers();
             let parts = Parts {
-                projections: all.then(|| match lowest {
+                projections: all.then(|| match reach.ends_at(layer) {
                     true => (None, [layout.matrix(rows, self.spec.query_size(), self.precision.activation); 3]),
                     false => self.projections(layout, last),
                 }),
@@ -223,7 +231,7 @@ impl Sizes<'_> {
         };
         let last = reach.tail && reach.lowest == reach.layers;
         let (full, last) = (body(reach.lowest > usize::from(last), false), body(last, true));
-        Shared { full, last, key_value: (reach.lowest < reach.layers).then(|| self.key_value(layout)) }
+        Shared { full, last, key_value: (reach.lowest < reach.layers && !reach.prompt).then(|| self.key_value(layout)) }
     }
 }
 

@@ -50,6 +50,9 @@ impl Engine {
                 engine.backward_layer(rows, layer, g, stream)
             });
         }
+        if reach.prompt {
+            self.scoped(Scope::Embedding, |engine| engine.backward_embeddings(rows, g, stream));
+        }
     }
 
     /// Gradients of the layer's output to gradients of its input (buffers of full capacity are passed and returned).
@@ -86,15 +89,17 @@ impl Engine {
         };
         self.backend.linear_backward_input(branch, output.weight, saved.d_out, false);
         self.backend.attention_delta(buffers.attention.first_rows(count), saved.d_out, self.spec.heads, saved.delta);
+        // Below the lowest prefix nothing has a gradient, but a prompt.
+        let ends = self.plan.reach.ends_at(layer);
         if self.plan.rotated.is_some() {
-            self.rotate(rows, layer, layer > self.plan.reach.lowest);
+            self.rotate(rows, layer, !ends);
         }
         let operands = self.attention(Mode::Train, layer, queries, rows);
         if let Some((index, [_, gradient])) = self.prefix_index(layer).zip(self.plan.trainables.table()) {
             let [d_key, d_value] = self.prefix_columns(gradient, index);
             self.backend.prefix_gradient(&operands, &saved, d_key, d_value);
         }
-        if layer == self.plan.reach.lowest {
+        if ends {
             return (g, stream);
         }
 

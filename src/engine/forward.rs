@@ -39,17 +39,19 @@ impl Engine {
         // Where the first layer's norm stands apart, its input comes first: the stream.
         let apart = own.is_some() || projection.is_some();
         let target = stream.filter(|_| apart).unwrap_or(hidden);
+        let [own_kept, entry_kept] = self.prompt_norms();
+        let kept = if apart { own_kept } else { entry_kept };
         let norm = if apart { own } else { entry }.map(|norm| EmbedNorm {
             kind: self.spec.norm,
             epsilon: self.spec.norm_epsilon,
             gamma: norm.gamma,
             beta: norm.beta,
             stream: stream.filter(|_| !apart),
-            kept: None,
+            kept: kept.map(|kept| [kept.normalized.first_rows(count), kept.rstd.col_range(0, count)]),
         });
         let count_of = |view: View| view.col_range(0, count);
         let out = scratch.embedded.map_or(target, |embedded| embedded.first_rows(count));
-        let (keep, entry) = (scratch.norm, entry.filter(|_| apart));
+        let (keep, entry) = (entry_kept.or(scratch.norm), entry.filter(|_| apart));
         let embed = Embed {
             word: frozen.word,
             position: frozen.position,
@@ -57,6 +59,7 @@ impl Engine {
             ids: count_of(batch.ids),
             positions: count_of(batch.positions),
             types: count_of(batch.types),
+            prompt: self.prompt_table().map(|[table, _]| table),
             dropout: self.hidden_mask(mode, Site::Embedding, 0).map(|dropout| (dropout, &rows.all)),
             norm,
             out,

@@ -145,12 +145,13 @@ impl Engine {
     fn load_continuation(&mut self, cache: &CacheBuffers, slots: &[usize], tokens: &[u32], lengths: &[usize]) -> BatchRows {
         let count = slots.len();
         let (mut places, mut keys, mut queries) = (Vec::new(), vec![0], vec![0]);
+        // Of a prompt, lengths count its rows.
         let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
         for (row, (&slot, &token)) in slots.iter().zip(tokens).enumerate() {
             let (length, start) = (lengths[slot], (slot * cache.length) as i32);
             batch.ids.push(token as i32);
-            batch.positions.push(self.spec.position_of(length, self.shift()) as i32);
+            batch.positions.push(self.spec.position_of(length, self.shift() - self.prompt()) as i32);
             batch.types.push(0);
             batch.all.push_token(row as i32, length as i32);
             places.push(start + length as i32);

@@ -13,6 +13,7 @@ mod numbers;
 mod options;
 mod plan;
 mod prefix;
+mod prompt;
 mod recompute;
 mod relative;
 mod scale;
@@ -191,7 +192,13 @@ impl Engine {
     /// How batches for [`Engine::forward_packed`] and [`Engine::accumulate_packed`] are to be packed: with a copy of it
     /// another thread can pack the next batch while this one is being computed.
     pub fn packing(&self) -> Packing {
-        Packing { spec: self.spec.clone(), shift: self.shift(), grouping: self.options.head.grouping, columns: self.options.head.columns }
+        Packing {
+            spec: self.spec.clone(),
+            shift: self.shift(),
+            prompt: self.prompt(),
+            grouping: self.options.head.grouping,
+            columns: self.options.head.columns,
+        }
     }
 
     /// Logits of features, without dropout: for each, \[rows, columns\] row-major. Of rows that predict tokens, pairs: the

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct PrefixOptions {
     /// Positions of the prefix; 0 trains the head alone.
     pub length: usize,
-    /// Layers that have a prefix, ascending, from 0.
+    /// Layers that have a prefix, ascending, from 0. None: it is a prompt, of embeddings in front of the input alone.
     pub layers: Vec<usize>,
     /// Hidden size of the two-layer tanh MLP that makes the prefix; None: the prefix itself is trained.
     pub projection: Option<usize>,
@@ -26,9 +26,30 @@ impl PrefixOptions {
         if self.length == 0 { &[] } else { &self.layers }
     }
 
-    /// What is added to token positions.
+    /// Rows that a prompt puts in front of each sequence; 0 where it is a prefix.
+    pub fn prompt(&self) -> usize {
+        if self.layers.is_empty() { self.length } else { 0 }
+    }
+
+    /// Positions of a prefix in attention; 0 where it is a prompt, whose rows are tokens to it.
+    pub fn in_attention(&self) -> usize {
+        self.length - self.prompt()
+    }
+
+    /// What is added to token positions; those behind a prompt are counted with it.
     pub fn shift(&self) -> usize {
-        if self.shifted { self.length } else { 0 }
+        if self.shifted { self.length } else { self.prompt() }
+    }
+
+    /// The longest sequence that the model has positions for behind prefix or prompt.
+    pub fn room(&self, spec: &Specification) -> usize {
+        spec.longest_sequence(self.shift() - self.prompt()).saturating_sub(self.prompt())
+    }
+
+    /// A batch's largest, with a prompt in front of each sequence.
+    pub fn widened(&self, capacity: Capacity) -> Capacity {
+        let prompt = self.prompt();
+        Capacity { tokens: capacity.tokens + prompt * capacity.sequences, longest: capacity.longest + prompt, ..capacity }
     }
 
     /// Refuses a prefix and sequences that the model has no positions for, or that its window does not span; says what
@@ -51,7 +72,7 @@ impl PrefixOptions {
             Positions::Relative { .. } => return Ok(()),
         };
         let shift = self.shift();
-        let room = spec.longest_sequence(shift);
+        let room = self.room(spec);
         if longest <= room {
             return Ok(());
         }
@@ -66,7 +87,7 @@ impl PrefixOptions {
         if longest < whole {
             remedies.push(format!("--prefix-length {}", whole - longest));
         }
-        if longest <= whole {
+        if longest <= whole && self.prompt() == 0 {
             remedies.push("--positions unshifted".to_string());
         }
         if remedies.is_empty() {
@@ -79,8 +100,11 @@ impl PrefixOptions {
         );
     }
 
-    /// [P, columns] of the flat table: \[layer\]\[key, value\]\[head\]\[dim\].
+    /// [P, columns] of the flat table: \[layer\]\[key, value\]\[head\]\[dim\], or the embeddings of a prompt.
     pub fn table_shape(&self, spec: &Specification) -> [usize; 2] {
+        if self.prompt() > 0 {
+            return [self.length, spec.embedding_size];
+        }
         [self.length, self.layers.len() * 2 * spec.kv_size()]
     }
 }

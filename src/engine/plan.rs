@@ -6,6 +6,7 @@ use super::frozen::Frozen;
 use super::generate::CacheBuffers;
 use super::layout::{Bytes, Layout, Region};
 use super::options::{Capacity, EngineOptions, Recompute, Residency};
+use super::prompt::PromptBuffers;
 use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use super::vocabulary::VocabularyBuffers;
@@ -121,6 +122,8 @@ pub struct Plan {
     pub(super) backward: BackwardScratch,
     pub(super) backward_stream: BackwardStream,
     pub(super) head: HeadBuffers,
+    /// Where a prompt is trained.
+    pub(super) prompt: Option<PromptBuffers>,
     /// Keys and values of generated text.
     pub(super) cache: Option<CacheBuffers>,
     /// \[positions, D\]: cosines and sines by which queries and keys are rotated.
@@ -157,12 +160,16 @@ impl Plan {
         let spec = &model.spec;
         let precision = backend.precision();
         let master = precision.master;
-        let tail = !options.head.reads_every_token();
+        let prompt = options.prefix.prompt();
+        let capacity = options.prefix.widened(capacity);
+        // A head that reads every token reads none of a prompt's rows.
+        let tail = !options.head.reads_every_token() || prompt > 0;
         let tokens = capacity.tokens.next_multiple_of(TOKEN_GRANULE);
         let rows = if tail { capacity.rows } else { tokens };
         let sizes = Sizes { spec, precision, tokens, rows };
         let lowest = match (capacity.training, options.prefix.active_layers().first()) {
             (true, Some(&layer)) => layer,
+            (true, None) if prompt > 0 => 0,
             _ => spec.layers,
         };
         let (h, f, up, q, kv) = (spec.hidden_size, spec.ffn_size, spec.up_size(), spec.query_size(), spec.kv_size());
@@ -183,14 +190,14 @@ impl Plan {
         let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
         let rotary = sizes.rotates().then(|| {
             // A text that becomes the prefix has positions from 0.
-            let positions = (options.prefix.shift() + capacity.longest + capacity.generated).max(options.prefix.length);
+            let positions = (options.prefix.shift() - prompt + capacity.longest + capacity.generated).max(options.prefix.length);
             let formula = format!("{positions} positions x {} in {}", spec.head_dim, master.name());
             layout.region("rotations", formula, |layout| layout.matrix(positions, spec.head_dim, master))
         });
 
         let kept = spec.layers - lowest;
         let recompute = if kept > 0 { options.memory.recompute } else { Recompute::None };
-        let reach = Reach { layers: spec.layers, lowest, tail, recompute };
+        let reach = Reach { layers: spec.layers, lowest, prompt: prompt > 0, tail, recompute };
         let (symbols, values) = match recompute {
             Recompute::None => ("Q+2K+O+2H+U", 2 * q + 2 * kv + 2 * h + up),
             Recompute::UpProjection => ("Q+2K+O+2H", 2 * q + 2 * kv + 2 * h),
@@ -217,6 +224,7 @@ impl Plan {
             layout.region("vocabulary logits", formula, lay_out)
         });
         let head = HeadBuffers { vocabulary, ..head };
+        let prompt = PromptBuffers::lay_out(spec, options, capacity.training, tokens, precision, &mut layout);
         let cache = (capacity.generated > 0).then(|| {
             let length = capacity.longest + capacity.generated;
             let formula = format!("{} sequences x {length} tokens x {} layers x 2K, K={kv}", capacity.sequences, spec.layers);
@@ -240,8 +248,8 @@ impl Plan {
         let ((stream, entry), backward_stream) = stream_sets;
         let (layers, inputs) = assemble(reach, &saved, [&remade, &transient], hidden, stream);
         let need = ScratchNeed {
-            longest: capacity.longest + capacity.generated + options.prefix.length,
-            prefix_length: options.prefix.length,
+            longest: capacity.longest + capacity.generated + options.prefix.in_attention(),
+            prefix_length: options.prefix.in_attention(),
             head_dim: spec.head_dim,
             relative: relative.is_some(),
             kv_size: kv,
@@ -280,6 +288,7 @@ impl Plan {
             backward,
             backward_stream,
             head,
+            prompt,
             cache,
             rotary,
             rotated,

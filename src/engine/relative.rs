@@ -87,6 +87,7 @@ impl Engine {
             ids: numbers,
             positions: numbers,
             types: numbers,
+            prompt: None,
             dropout: self.hidden_mask(mode, Site::RelativeEmbedding, layer).map(|dropout| (dropout, &rows)),
             norm: None,
             out: table,

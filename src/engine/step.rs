@@ -160,11 +160,11 @@ impl Engine {
         self.reports.pop_front()
     }
 
-    /// Norm of the gradient of each layer's prefix, after `accumulate` and before `finish_step`: a zero means that
+    /// Norm of the gradient of each layer's prefix (or the prompt's), after `accumulate` and before `finish_step`: a zero means that
     /// the prefix takes no part in the loss.
     pub fn prefix_gradient_norms(&mut self) -> Vec<f64> {
         let Some([_, gradient]) = self.plan.trainables.table() else { return Vec::new() };
-        let width = 2 * self.spec.kv_size();
+        let width = if self.prompt() > 0 { gradient.cols } else { 2 * self.spec.kv_size() };
         let mut sums = vec![0.0; gradient.cols / width];
         for row in 0..gradient.rows {
             let values = self.read_values(gradient.row_range(row, 1));

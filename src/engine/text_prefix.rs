@@ -14,6 +14,9 @@ impl Engine {
         ensure!(ids.len() == length, "a text of {} tokens for a prefix of {length} positions", ids.len());
         ensure!(self.options.prefix.projection.is_none(), "a prefix that is made by a projection cannot start from a text");
         let Some([table, _]) = self.plan.trainables.table() else { return Ok(()) };
+        if self.prompt() > 0 {
+            return self.copy_embeddings(ids, table);
+        }
         let sequence = Sequence { ids: ids.to_vec(), readout: vec![length as u32 - 1], separator: length as u32, ..Sequence::default() };
         let feature = Feature { sequences: 1, ..Feature::default() };
         let set = FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 1 };
@@ -22,6 +25,16 @@ impl Engine {
         self.bare = false;
         self.prefix_stale = true;
         result
+    }
+
+    /// A prompt starts as the text's own embeddings.
+    fn copy_embeddings(&mut self, ids: &[u32], table: crate::backend::View) -> Result<()> {
+        for (row, &id) in ids.iter().enumerate() {
+            ensure!((id as usize) < self.spec.vocabulary, "token {id} is outside the {} that there are", self.spec.vocabulary);
+            let values = self.read_values(self.plan.frozen.word.row_range(id as usize, 1));
+            self.backend.write(table.row_range(row, 1), &numbers::to_bytes(&values, table.dtype));
+        }
+        self.backend.check()
     }
 
     fn compute_prefix(&mut self, set: &FeatureSet, table: crate::backend::View) -> Result<()> {

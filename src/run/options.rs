@@ -103,10 +103,11 @@ pub struct TrainOptions {
     #[arg(long, value_name = "ORDER", hide_possible_values = true, help_heading = "Data")]
     pub data_order: Option<DataOrder>,
 
-    /// What is trained beside the head: prefix (keys and values in every layer), or head (nothing) [default: prefix]
+    /// What is trained beside the head: prefix (keys and values in every layer), prompt (embeddings in front of
+    /// the input), or head (nothing) [default: prefix]
     #[arg(long, value_name = "METHOD", hide_possible_values = true, help_heading = "Prefix and head")]
     pub method: Option<Method>,
-    /// Prefix positions per layer; 0 trains the head alone [default: 20]
+    /// Prefix positions per layer, or embeddings of a prompt; 0 trains the head alone [default: 20]
     #[arg(long, value_name = "N", help_heading = "Prefix and head")]
     pub prefix_length: Option<usize>,
     /// Train the prefix through a two-layer tanh MLP of this hidden size [without a value: 512]
@@ -277,6 +278,11 @@ impl TrainOptions {
         if self.is_head_alone().is_some() && self.is_head_alone() != beneath.is_head_alone() {
             table.remove("method");
             table.remove("prefix-length");
+        }
+        if self.method == Some(Method::Prompt) && beneath.method != self.method {
+            for name in ["prefix-layers", "prefix-dropout", "positions"] {
+                table.remove(name);
+            }
         }
         table.extend(upper);
         let resume = self.resume.or(beneath.resume);

@@ -10,7 +10,7 @@ use super::state::{Extent, RunState};
 use super::terminal::{Terminal, clock};
 use super::train::Prepared;
 use super::trainer::{Trainer, write_text};
-use super::values::{LabelWords, PrefixStart};
+use super::values::{LabelWords, Method, PrefixStart};
 use crate::checkpoint::Adapter;
 use crate::engine::Engine;
 use crate::model::TaskKind;
@@ -58,19 +58,22 @@ impl Prepared {
             grouped(total),
             100.0 * total as f64 / spec.parameters() as f64
         ));
+        let prompt = settings.method == Method::Prompt;
+        let start = match (settings.prefix_projection, &settings.prefix_init, &self.adapter) {
+            (_, _, Some(_)) => "from the adapter".to_string(),
+            (Some(hidden), ..) => format!("projected through {hidden} tanh units"),
+            (None, PrefixStart::Normal, None) => "from N(0, 0.02)".to_string(),
+            (None, PrefixStart::Zero, None) => "from zero".to_string(),
+            (None, PrefixStart::Text(_) | PrefixStart::File(_), None) if prompt => "from the embeddings of a text".to_string(),
+            (None, PrefixStart::Text(_) | PrefixStart::File(_), None) => "from the keys and values of a text".to_string(),
+        };
         match &settings.prefix_layers {
+            _ if prompt => terminal.line(format!("prompt: {} embeddings in front of the input, {start}", settings.prefix_length)),
             None => terminal.line("prefix: none, the head alone is trained"),
             Some(layers) => terminal.line(format!(
-                "prefix: {} positions in layers {layers} of {}, {}, {} positions",
+                "prefix: {} positions in layers {layers} of {}, {start}, {} positions",
                 settings.prefix_length,
                 spec.layers,
-                match (settings.prefix_projection, &settings.prefix_init, &self.adapter) {
-                    (_, _, Some(_)) => "from the adapter".to_string(),
-                    (Some(hidden), ..) => format!("projected through {hidden} tanh units"),
-                    (None, PrefixStart::Normal, None) => "from N(0, 0.02)".to_string(),
-                    (None, PrefixStart::Zero, None) => "from zero".to_string(),
-                    (None, PrefixStart::Text(_) | PrefixStart::File(_), None) => "from the keys and values of a text".to_string(),
-                },
                 if settings.shifted() { "shifted" } else { "unshifted" },
             )),
         }
@@ -158,7 +161,8 @@ impl Prepared {
         terminal.line(format!("memory: {} planned{peak}", readable(planned as u64)));
         terminal.line(format!("adapter: {} ({}), peft_type {}", folder.root().display(), readable(export.bytes), export.peft_type));
         for reason in &export.reasons {
-            terminal.line(format!("  not PREFIX_TUNING: {reason}"));
+            let peft_type = if self.settings.method == Method::Prompt { "PROMPT_TUNING" } else { "PREFIX_TUNING" };
+            terminal.line(format!("  not {peft_type}: {reason}"));
         }
         terminal.line(format!("records: {METRICS}, {PLOT}, {TRAINER_STATE}, {RESULTS} and checkpoints in the same folder"));
         Ok(())

@@ -42,7 +42,7 @@ pub struct Settings {
     pub method: Method,
     pub prefix_length: usize,
     pub prefix_projection: Option<usize>,
-    /// None with a prefix length of 0.
+    /// None with a prefix length of 0, and of a prompt.
     pub prefix_layers: Option<LayerSet>,
     pub prefix_init: PrefixStart,
     pub positions: Offset,
@@ -149,7 +149,7 @@ impl TrainOptions {
             self.prefix_length.get_or_insert(0);
         }
         self.prefix_init.get_or_insert(PrefixStart::Normal);
-        self.prefix_dropout.get_or_insert(0.1);
+        self.prefix_dropout.get_or_insert(if self.method == Some(Method::Prompt) { 0.0 } else { 0.1 });
         self.hidden_dropout.get_or_insert(0.1);
         self.learning_rate.get_or_insert(5e-3);
         self.schedule.get_or_insert(Schedule::Linear);
@@ -248,8 +248,19 @@ impl TrainOptions {
             (Some(Method::Head), Some(length)) if length > 0 => {
                 usage!("--method head trains the head alone: leave out --prefix-length {length}, or give --method prefix")
             }
-            (Some(Method::Prefix), Some(0)) => usage!("--method prefix with --prefix-length 0: there is no prefix; give --method head"),
+            (Some(method @ (Method::Prefix | Method::Prompt)), Some(0)) => {
+                let name = method.name();
+                usage!("--method {name} with --prefix-length 0: there is no {name}; give --method head")
+            }
             _ => {}
+        }
+        if self.method == Some(Method::Prompt) {
+            if self.prefix_layers.is_some() {
+                usage!("--method prompt has embeddings in front of the input alone: leave out --prefix-layers, or give --method prefix");
+            }
+            if self.prefix_dropout.is_some_and(|rate| rate > 0.0) {
+                usage!("--method prompt: --hidden-dropout acts on its embeddings as on all others; leave out --prefix-dropout");
+            }
         }
         if self.is_head_alone() == Some(true) && (self.prefix_projection.is_some() || self.prefix_layers.is_some()) {
             usage!("--method head (--prefix-length 0) trains the head alone: leave out --prefix-projection and --prefix-layers");
@@ -355,7 +366,7 @@ impl TrainOptions {
                 self.template = self.template.or(Some(metadata.template).filter(|&template| template > 0));
             }
             agree("prefix-length", &mut self.prefix_length, Some(metadata.prefix_length))?;
-            if metadata.prefix_length > 0 {
+            if metadata.prefix_length > 0 && !metadata.is_prompt() {
                 let layers = LayerSet::from_indices(&metadata.prefix_layers);
                 if let Some(given) = self.prefix_layers.as_ref().filter(|given| **given != layers) {
                     usage!("--prefix-layers {given}: the adapter of --init-adapter has a prefix in the layers {layers}");
@@ -378,11 +389,20 @@ impl TrainOptions {
             }
         }
         let length = *self.prefix_length.get_or_insert(20);
-        let method = *self.method.get_or_insert(if length == 0 { Method::Head } else { Method::Prefix });
-        if (method == Method::Head) != (length == 0) {
-            usage!("--method {}: the adapter of --init-adapter has a prefix length of {length}", method.name());
+        let of_length = if length == 0 { Method::Head } else { Method::Prefix };
+        let of_adapter = adapter.map(|adapter| if adapter.metadata.is_prompt() { Method::Prompt } else { of_length });
+        let method = *self.method.get_or_insert(of_adapter.unwrap_or(of_length));
+        if let Some(known) = of_adapter.filter(|&known| known != method) {
+            usage!("--method {}: the adapter of --init-adapter is of the method {}", method.name(), known.name());
         }
-        self.prefix_layers.get_or_insert(LayerSet::from_indices(&every_layer)).indices(spec.layers)?;
+        if method == Method::Prompt {
+            if self.positions == Some(Offset::Unshifted) && spec.shifts() {
+                usage!("--positions unshifted: behind a prompt the text's positions go on from its own; leave it out");
+            }
+            (self.prefix_layers, self.prefix_dropout) = (None, Some(0.0));
+        } else {
+            self.prefix_layers.get_or_insert(LayerSet::from_indices(&every_layer)).indices(spec.layers)?;
+        }
         if self.positions == Some(Offset::Shifted) && !spec.shifts() {
             usage!("--positions shifted: the positions of {} are not shifted by a prefix; leave it out", spec.family);
         }

@@ -198,9 +198,10 @@ impl Trainer<'_> {
             return Ok(());
         }
         let layers = self.settings.layer_indices(self.spec.layers)?;
-        for (norm, layer) in self.engine.prefix_gradient_norms().iter().zip(layers) {
+        for (index, norm) in self.engine.prefix_gradient_norms().iter().enumerate() {
             if *norm == 0.0 {
-                bail!("the prefix of layer {} gets no gradient in the first step, so it would never learn; nothing was saved", layer + 1);
+                let what = layers.get(index).map_or("prompt".to_string(), |layer| format!("prefix of layer {}", layer + 1));
+                bail!("the {what} gets no gradient in the first step, so it would never learn; nothing was saved");
             }
         }
         Ok(())

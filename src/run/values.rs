@@ -478,6 +478,8 @@ pub enum Offset {
 pub enum Method {
     /// Keys and values in front of every layer's own (P-Tuning v2).
     Prefix,
+    /// Embeddings in front of the input (Lester et al.).
+    Prompt,
     /// Nothing: the head alone.
     Head,
 }
@@ -487,6 +489,7 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Method::Prefix => "prefix",
+            Method::Prompt => "prompt",
             Method::Head => "head",
         }
     }

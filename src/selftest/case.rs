@@ -223,6 +223,14 @@ impl Case {
         self.push(kind, rows, cols, values, Some(rounding))
     }
 
+    /// Read and written, without gaps.
+    pub fn tight_updated(&mut self, kind: Kind, rows: usize, cols: usize, scale: f64, rounding: Rounding) -> Id {
+        let place = std::mem::replace(&mut self.place, Place::Tight);
+        let id = self.updated(kind, rows, cols, scale, rounding);
+        self.place = place;
+        id
+    }
+
     /// Sequences of the given lengths; of each, the rows that `chosen` picks by their token.
     pub fn rows(&mut self, lengths: &[usize], chosen: impl Fn(usize) -> bool) -> RowIds {
         let (mut ordinals, mut tokens, mut offsets, mut longest) = (vec![], vec![], vec![0], 0);

@@ -14,6 +14,7 @@ pub struct Model {
     pub task: TaskKind,
     pub head: HeadKind,
     pub prefix: usize,
+    /// None: a prompt in front of the input.
     pub layers: Vec<usize>,
     pub projection: Option<usize>,
 }
@@ -179,7 +180,9 @@ pub fn models() -> Vec<Model> {
         layers: vec![0, 1, 2],
         ..post
     };
-    vec![post, padded, pre, shared, causal, separated, rotated, relative]
+    let prompted = Model { name: "a prompt, narrow embeddings", spec: shared.spec.clone(), layers: Vec::new(), prefix: 3, ..shared };
+    let in_front = Model { name: "a prompt in front of questions", spec: pre.spec.clone(), layers: Vec::new(), ..pre };
+    vec![post, padded, pre, shared, causal, separated, rotated, relative, prompted, in_front]
 }
 
 impl Model {

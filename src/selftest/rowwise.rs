@@ -6,6 +6,7 @@ use Kind::*;
 
 pub const OPERATIONS: &[Operation] = &[
     ("embedding", embeddings),
+    ("embedding of a prompt, and its gradient", prompts),
     ("norm, forward", norms_forward),
     ("norm, output", norm_outputs),
     ("norm, backward", norms_backward),
@@ -73,6 +74,7 @@ pub fn embeddings(judge: &mut Judge) {
                 ids: view[ids],
                 positions: view[at],
                 types: view[kinds],
+                prompt: None,
                 dropout: (drops == 1).then(|| (mask(), &rows)),
                 norm: kind.map(|kind| EmbedNorm {
                     kind,
@@ -86,6 +88,39 @@ pub fn embeddings(judge: &mut Judge) {
             });
         });
     }
+}
+
+/// Two rows in front of each of three sequences, the second of which has nothing else.
+pub fn prompts(judge: &mut Judge) {
+    every(|dtype, place, width| {
+        let mut case = Case::new(format!("prompt {width}"), dtype, place);
+        let (word, position) = (case.input(Frozen, 11, width, 1.0), case.input(Frozen, 9, width, 1.0));
+        let prompt = case.normals(Master, 2 * width, 0.0, 1.0);
+        let prompt = case.tight(Master, 2, width, prompt);
+        let ids = case.integers(&[-1, -2, 10, -1, -2, -1, -2, 0, 3]);
+        let at: Vec<i32> = (0..9).map(|_| case.below(9) as i32).collect();
+        let (at, offsets) = (case.integers(&at), case.integers(&[0, 3, 5, 9]));
+        let out = case.tight_output(Activation, 9, width, Rounding::Activation);
+        let d = case.input(Activation, 9, width, 1.0);
+        let d_prompt = case.tight_updated(Master, 2, width, 0.5, Rounding::Master);
+        judge.check(&case, |backend, view| {
+            let (ids, positions, types) = (view[ids], view[at], view[at]);
+            let (position, prompt, out) = (Some(view[position]), Some(view[prompt]), view[out]);
+            backend.embed(&Embed {
+                word: view[word],
+                position,
+                token_type: None,
+                ids,
+                positions,
+                types,
+                prompt,
+                dropout: None,
+                norm: None,
+                out,
+            });
+            backend.prompt_gradient(view[d], view[offsets], view[d_prompt]);
+        });
+    });
 }
 
 /// Of the residual alone, or with a branch that may have dropout; the sum kept or not.

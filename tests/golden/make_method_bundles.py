@@ -1,16 +1,20 @@
 """Bundles for the methods beside the prefix, with what the real transformers and PEFT compute in float64.
 
-    python tests/golden/make_method_bundles.py          (transformers 4.57.6, peft, torch, numpy, safetensors)
+    python tests/golden/make_method_bundles.py [prompts]     (transformers 4.57.6, peft 0.18.0, torch 2.9.1, safetensors)
 
 Masked-language-model heads: random models of the classes `...ForMaskedLM`; the prefix goes through past_key_values, in
 DeBERTa (which takes none) through an attention written here and held against transformers' without a prefix. Tokenizers and
-texts are those of other bundles. The files are committed; nothing here runs in a build or in a test.
+texts are those of other bundles.
+
+Prompts: embeddings in front of the input of other bundles' models, by PEFT's PROMPT_TUNING where that computes what ptune does.
+The files are committed; nothing here runs in a build or in a test.
 """
 
 import json
 import math
 import pathlib
 import shutil
+import sys
 
 import torch
 import transformers
@@ -263,5 +267,153 @@ def masked_bundles():
     masked("deberta-cloze", t.DebertaForMaskedLM, deberta, "deberta-classification", "[MASK]", rename)
 
 
+class Embedding(torch.nn.Module):
+    """Stands for PEFT's embedding of the prompt."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, indices):
+        return torch.nn.functional.embedding(indices, self.weight)
+
+
+def prompted(name, base, prompt, reference, logits_of, loss_from, head=None):
+    """A prompt on the model and the texts of another bundle. `logits_of(tensors, item)`: what the head puts out."""
+    from safetensors.torch import load_file
+
+    folder, known = GOLDEN / name, load_file(GOLDEN / base / "expected.safetensors")
+    start = {"prompt_embeddings": prompt.double()} | {key: value.double() for key, value in (head or {}).items()}
+    count = len(known["input_lengths"])
+
+    def loss_of(tensors, step):
+        items = [(BATCH * step + j) % count for j in range(BATCH)]
+        return loss_from([logits_of(tensors, item) for item in items], items)
+
+    expected = expectations(loss_of, start)
+    with torch.no_grad():
+        expected["logits"] = torch.stack([loss_from.score(logits_of(start, item), item) for item in range(count)]).float()
+    case_of_base = json.loads((GOLDEN / base / "case.json").read_text())
+    notes = [
+        "Virtual embeddings stand in front of the word embeddings; positions count over both, token types of the prompt are 0.",
+        "Model, texts and token ids are those of the base bundle; one sequence at a time, so nothing is padded.",
+        "Rotations are computed in fp64.",
+    ]
+    description = case(name, case_of_base["task"], case_of_base["family"], reference, notes, base=base)
+    model = json.loads((GOLDEN / base / "model/config.json").read_text())
+    adapter_config = dict(
+        peft_type="PROMPT_TUNING",
+        task_type={"classification": "SEQ_CLS", "tagging": "TOKEN_CLS", "causal-lm": "CAUSAL_LM"}[case_of_base["task"]],
+        num_virtual_tokens=prompt.shape[0],
+        num_layers=model["num_hidden_layers"],
+        token_dim=prompt.shape[1],
+        base_model_name_or_path="model",
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter/adapter_config.json").write_text(json.dumps(adapter_config, indent=2, sort_keys=True))
+    save_file({key: value.float() for key, value in start.items()}, folder / "adapter/adapter_model.safetensors", metadata=dict(format="pt"))
+    save_file({key: value.contiguous() for key, value in expected.items()}, folder / "expected.safetensors")
+    (folder / "case.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+
+
+class Labels:
+    """Cross-entropy of one row of logits an item."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __call__(self, logits, items):
+        return torch.nn.functional.cross_entropy(torch.stack(logits), self.labels[items])
+
+    def score(self, logits, _):
+        return logits
+
+
+class Tokens:
+    """The mean over all targets of -log p; `targets[item]` is aligned with the tokens, -100 for none."""
+
+    def __init__(self, targets):
+        self.targets = targets
+
+    def score(self, logits, item):
+        targets = self.targets[item][1:]
+        return -torch.nn.functional.cross_entropy(logits[:-1], targets, ignore_index=-100, reduction="sum")
+
+    def __call__(self, logits, items):
+        count = sum(int((self.targets[item][1:] != -100).sum()) for item in items)
+        return -sum(self.score(values, item) for values, item in zip(logits, items)) / count
+
+
+def split(known, name):
+    return [part.long() for part in known[name].split(known["input_lengths"].tolist())]
+
+
+def exact_rotations(config):
+    """Cosines and sines in float64, where transformers computes them in float32 always."""
+    size = config.hidden_size // config.num_attention_heads
+    frequencies = 10000.0 ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+
+    def forward(_, positions):
+        angles = positions[..., None].double() * frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+    return forward
+
+
+def prompt_bundles():
+    from peft import PromptTuningConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    t, generator = transformers, torch.Generator().manual_seed(13)
+    versions = f"transformers {t.__version__}"
+
+    base = "bert-classification"
+    known = load_file(GOLDEN / base / "expected.safetensors")
+    ids, kinds = split(known, "input_ids"), split(known, "token_type_ids")
+    model = t.BertModel.from_pretrained(GOLDEN / base / "model", dtype=torch.float32, attn_implementation="eager").double().eval()
+    lines = [json.loads(line) for line in (GOLDEN / base / "data.jsonl").read_text().splitlines()]
+    names = model.config.id2label
+    labels = torch.tensor([next(index for index, label in names.items() if label == line["label"]) for line in lines])
+    size = model.config.hidden_size
+    prompt = 0.3 * torch.randn(7, size, generator=generator)
+    head = {
+        "base_model.classifier.weight": 0.3 * torch.randn(len(names), size, generator=generator),
+        "base_model.classifier.bias": 0.1 * torch.randn(len(names), generator=generator),
+    }
+
+    def pooled(tensors, item):
+        """The text's first token, behind the prompt, through pooler and classifier."""
+        prompt = tensors["prompt_embeddings"]
+        embeddings = torch.cat([prompt, model.embeddings.word_embeddings(ids[item])])
+        types = torch.cat([torch.zeros(len(prompt), dtype=torch.long), kinds[item]])
+        hidden = model(inputs_embeds=embeddings[None], token_type_ids=types[None]).last_hidden_state[0, len(prompt)]
+        pooled = model.pooler.dense(hidden).tanh()
+        return tensors["base_model.classifier.weight"] @ pooled + tensors["base_model.classifier.bias"]
+
+    prompted("bert-prompt-classification", base, prompt, f"{versions} (BertModel, inputs_embeds)", pooled, Labels(labels), head)
+
+    base = "llama-causal-lm"
+    known = load_file(GOLDEN / base / "expected.safetensors")
+    tokens, targets = split(known, "input_ids"), split(known, "labels")
+    model = t.AutoModelForCausalLM.from_pretrained(GOLDEN / base / "model", dtype=torch.float32, attn_implementation="eager").double().eval()
+    model.model.rotary_emb.forward = exact_rotations(model.config)
+    prompt = 0.3 * torch.randn(5, model.config.hidden_size, generator=generator)
+    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(prompt)))
+
+    def next_tokens(tensors, item):
+        tuned.prompt_encoder["default"].embedding = Embedding(tensors["prompt_embeddings"])
+        tuned.eval()
+        return tuned(input_ids=tokens[item][None], attention_mask=torch.ones(1, len(tokens[item]))).logits[0, len(prompt) :]
+
+    import peft
+
+    reference = f"peft {peft.__version__} (PROMPT_TUNING), {versions}"
+    prompted("llama-prompt-causal-lm", base, prompt, reference, next_tokens, Tokens(targets))
+
+
 if __name__ == "__main__":
-    masked_bundles()
+    if "prompts" not in sys.argv:
+        masked_bundles()
+    prompt_bundles()

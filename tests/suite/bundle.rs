@@ -30,7 +30,12 @@ pub const BUNDLES: [&str; 19] = [
     "deberta-tagging",
 ];
 
+/// Prompts on the models and texts of other bundles.
+pub const PROMPTS: [&str; 2] = ["bert-prompt-classification", "llama-prompt-causal-lm"];
+
 pub struct Bundle {
+    /// Where model and data are.
+    source: PathBuf,
     pub directory: PathBuf,
     pub case: serde_json::Value,
     pub model: FrozenModel,
@@ -47,10 +52,14 @@ impl Bundle {
     pub fn open(name: &str) -> Bundle {
         let directory = golden(name);
         let case: serde_json::Value = serde_json::from_slice(&std::fs::read(directory.join("case.json")).unwrap()).unwrap();
-        let bytes = std::fs::read(directory.join("expected.safetensors")).unwrap();
-        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let source = case["base"].as_str().map_or(directory.clone(), golden);
+        let files = [&source, &directory].map(|folder| std::fs::read(folder.join("expected.safetensors")).unwrap());
+        let files = files.iter().map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+        let tensors: Vec<_> = files.collect();
+        // What a bundle gives takes the place of its base's.
         let expected = tensors
             .iter()
+            .flat_map(|tensors| tensors.iter())
             .map(|(name, view)| {
                 let values = view.data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
                 let values = match view.dtype() {
@@ -70,9 +79,9 @@ impl Bundle {
             "cloze" => TaskKind::Classification,
             other => panic!("task {other}"),
         };
-        let model = FrozenModel::open(&directory.join("model")).unwrap();
+        let model = FrozenModel::open(&source.join("model")).unwrap();
         let adapter = Adapter::read(&directory.join("adapter")).unwrap();
-        Bundle { directory, case, model, adapter, expected, task }
+        Bundle { source, directory, case, model, adapter, expected, task }
     }
 
     pub fn expected(&self, name: &str) -> &[f64] {
@@ -106,7 +115,7 @@ impl Bundle {
             vec![0; ids.len()]
         };
         let mut words = if self.has("word_first_token") { self.integers("word_first_token") } else { Vec::new() }.into_iter();
-        let lines = std::fs::read_to_string(self.directory.join("data.jsonl")).unwrap();
+        let lines = std::fs::read_to_string(self.source.join("data.jsonl")).unwrap();
         let examples: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let labels = self.model.spec.labels.clone().unwrap_or_default();
         let index = |name: &serde_json::Value| labels.iter().position(|label| Some(label.as_str()) == name.as_str()).unwrap() as i32;
@@ -203,7 +212,7 @@ impl Bundle {
         EngineOptions {
             prefix: PrefixOptions {
                 length: self.adapter.metadata.prefix_length,
-                layers: (0..self.model.spec.layers).collect(),
+                layers: self.adapter.metadata.prefix_layers.clone(),
                 projection: None,
                 shifted: self.model.spec.shifts(),
                 dropout: 0.0,

@@ -1,7 +1,7 @@
 //! Every bundle in f32 within the tolerances that it states for an fp32 engine, and in f64 to the last digits that
 //! its fp32 storage keeps.
 
-use crate::bundle::{BUNDLES, Bundle};
+use crate::bundle::{BUNDLES, Bundle, PROMPTS};
 use ptune::backend::Backend;
 use ptune::backend::cpu::Cpu;
 use ptune::checkpoint::HostTensor;
@@ -103,7 +103,7 @@ pub fn check(name: &str, backend: &dyn Fn() -> Box<dyn Backend>, bounds: impl Fn
 
 #[test]
 fn bundles_in_f32() {
-    for name in BUNDLES {
+    for name in BUNDLES.into_iter().chain(PROMPTS) {
         check(name, &|| Box::new(Cpu::<f32>::new()), |bundle| Bounds::of(bundle, "tolerance_fp32_engine"));
     }
 }
@@ -113,7 +113,7 @@ fn bundles_in_f32() {
 /// normalises in fp32 (DeBERTa). The reference's rotations are in fp32: at position 100 an angle is off by up to 4e-6.
 #[test]
 fn bundles_in_f64() {
-    for name in BUNDLES {
+    for name in BUNDLES.into_iter().chain(PROMPTS) {
         check(name, &|| Box::new(Cpu::<f64>::new()), |bundle| {
             let rotates = matches!(bundle.model.spec.positions, Positions::Rotary(_));
             let bound = if rotates { 1e-5 } else { 1e-6 };

@@ -91,7 +91,7 @@ fn memory_modes_give_the_same_bits() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    for name in ["bert-qa", "bert-tagging", "roberta-classification-peft", "deberta-tagging"] {
+    for name in ["bert-qa", "bert-tagging", "roberta-classification-peft", "deberta-tagging", "bert-prompt-classification"] {
         let bundle = Bundle::open(name);
         let mut options = options(&bundle);
         options.prefix.projection = (name == "bert-tagging").then_some(9);
@@ -108,7 +108,15 @@ fn any_number_of_threads_gives_the_same_bits() {
 /// terms) only if every mask is the same: any other mask changes the loss in the second digit.
 #[test]
 fn accumulation_equals_the_large_batch() {
-    for name in ["bert-classification", "bert-multiple-choice", "bert-qa", "bert-tagging", "deberta-classification"] {
+    for name in [
+        "bert-classification",
+        "bert-multiple-choice",
+        "bert-qa",
+        "bert-tagging",
+        "deberta-classification",
+        "bert-prompt-classification",
+        "llama-prompt-causal-lm",
+    ] {
         let bundle = Bundle::open(name);
         let set = bundle.features();
         let features: Vec<usize> = (3..11).collect();
@@ -140,7 +148,15 @@ fn accumulation_equals_the_large_batch() {
 /// A sequence's logits do not depend on what is packed beside it.
 #[test]
 fn packing_does_not_leak() {
-    for name in ["bert-classification", "bert-tagging", "bert-qa", "deberta-classification", "deberta-tagging"] {
+    for name in [
+        "bert-classification",
+        "bert-tagging",
+        "bert-qa",
+        "deberta-classification",
+        "deberta-tagging",
+        "bert-prompt-classification",
+        "llama-prompt-causal-lm",
+    ] {
         let bundle = Bundle::open(name);
         let set = bundle.features();
         let mut engine = engine::<f64>(&bundle, &set, bundle.options());

@@ -162,8 +162,9 @@ fn check_cache(name: &str, model: &FrozenModel) {
     let starts = [ids(3, 1), ids(1, 2), ids(17, 3), ids(9, 4)];
     const LIMIT: usize = 12;
     let all: Vec<usize> = (0..starts.len()).collect();
-    for length in [0, 5] {
-        let options = options(model.spec.layers, length, HeadSpec::next_tokens());
+    // Alone, behind a prefix and behind a prompt.
+    for (length, layers) in [(0, model.spec.layers), (5, model.spec.layers), (5, 0)] {
+        let options = options(layers, length, HeadSpec::next_tokens());
         let prompts_set = prompts(&starts);
         let capacity = Capacity { generated: LIMIT, ..Capacity::for_items(&prompts_set, &options.head, starts.len(), false) };
         let mut cached = engine(model, options.clone(), capacity);
@@ -178,7 +179,7 @@ fn check_cache(name: &str, model: &FrozenModel) {
                 text.extend(&next);
             }
             for (slot, (found, text)) in found.iter().zip(&texts).enumerate() {
-                assert_eq!(found[step], *text.last().unwrap(), "{name}: prefix {length}, prompt {slot}, token {step}");
+                assert_eq!(found[step], *text.last().unwrap(), "{name}: prefix {length} in {layers} layers, text {slot}, token {step}");
             }
         }
         let distinct: std::collections::HashSet<u32> = found.concat().into_iter().collect();
@@ -196,15 +197,17 @@ fn check_cache(name: &str, model: &FrozenModel) {
     }
 }
 
-/// A prefix made from the beginning of a text gives the rest the log-probabilities that it has in the whole text.
+/// A prefix made from the beginning of a text gives the rest the log-probabilities that it has in the whole text; and so
+/// does a prompt, which is the text's own embeddings.
 #[test]
 fn a_prefix_from_text_is_the_text() {
     for (name, model) in causal_models() {
-        check_text_prefix(name, &model);
+        check_text_prefix(name, &model, model.spec.layers);
+        check_text_prefix(name, &model, 0);
     }
 }
 
-fn check_text_prefix(name: &str, model: &FrozenModel) {
+fn check_text_prefix(name: &str, model: &FrozenModel, layers: usize) {
     let whole = ids(40, 6);
     const CUT: usize = 13;
     let set = texts(std::slice::from_ref(&whole), CUT);
@@ -213,14 +216,14 @@ fn check_text_prefix(name: &str, model: &FrozenModel) {
     let expected = plain.forward(&set, &[0]).unwrap().concat();
 
     let rest = texts(&[whole[CUT..].to_vec()], 0);
-    let options = options(model.spec.layers, CUT, HeadSpec::next_tokens());
+    let options = options(layers, CUT, HeadSpec::next_tokens());
     let capacity = Capacity::for_items(&rest, &options.head, 1, true);
     let mut engine = engine(model, options, Capacity { tokens: capacity.tokens.max(CUT), ..capacity });
     engine.set_prefix_from_tokens(&whole[..CUT]).unwrap();
     let found = engine.forward(&rest, &[0]).unwrap().concat();
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
-        assert!((found - expected).abs() < 1e-10, "{name}: {found} and {expected}");
+        assert!((found - expected).abs() < 1e-10, "{name}, prefix in {layers} layers: {found} and {expected}");
     }
     let message = engine.set_prefix_from_tokens(&whole).unwrap_err().to_string();
     assert!(message.contains("40 tokens for a prefix of 13"), "{message}");
@@ -232,7 +235,7 @@ fn glm_positions_are_the_bundles() {
     let bundle = Bundle::open("glm-cloze");
     let set = bundle.features();
     let head = bundle.head();
-    let packing = Packing { spec: bundle.model.spec.clone(), shift: 0, grouping: head.grouping, columns: head.columns };
+    let packing = Packing { spec: bundle.model.spec.clone(), shift: 0, prompt: 0, grouping: head.grouping, columns: head.columns };
     let mut batch = Batch::default();
     batch.pack(&packing, &set, &(0..set.features.len()).collect::<Vec<_>>(), 0).unwrap();
     let numbers = |values: &[i32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();

@@ -22,6 +22,7 @@ mod named;
 mod on_cuda;
 mod place;
 mod program;
+mod prompts;
 mod readme;
 mod recorded;
 mod resume;

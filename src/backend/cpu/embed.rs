@@ -15,9 +15,10 @@ pub struct Norm<'a, T> {
     pub kept: Option<[Matrix<T>; 2]>,
 }
 
-/// x\[t\] = Σ of one row of each table; out = dropout(norm(x)), or behind the stream = dropout(x), norm(stream).
+/// x\[t\] = Σ of one row of each table, a negative index of the first being a row of the prompt; out = dropout(norm(x)), or behind the stream = dropout(x), norm(stream).
 pub fn embed<T: Real + Element>(
     tables: &[(Source<T>, &[i32])],
+    prompt: Option<Matrix<T>>,
     dropout: Option<(Dropout, RowIndex)>,
     norm: Option<Norm<T>>,
     scratch: impl Fn() -> &'static mut [T] + Sync,
@@ -26,7 +27,9 @@ pub fn embed<T: Real + Element>(
     parallel_rows(out.rows, |row| {
         let x = out.row_mut(row);
         for (number, (table, indices)) in tables.iter().enumerate() {
-            if number == 0 {
+            if let (0, Some(prompt), index @ ..0) = (number, prompt, indices[row]) {
+                x.copy_from_slice(prompt.row((-1 - index) as usize));
+            } else if number == 0 {
                 table.widen_row(indices[row] as usize, 0, x);
             } else {
                 let widened = &mut scratch()[..x.len()];

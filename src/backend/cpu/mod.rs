@@ -237,6 +237,7 @@ impl<T: Number> Backend for Cpu<T> {
     }
 
     fn embed(&mut self, arguments: &Embed) {
+        let prompt = arguments.prompt.map(|view| self.matrix(view));
         let mut tables = vec![(self.buffers.source::<T>(arguments.word), self.integers(arguments.ids))];
         if let Some(table) = arguments.position {
             tables.push((self.buffers.source(table), self.integers(arguments.positions)));
@@ -253,7 +254,7 @@ impl<T: Number> Backend for Cpu<T> {
             kept: norm.kept.map(|kept| kept.map(|view| self.matrix(view))),
         });
         let dropout = arguments.dropout.map(|(dropout, rows)| (dropout, self.rows(rows)));
-        embed::embed(&tables, dropout, norm, || self.workers.scratch(), self.matrix(arguments.out));
+        embed::embed(&tables, prompt, dropout, norm, || self.workers.scratch(), self.matrix(arguments.out));
     }
 
     fn norm_forward(&mut self, arguments: &NormForward) {
@@ -340,6 +341,10 @@ impl<T: Number> Backend for Cpu<T> {
     fn prefix_gradient(&mut self, arguments: &Attention, saved: &AttentionSaved, d_key: View, d_value: View) {
         let (operands, saved) = (self.operands(arguments), self.saved(saved));
         attention::prefix_gradient(&self.workers, operands, saved, self.matrix(d_key), self.matrix(d_value));
+    }
+
+    fn prompt_gradient(&mut self, d: View, offsets: View, d_prompt: View) {
+        pointwise::prompt_gradient(self.matrix(d), self.integers(offsets), self.matrix(d_prompt));
     }
 
     fn gather_rows(&mut self, x: View, rows: View, out: View) {

@@ -5,6 +5,18 @@ use super::real::Real;
 use super::{RowIndex, mask, parallel_rows};
 use crate::backend::{Activation, Dropout};
 
+/// d_prompt\[p\] += Σ of row p of every sequence.
+pub fn prompt_gradient<T: Real>(d: Matrix<T>, offsets: &[i32], d_prompt: Matrix<T>) {
+    parallel_rows(d_prompt.rows, |row| {
+        let sum = d_prompt.row_mut(row);
+        for &start in &offsets[..offsets.len() - 1] {
+            for (sum, &value) in sum.iter_mut().zip(d.row(start as usize + row)) {
+                *sum += value;
+            }
+        }
+    });
+}
+
 pub fn dropout<T: Real>(data: Matrix<T>, dropout: Dropout, index: RowIndex) {
     parallel_rows(data.rows, |row| {
         mask::apply(data.row_mut(row), dropout, index.ordinals[row] as u32, index.tokens[row] as u32, 0, 0);

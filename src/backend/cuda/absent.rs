@@ -102,6 +102,7 @@ impl Backend for Absent {
     fn attention_delta(&mut self, _: View, _: View, _: usize, _: View) {}
     fn attention_backward(&mut self, _: &Attention, _: &AttentionSaved, _: View, _: View, _: View) {}
     fn prefix_gradient(&mut self, _: &Attention, _: &AttentionSaved, _: View, _: View) {}
+    fn prompt_gradient(&mut self, _: View, _: View, _: View) {}
     fn gather_rows(&mut self, _: View, _: View, _: View) {}
     fn scatter_add_rows(&mut self, _: View, _: View, _: View) {}
     fn cross_entropy(&mut self, _: &CrossEntropy) {}

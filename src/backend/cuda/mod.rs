@@ -258,6 +258,10 @@ impl<D: Driver> Backend for Cuda<D> {
         attention::prefix_gradient(self, arguments, saved, d_key, d_value);
     }
 
+    fn prompt_gradient(&mut self, d: View, offsets: View, d_prompt: View) {
+        rowwise::prompt_gradient(self, d, offsets, d_prompt);
+    }
+
     fn gather_rows(&mut self, x: View, rows: View, out: View) {
         rowwise::gather_rows(self, x, rows, out);
     }

@@ -1,4 +1,5 @@
-//! Launches of the operations that work row by row: `embed.cu`, `fill.cu`, `norm.cu`, `pointwise.cu`, `rotary.cu`.
+//! Launches of the operations that work row by row: `embed.cu`, `fill.cu`, `norm.cu`, `pointwise.cu`, `prompt_gradient.cu`,
+//! `rotary.cu`.
 
 use super::{Cuda, Driver, for_type};
 use crate::backend::*;
@@ -41,7 +42,7 @@ pub fn fill_normal<D: Driver>(cuda: &mut Cuda<D>, to: View, [key0, key1]: [u32; 
 }
 
 pub fn embed<D: Driver>(cuda: &mut Cuda<D>, embed: &Embed) {
-    let Embed { word, position, token_type, ids, positions, types, dropout, ref norm, out } = *embed;
+    let Embed { word, position, token_type, ids, positions, types, prompt, dropout, ref norm, out } = *embed;
     let (t, norm) = (cuda.activation, norm.as_ref());
     let kept = norm.and_then(|norm| norm.kept);
     let arguments = cuda
@@ -52,6 +53,7 @@ pub fn embed<D: Driver>(cuda: &mut Cuda<D>, embed: &Embed) {
         .vector(DType::I32, ids)
         .vector(DType::I32, positions)
         .vector(DType::I32, types)
+        .optional_vector(DType::F32, prompt)
         .dropout_rows(dropout)
         .int(norm.map_or(0, |norm| norm_kind(norm.kind)))
         .float(norm.map_or(0.0, |norm| norm.epsilon))
@@ -162,6 +164,20 @@ pub fn rotary<D: Driver>(cuda: &mut Cuda<D>, kernel: &'static str, rotary: &Rota
     // A lane 8 dims of either half, and as many lanes a head as a power of two makes them.
     let lanes = head_dim.div_ceil(16).next_power_of_two();
     cuda.launch(kernel, [(other.rows * heads * lanes).div_ceil(THREADS), 1, 1], [THREADS, 1], 0, arguments);
+}
+
+/// A thread an element of the gradient, which adds up its sequences in order.
+pub fn prompt_gradient<D: Driver>(cuda: &mut Cuda<D>, d: View, offsets: View, d_prompt: View) {
+    let t = cuda.activation;
+    let arguments = cuda
+        .arguments()
+        .matrix(t, d)
+        .vector(DType::I32, offsets)
+        .int(offsets.cols - 1)
+        .vector(DType::F32, d_prompt)
+        .int(d_prompt.rows)
+        .int(d_prompt.cols);
+    cuda.launch(for_type!(t, "prompt_gradient"), [d_prompt.len().div_ceil(THREADS), 1, 1], [THREADS, 1], 0, arguments);
 }
 
 pub fn gather_rows<D: Driver>(cuda: &mut Cuda<D>, x: View, rows: View, out: View) {

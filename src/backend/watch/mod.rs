@@ -229,6 +229,10 @@ impl Backend for Watched {
         self.around(describe, |inner| inner.prefix_gradient(arguments, saved, d_key, d_value));
     }
 
+    fn prompt_gradient(&mut self, d: View, offsets: View, d_prompt: View) {
+        self.around(|_| work::prompt_gradient(d, offsets, d_prompt), |inner| inner.prompt_gradient(d, offsets, d_prompt));
+    }
+
     fn gather_rows(&mut self, x: View, rows: View, out: View) {
         self.around(|_| work::gather_rows(out), |inner| inner.gather_rows(x, rows, out));
     }

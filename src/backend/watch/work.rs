@@ -230,6 +230,12 @@ pub fn prefix_gradient(integers: &Integers, attention: &Attention, saved: &Atten
     Operation { work: Work { flops: 8.0 * pairs, ..operation.work }, useful: 4.0 * pairs, ..operation }
 }
 
+/// The prompt's rows of every sequence are read, the gradient is read and written.
+pub fn prompt_gradient(d: View, offsets: View, d_prompt: View) -> Operation {
+    let rows = (offsets.cols - 1) * d_prompt.rows;
+    Operation::new("prompt_gradient", rows * d.cols * d.dtype.size() + 2 * bytes(d_prompt))
+}
+
 pub fn gather_rows(out: View) -> Operation {
     Operation::new("gather_rows", 2 * bytes(out))
 }

@@ -1,7 +1,7 @@
 //! Whole training steps on the emulated device: the golden bundles within their tolerances for fp16 activations, and
 //! what must not change a result.
 
-use crate::bundle::{BUNDLES, Bundle};
+use crate::bundle::{BUNDLES, Bundle, PROMPTS};
 use crate::golden::{self, Bounds};
 use crate::invariants::State;
 use ptune::backend::cuda::{Cuda, Emulated, Timing};
@@ -22,7 +22,7 @@ fn timed(dtype: DType, order: u32, timing: Timing) -> Box<dyn Backend> {
 
 #[test]
 fn bundles_in_fp16() {
-    for name in BUNDLES {
+    for name in BUNDLES.into_iter().chain(PROMPTS) {
         golden::check(name, &|| device(DType::F16, 0), |bundle| Bounds::of(bundle, "tolerance_fp16_activation_engine"));
     }
 }

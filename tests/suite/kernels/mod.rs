@@ -51,6 +51,7 @@ macro_rules! tests {
 
 tests! {
     embedding: "embedding",
+    embedding_of_a_prompt: "embedding of a prompt, and its gradient",
     norm_forward: "norm, forward",
     norm_output: "norm, output",
     norm_backward: "norm, backward",

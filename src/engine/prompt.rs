@@ -1,0 +1,104 @@
+//! A prompt (Lester et al.): trained embeddings in front of the input, in place of a prefix in the layers. Each sequence
+//! gets as many rows in front, which positions, masks and dropout count as tokens; the backward goes down through layer 0
+//! and the embeddings' own norm to their sum over all sequences.
+
+use super::activations::NormBuffers;
+use super::layout::Layout;
+use super::options::EngineOptions;
+use super::{BatchRows, Engine, Mode};
+use crate::backend::{NormBackward, Precision, Site, View};
+use crate::model::{NormPlace, Specification};
+
+/// What the backward through the embeddings needs of their forward, and its own memory.
+pub struct PromptBuffers {
+    /// Of the embeddings' own norm, and of the one in front of layer 0.
+    own_norm: Option<NormBuffers>,
+    entry_norm: Option<NormBuffers>,
+    /// Gradient of the embeddings, where a linear layer maps them to the hidden size.
+    d_embedded: Option<View>,
+}
+
+impl PromptBuffers {
+    /// None where no prompt is trained.
+    pub fn lay_out(
+        spec: &Specification,
+        options: &EngineOptions,
+        training: bool,
+        tokens: usize,
+        precision: Precision,
+        layout: &mut Layout,
+    ) -> Option<PromptBuffers> {
+        if options.prefix.prompt() == 0 || !training {
+            return None;
+        }
+        let formula = format!("{tokens} tokens: norms of the embeddings, for the prompt's gradient");
+        Some(layout.region("prompt", formula, |layout| {
+            let mut norm = |width| NormBuffers {
+                normalized: layout.matrix(tokens, width, precision.activation),
+                rstd: layout.vector(tokens, precision.master),
+            };
+            let own_norm = spec.embedding_norm.then(|| norm(spec.embedding_size));
+            let entry_norm = (spec.norm_place == NormPlace::Pre).then(|| norm(spec.hidden_size));
+            let narrow = spec.embedding_size != spec.hidden_size;
+            let d_embedded = narrow.then(|| layout.matrix(tokens, spec.embedding_size, precision.activation));
+            PromptBuffers { own_norm, entry_norm, d_embedded }
+        }))
+    }
+}
+
+impl Engine {
+    /// Rows in front of each sequence.
+    pub(super) fn prompt(&self) -> usize {
+        self.options.prefix.prompt()
+    }
+
+    /// \[P, E\], and its gradient.
+    pub(super) fn prompt_table(&self) -> Option<[View; 2]> {
+        self.plan.trainables.table().filter(|_| self.prompt() > 0)
+    }
+
+    /// What the embeddings' own norm and the one in front of layer 0 keep for the backward.
+    pub(super) fn prompt_norms(&self) -> [Option<NormBuffers>; 2] {
+        self.plan.prompt.as_ref().map_or([None; 2], |prompt| [prompt.own_norm, prompt.entry_norm])
+    }
+
+    /// From the gradient of layer 0's input (buffers of full capacity) to the prompt's.
+    pub(super) fn backward_embeddings(&mut self, rows: &BatchRows, g: View, stream: Option<View>) {
+        let (Some([_, d_prompt]), Some(buffers)) = (self.prompt_table(), &self.plan.prompt) else { return };
+        let (own_norm, entry_norm, d_embedded) = (buffers.own_norm, buffers.entry_norm, buffers.d_embedded);
+        let count = rows.all.count;
+        let mut d = g.first_rows(count);
+        if let (Some(norm), Some(kept)) = (self.plan.frozen.entry_norm(&self.spec), entry_norm) {
+            let residual = stream.map(|view| view.first_rows(count));
+            d = self.embedding_norm_backward(norm.gamma, kept, d, residual);
+        }
+        if let (Some(linear), Some(narrow)) = (self.plan.frozen.embedding_projection, d_embedded) {
+            let narrow = narrow.first_rows(count);
+            self.backend.linear_backward_input(d, linear.weight, narrow, false);
+            d = narrow;
+        }
+        if let Some(dropout) = self.hidden_mask(Mode::Train, Site::Embedding, 0) {
+            self.backend.dropout(d, dropout, &rows.all);
+        }
+        if let (Some(norm), Some(kept)) = (self.plan.frozen.embedding_norm, own_norm) {
+            d = self.embedding_norm_backward(norm.gamma, kept, d, None);
+        }
+        self.backend.prompt_gradient(d, rows.all.offsets, d_prompt);
+    }
+
+    /// Through a norm that no branch leads to, in place.
+    fn embedding_norm_backward(&mut self, gamma: View, kept: NormBuffers, d_out: View, residual: Option<View>) -> View {
+        let d_sum = residual.unwrap_or(d_out);
+        self.backend.norm_backward(&NormBackward {
+            kind: self.spec.norm,
+            d_out,
+            d_residual: residual,
+            gamma,
+            normalized: kept.normalized.first_rows(d_out.rows),
+            rstd: kept.rstd.col_range(0, d_out.rows),
+            d_sum,
+            dropout: None,
+        });
+        d_sum
+    }
+}
