@@ -50,6 +50,48 @@ pub fn to_svg(charts: &[Chart]) -> Result<Option<String>> {
     Ok(Some(text))
 }
 
+/// A bar of parts, from the left.
+pub struct Bar {
+    pub name: String,
+    pub parts: Vec<f64>,
+}
+
+/// Height of a bar with its gap, and room for names at its left.
+const BAR: u32 = 30;
+const NAMES: u32 = 330;
+
+/// Bars of parts, one below the other, with their sums behind them; `kinds` name the parts.
+pub fn stacked_bars(title: &str, kinds: &[&str], bars: &[Bar]) -> Result<String> {
+    let mut text = String::new();
+    let root = SVGBackend::with_string(&mut text, (WIDTH, 80 + BAR * bars.len() as u32)).into_drawing_area();
+    let largest = bars.iter().map(|bar| bar.parts.iter().sum::<f64>()).fold(f64::MIN_POSITIVE, f64::max);
+    let scale = f64::from(WIDTH - NAMES - 80) / largest;
+    let draw = || -> Result<(), DrawingAreaErrorKind<_>> {
+        root.fill(&WHITE)?;
+        root.draw(&Text::new(title, (12, 10), ("sans-serif", 18)))?;
+        let mut x = 12;
+        for (kind, color) in kinds.iter().zip(COLORS) {
+            root.draw(&Rectangle::new([(x, 42), (x + 12, 54)], color.filled()))?;
+            root.draw(&Text::new(kind.to_string(), (x + 18, 42), ("sans-serif", 13)))?;
+            x += 32 + 8 * kind.len() as i32;
+        }
+        for (index, bar) in bars.iter().enumerate() {
+            let y = 70 + (BAR * index as u32) as i32;
+            root.draw(&Text::new(bar.name.clone(), (12, y + 4), ("sans-serif", 13)))?;
+            let (mut sum, left) = (0.0, |sum: f64| NAMES as i32 + (sum * scale).round() as i32);
+            for (part, color) in bar.parts.iter().zip(COLORS) {
+                root.draw(&Rectangle::new([(left(sum), y), (left(sum + part), y + BAR as i32 - 8)], color.filled()))?;
+                sum += part;
+            }
+            root.draw(&Text::new(format!("{sum:.1}"), (left(sum) + 6, y + 4), ("sans-serif", 13)))?;
+        }
+        root.present()
+    };
+    draw().map_err(|error| anyhow!("cannot draw a chart: {error}"))?;
+    drop(root);
+    Ok(text)
+}
+
 /// What an area's drawing may fail with.
 type Failed = Box<dyn std::error::Error>;
 
@@ -138,6 +180,16 @@ mod tests {
         assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
         assert!(text.contains("loss &lt;of&gt; training") && !text.contains("NaN"));
         assert_eq!(text.matches("<circle").count(), 3);
+    }
+
+    #[test]
+    fn bars_are_as_long_as_their_parts() {
+        let bars = [("one", vec![1.0, 2.0]), ("two", vec![4.0, 0.0])].map(|(name, parts)| Bar { name: name.into(), parts });
+        let text = stacked_bars("Memory", &["a", "b"], &bars).unwrap();
+        assert_eq!(text, stacked_bars("Memory", &["a", "b"], &bars).unwrap());
+        // The background, two of the legend, two of each bar; sums behind them.
+        assert_eq!(text.matches("<rect").count(), 7);
+        assert!(text.contains("3.0") && text.contains("4.0"));
     }
 
     #[test]

@@ -36,6 +36,8 @@ fn glm_10b_on_one_gpu() {
     let plain = plan_json(GLM);
     assert!((78.0..84.0).contains(&gib(&plain["device_peak_bytes"])), "{plain}");
     assert_eq!(plain["micro_batch_tokens"], 16384);
+    // 16 bytes of states a parameter, and the layers' inputs.
+    assert!(gib(&plain["full_finetuning_bytes"]) > 150.0, "{plain}");
     let layer = plan_json(&format!("{GLM} --recompute layer"));
     assert!(gib(&layer["device_peak_bytes"]) < 30.0, "{layer}");
     let parts = layer["parts"].as_array().unwrap();
@@ -51,6 +53,14 @@ fn glm_10b_on_one_gpu() {
     let more = layer["step_flops"].as_f64().unwrap() / plain["step_flops"].as_f64().unwrap() - 1.0;
     assert!((0.30..0.36).contains(&more), "{more}");
     assert!(plain["step_seconds"].as_f64().unwrap() < layer["step_seconds"].as_f64().unwrap());
+    // Within the second that a user waits; several tests run at once here.
+    let folder = tempfile::tempdir().unwrap();
+    let (started, file) = (std::time::Instant::now(), folder.path().join("plan.svg"));
+    let said = plan(&format!("{GLM} --plot {}", file.display())).ok();
+    assert!(started.elapsed().as_secs_f64() < 5.0, "{:?}", started.elapsed());
+    assert!(said.contains("full fine-tuning, activation checkpointing") && said.contains("recompute layer, weights streamed"), "{said}");
+    let chart = std::fs::read_to_string(&file).unwrap();
+    assert!(chart.starts_with("<svg") && chart.contains("LoRA"));
 }
 
 #[test]

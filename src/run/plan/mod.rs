@@ -2,11 +2,12 @@
 
 mod candidates;
 pub mod others;
+mod report;
 
 pub use candidates::{Candidate, Speed, StepTime, Workload, fastest, modes, step_time};
 
 use super::base::BaseOptions;
-use super::bench::{Report, random_batch, with_unit};
+use super::bench::{Report, random_batch};
 use super::cut::Size;
 use super::memory::{grouped, readable};
 use super::settings::check_size;
@@ -20,8 +21,7 @@ use crate::model::{HeadSpec, Slot, TaskKind, default_head};
 use crate::run::device::{self, ASSUMED_CONTEXT};
 use crate::usage;
 use anyhow::Result;
-use serde_json::{Value, json};
-use std::fmt::Write;
+use std::path::PathBuf;
 
 /// An H200's, from measurements of others: 790 TFLOP/s in large fp16 products, 4.3 TB/s in copies (cuda.md §2.5); PCIe 5.
 pub const ASSUMED_SPEED: Speed = Speed { copy: 4.3e12, product: 790e12, bus: 55e9 };
@@ -81,6 +81,10 @@ pub struct PlanOptions {
     /// Rate of copies between host and device, in GB/s [default: PCIe 5's, 55]
     #[arg(long, value_name = "X", help_heading = "Machine")]
     pub bus: Option<f64>,
+
+    /// Draw device memory by part, of all modes and of other ways to tune the model, as a chart (SVG)
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub plot: Option<PathBuf>,
 }
 
 impl PlanOptions {
@@ -127,6 +131,18 @@ impl PlanOptions {
         lengths.extend(Some(tokens % self.length).filter(|&rest| rest > 0));
         lengths
     }
+}
+
+/// What was found.
+struct Found {
+    chosen: Candidate,
+    time: StepTime,
+    /// Every mode, with the same micro-batch.
+    modes: Vec<(StepTime, Candidate)>,
+    others: Vec<others::Estimate>,
+    /// Tokens of a step, and its micro-batches.
+    tokens: usize,
+    batches: usize,
 }
 
 /// What a plan is made for.
@@ -191,13 +207,17 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
         None => Candidate::new(frozen, &work, planned.sizing.as_ref(), modes[0], largest)?,
     };
     let time = planned.time(&work, &chosen)?;
-    // Beside it, every mode of the same micro-batch.
-    let mut others = Vec::new();
+    // Beside it, every mode of the same micro-batch, and what others would take for the step as one.
+    let mut modes = Vec::new();
     for mode in MemoryMode::every() {
         let candidate = Candidate::new(frozen, &work, planned.sizing.as_ref(), mode, chosen.micro_batch)?;
-        others.push((planned.time(&work, &candidate)?, candidate));
+        modes.push((planned.time(&work, &candidate)?, candidate));
     }
-    Ok(Report { text: planned.text(options, &work, &chosen, time, &others), json: planned.json(options, &work, &chosen, time, &others) })
+    let batch = others::Batch { tokens, longest };
+    let others = others::methods(options.prefix_length).map(|method| others::estimate(spec, method, batch)).collect();
+    let found = Found { chosen, time, modes, others, tokens, batches: 0 };
+    let batches = found.chosen.micro_batch.batches(work.set, &work.features).len();
+    planned.report(options, &Found { batches, ..found })
 }
 
 impl Planned {
@@ -211,103 +231,6 @@ impl Planned {
 
     fn host_peak(&self, candidate: &Candidate) -> usize {
         HOST + candidate.mapped + candidate.host + if self.context == 0 { candidate.bytes } else { 0 }
-    }
-
-    fn text(&self, options: &PlanOptions, work: &Workload, chosen: &Candidate, time: StepTime, others: &[(StepTime, Candidate)]) -> String {
-        let spec = &self.shape.spec;
-        let tokens: usize = work.features.iter().map(|&feature| work.set.tokens(feature)).sum();
-        let mut text = String::new();
-        let mut line = |name: &str, value: String| {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "{name:<20} {value}");
-        };
-        let (parameters, h) = (grouped(spec.parameters() as u64), spec.hidden_size);
-        line("model", format!("{}: {parameters} parameters, {} layers of {h}", options.base.name(), spec.layers));
-        let sequences = grouped(work.features.len() as u64);
-        line("step", format!("{} tokens in {sequences} sequences; prefix {}", grouped(tokens as u64), options.prefix_length));
-        let batches = chosen.micro_batch.batches(work.set, &work.features).len();
-        let micro_batches = format!("{batches} micro-batch{}", if batches == 1 { "" } else { "es" });
-        let of = grouped(chosen.micro_batch_tokens as u64);
-        let MemoryMode { recompute, weights } = chosen.memory;
-        line("mode", format!("recompute {}; weights {}; {micro_batches} of up to {of} tokens", recompute.name(), weights.name()));
-        for region in &chosen.regions {
-            line(&format!("  {}", region.name), format!("{:>10}  {}", Bytes(region.bytes).to_string(), region.formula));
-        }
-        if self.context > 0 {
-            let how = if options.context.is_some() { "as given" } else { "assumed" };
-            line("  CUDA context", format!("{:>10}  {how}", Bytes(self.context).to_string()));
-        }
-        line("memory", format!("{:>10}  planned, in all", Bytes(self.peak(chosen)).to_string()));
-        if chosen.mapped > 0 {
-            line("mapped", format!("{:>10}  frozen matrices read in their files", Bytes(chosen.mapped).to_string()));
-        }
-        line("host", format!("{:>10}  at most", Bytes(self.host_peak(chosen)).to_string()));
-        line(
-            "time",
-            format!(
-                "{:.1} ms a step at least, {} tokens/s at most, at {} in products and {} in copies ({})",
-                1e3 * time.seconds,
-                grouped((tokens as f64 / time.seconds).round() as u64),
-                with_unit(self.speed.product, "FLOP/s"),
-                with_unit(self.speed.copy, "B/s"),
-                if options.tflops.is_some() || options.bandwidth.is_some() { "as given" } else { "an H200's, assumed" }
-            ),
-        );
-        let _ = writeln!(text, "\n{:<15} {:<10} {:>10} {:>12} {:>12}", "recompute", "weights", "memory", "ms a step", "FLOPs more");
-        let plain = others.first().map_or(time.flops, |(time, _)| time.flops);
-        for (time, candidate) in others {
-            let _ = writeln!(
-                text,
-                "{:<15} {:<10} {:>10} {:>12.1} {:>11.1}%",
-                candidate.memory.recompute.name(),
-                candidate.memory.weights.name(),
-                Bytes(self.peak(candidate)).to_string(),
-                1e3 * time.seconds,
-                100.0 * (time.flops / plain - 1.0)
-            );
-        }
-        text
-    }
-
-    fn json(&self, options: &PlanOptions, work: &Workload, chosen: &Candidate, time: StepTime, others: &[(StepTime, Candidate)]) -> Value {
-        let mut parts: Vec<Value> =
-            chosen.regions.iter().map(|part| json!({"name": part.name, "bytes": part.bytes, "formula": part.formula})).collect();
-        if self.context > 0 {
-            parts.push(json!({"name": "CUDA context", "bytes": self.context, "formula": if options.context.is_some() { "given" } else { "assumed" }}));
-        }
-        let mode = |candidate: &Candidate, time: StepTime| {
-            json!({
-                "recompute": candidate.memory.recompute.name(),
-                "weights": candidate.memory.weights.name(),
-                "micro_batch_tokens": candidate.micro_batch_tokens,
-                "device_peak_bytes": self.peak(candidate),
-                "step_seconds": time.seconds,
-                "step_flops": time.flops,
-            })
-        };
-        json!({
-            "kind": "plan",
-            "schema": 1,
-            "version": env!("CARGO_PKG_VERSION"),
-            "model": options.base.name(),
-            "parameters": self.shape.spec.parameters(),
-            "tokens_per_step": work.features.iter().map(|&feature| work.set.tokens(feature)).sum::<usize>(),
-            "length": options.length,
-            "prefix_length": options.prefix_length,
-            "recompute": chosen.memory.recompute.name(),
-            "weights": chosen.memory.weights.name(),
-            "micro_batch_tokens": chosen.micro_batch_tokens,
-            "micro_batches": chosen.micro_batch.batches(work.set, &work.features).len(),
-            "device_peak_bytes": if self.context > 0 { json!(self.peak(chosen)) } else { json!(0) },
-            "host_peak_bytes": self.host_peak(chosen),
-            "parts": parts,
-            "mapped_bytes": chosen.mapped,
-            "step_seconds": time.seconds,
-            "step_flops": time.flops,
-            "product_flops_per_second": self.speed.product,
-            "copy_bytes_per_second": self.speed.copy,
-            "modes": others.iter().map(|(time, candidate)| mode(candidate, *time)).collect::<Vec<_>>(),
-        })
     }
 }
 

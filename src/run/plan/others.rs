@@ -84,7 +84,18 @@ pub struct Estimate {
     pub optimizer_bytes: u64,
 }
 
+/// What a run here is held against.
+pub fn methods(prefix_length: usize) -> impl Iterator<Item = Method> {
+    let checkpointed = |checkpointing| [Method::FullFinetuning { checkpointing }, Method::Lora { rank: 8, checkpointing }];
+    let prefix = (prefix_length > 0).then_some(Method::PrefixTuning { length: prefix_length });
+    [false, true].into_iter().flat_map(checkpointed).chain(prefix)
+}
+
 impl Estimate {
+    pub fn is_full_finetuning(&self) -> bool {
+        matches!(self.method, Method::FullFinetuning { .. })
+    }
+
     /// Device memory of all parts.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes).sum()
