@@ -111,6 +111,12 @@ impl Prepared {
         let majority = self.task.majority(&scored.examples);
         let warnings = self.warnings(&trainer.state);
         let (seconds, planned) = (trainer.record.seconds(), trainer.engine.plan().total);
+        if let Some(drawn) = to_svg(&charts(&trainer.state.history, &self.metric))? {
+            write_text(&folder.file(PLOT), &drawn)?;
+        }
+        let best = trainer.state.best.as_ref();
+        write_text(&folder.file(CARD), &card::text(self, folder.root(), trainer.state.step, best.map(|best| &best.scores), &export))?;
+        // Behind everything that takes memory.
         let results = json!({
             "task": self.settings.task,
             "steps": trainer.state.step,
@@ -133,11 +139,6 @@ impl Prepared {
                 "peak_resident_bytes": peak_resident_bytes(),
             },
         });
-        if let Some(drawn) = to_svg(&charts(&trainer.state.history, &self.metric))? {
-            write_text(&folder.file(PLOT), &drawn)?;
-        }
-        let best = trainer.state.best.as_ref();
-        write_text(&folder.file(CARD), &card::text(self, folder.root(), trainer.state.step, best.map(|best| &best.scores), &export))?;
         write_text(&folder.file(RESULTS), &(serde_json::to_string_pretty(&results)? + "\n"))?;
 
         let state = &trainer.state;

@@ -180,7 +180,9 @@ pub fn models() -> Vec<Model> {
         layers: vec![0, 1, 2],
         ..post
     };
-    let prompted = Model { name: "a prompt, narrow embeddings", spec: shared.spec.clone(), layers: Vec::new(), prefix: 3, ..shared };
+    // Smooth: the gradient goes through every layer, and of one unit at ReLU's kink rounding changes all of it.
+    let smooth = Specification { activation: Activation::GeluErf, ..shared.spec.clone() };
+    let prompted = Model { name: "a prompt, narrow embeddings", spec: smooth, layers: Vec::new(), prefix: 3, ..shared };
     let in_front = Model { name: "a prompt in front of questions", spec: pre.spec.clone(), layers: Vec::new(), ..pre };
     vec![post, padded, pre, shared, causal, separated, rotated, relative, prompted, in_front]
 }

@@ -7,13 +7,21 @@ use crate::transformers::{fixtures, model_type};
 use ptune::model::{FAMILIES, Family};
 use ptune::run::recipes::RECIPES;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The model of a golden bundle: its own, or that of the bundle that it is based on.
+fn model_of(folder: &Path) -> PathBuf {
+    match json(&folder.join("case.json"))["base"].as_str() {
+        Some(base) => golden(base).join("model"),
+        None => folder.join("model"),
+    }
+}
 
 /// Tasks of the golden bundles of a family.
 fn tasks(family: &Family) -> BTreeSet<String> {
     let folders = std::fs::read_dir(golden("")).unwrap().map(|entry| entry.unwrap().path());
     folders
-        .filter(|folder| folder.join("case.json").exists() && family.model_types.contains(&model_type(&folder.join("model")).as_str()))
+        .filter(|folder| folder.join("case.json").exists() && family.model_types.contains(&model_type(&model_of(folder)).as_str()))
         .map(|folder| json(&folder.join("case.json"))["task"].as_str().unwrap().replace('-', " "))
         .collect()
 }

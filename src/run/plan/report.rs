@@ -172,9 +172,10 @@ impl Planned {
             let name = format!("ptune: recompute {}, {}", recompute.name(), weights.name());
             bar(name, &mut candidate.regions.iter().map(|region| (region.name, region.bytes)))
         });
-        let others = found.others.iter().map(|other| {
-            bar(other.method.to_string(), &mut other.parts.iter().map(|part| (part.name, part.bytes as usize)))
-        });
+        let others = found
+            .others
+            .iter()
+            .map(|other| bar(other.method.to_string(), &mut other.parts.iter().map(|part| (part.name, part.bytes as usize))));
         let title = format!("{}: planned GiB of device memory, {} tokens a step", options.base.name(), grouped(found.tokens as u64));
         stacked_bars(&title, &KINDS, &modes.chain(others).collect::<Vec<_>>())
     }
