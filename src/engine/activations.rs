@@ -247,7 +247,14 @@ pub fn assemble(
     let buffers = |layer: usize| {
         let of = |shared: &Shared| if reach.is_tail(layer) { shared.last } else { shared.full };
         let parts = kept(layer).map_or(Parts::default(), |kept| kept.parts).or(of(remade)).or(of(transient));
-        let (query_key_value, [query, mut key, mut value]) = parts.projections?;
+        let (mut query_key_value, [mut query, mut key, mut value]) = parts.projections?;
+        // In every mode the lowest layer computes queries, keys and values apart: products of other shapes sum otherwise.
+        if let Some(joined) = query_key_value.filter(|_| layer == reach.lowest) {
+            query_key_value = None;
+            query = View { cols: query.cols, stride: query.cols, ..joined };
+            let key_value = View { offset: query.end(), cols: 2 * key.cols, stride: 2 * key.cols, ..joined };
+            [key, value] = halves(key_value);
+        }
         if let Some(key_value) = transient.key_value.filter(|_| layer == reach.lowest) {
             [key, value] = halves(key_value);
         }
