@@ -90,7 +90,7 @@ pub fn sizing(device: Device, model: &FrozenModel) -> Result<(Box<dyn Sizing>, u
 
 /// What runs single instructions.
 pub enum Prober {
-    Gpu(cuda::Prober<cuda::Device>),
+    Gpu(Box<cuda::Prober<cuda::Device>>),
     #[cfg(feature = "emulation")]
     Emulated(cuda::Prober<cuda::Emulated>),
 }
@@ -116,7 +116,7 @@ impl Prober {
 /// What runs single instructions on a device; None for the CPU.
 pub fn prober(device: Device) -> Result<Option<Prober>> {
     Ok(match device {
-        Device::Cuda(ordinal) => Some(Prober::Gpu(cuda::Prober::new(cuda::Device::open(ordinal)?)?)),
+        Device::Cuda(ordinal) => Some(Prober::Gpu(Box::new(cuda::Prober::new(cuda::Device::open(ordinal)?)?))),
         #[cfg(feature = "emulation")]
         Device::Emulated => Some(Prober::Emulated(cuda::Prober::new(cuda::Emulated::new(0))?)),
         Device::Auto | Device::Cpu => None,
