@@ -89,6 +89,7 @@ if [ -n "$TINY" ]; then
     SELFTEST=(--quick)
     LARGE=(--architecture bert-tiny --random-weights --tokens 64 --length 16 --prefix-length 4 --steps 1)
     SMALL=("${LARGE[@]}" --prefix-dropout 0)
+    HUGE=("${LARGE[@]}")
     KERNELS=(--tokens 32 --length 16 --hidden 32 --ffn 64 --heads 2 --head-dim 16 --prefix-length 4)
     SHORT=("${KERNELS[@]}" --dtype bf16)
 else
@@ -96,6 +97,7 @@ else
     SELFTEST=()
     LARGE=(--architecture roberta-large --random-weights --tokens 16384 --length 256 --prefix-length 128)
     SMALL=(--architecture bert-large --random-weights --tokens 16384 --length 128 --prefix-length 20)
+    HUGE=(--architecture glm-10b --random-weights --tokens 8192 --length 512 --prefix-length 128 --positions unshifted --steps 4)
     KERNELS=(--tokens 16384 --length 512)
     SHORT=(--tokens 16384 --length 256 --prefix-length 128 --dtype bf16)
 fi
@@ -109,6 +111,9 @@ part step-roberta-large 70 '^speed' "$PTUNE" bench step "${LARGE[@]}" --device "
 part kernels 60 'attention forward' "$PTUNE" bench kernels "${KERNELS[@]}" --device "$DEVICE" --json "$OUT/kernels.json"
 part step-bert-large 50 '^speed' "$PTUNE" bench step "${SMALL[@]}" --device "$DEVICE" --json "$OUT/step-bert-large.json"
 part kernels-bf16 40 'attention forward' "$PTUNE" bench kernels "${SHORT[@]}" --device "$DEVICE" --json "$OUT/kernels-bf16.json"
+part step-glm-10b 70 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --device "$DEVICE" --json "$OUT/step-glm-10b.json"
+part step-glm-10b-streamed 90 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --weights streamed --device "$DEVICE" \
+    --json "$OUT/step-glm-10b-streamed.json"
 if [ -f "$MODEL/config.json" ]; then
     export -f train twice resumed
     export PTUNE MODEL DATA DEVICE STEPS EVERY WORK

@@ -2,7 +2,7 @@
 
 use super::{print, set_threads};
 use crate::checkpoint::write_atomically;
-use crate::run::bench::{self, KernelOptions, Report, StepOptions};
+use crate::run::bench::{self, KernelOptions, MemoryOptions, Report, StepOptions};
 use crate::run::terminal::Terminal;
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,13 @@ enum What {
     Step {
         #[command(flatten)]
         options: Box<StepOptions>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Memory and speed of steps, mode by mode: planned, measured where there is a GPU, beside other ways of tuning
+    Memory {
+        #[command(flatten)]
+        options: Box<MemoryOptions>,
         #[command(flatten)]
         output: Output,
     },
@@ -43,7 +50,7 @@ struct Output {
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let (What::Step { output, .. } | What::Kernels { output, .. }) = &arguments.what;
+    let (What::Step { output, .. } | What::Memory { output, .. } | What::Kernels { output, .. }) = &arguments.what;
     set_threads(output.threads)?;
     if let Some(path) = &output.json {
         check_folder(path)?;
@@ -51,6 +58,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let terminal = Terminal::new(false);
     let Report { text, json } = match &arguments.what {
         What::Step { options, .. } => bench::step(options, &terminal)?,
+        What::Memory { options, .. } => bench::memory(options, &terminal)?,
         What::Kernels { options, .. } => bench::kernels(options, &terminal)?,
     };
     print(&text)?;

@@ -2,7 +2,7 @@
 //! emulated device.
 
 use crate::bundle::golden;
-use crate::command::{Run, files, json, program, ptune};
+use crate::command::{Run, files, json, program, ptune, text};
 use crate::place::Place;
 use serde_json::Value;
 use std::path::Path;
@@ -281,4 +281,30 @@ fn profilers_are_told_of_steps_phases_layers_and_operations() {
     }
     assert_eq!(count("3 attention forward"), 6);
     assert!(count("3 linear 48 to 192") == 6 && count("2 adamw") > 0, "{ranges}");
+}
+
+/// Modes of two shapes: planned for a GPU, and measured here.
+#[test]
+fn memory_is_planned_and_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, chart) = (folder.path().join("memory.json"), folder.path().join("memory.svg"));
+    let line = "bench memory --architectures bert-tiny --modes none,layer+streamed --tokens 64 --length 16 --prefix-length 4 --steps 1";
+    let run = |more: &[&str]| {
+        let paths = ["--json", file.to_str().unwrap(), "--plot", chart.to_str().unwrap()];
+        ptune(line.split_whitespace().chain(more.iter().copied()).chain(paths)).ok()
+    };
+    let said = run(&["--plan-only"]);
+    let planned = json(&file);
+    let bytes = |case: usize| planned["cases"][case]["planned"]["device_peak_bytes"].as_u64().unwrap();
+    assert!(bytes(0) > 0 && planned["cases"][0]["measured"].is_null() && planned["cases"][1]["mode"] == "layer+streamed", "{planned}");
+    assert!(said.contains("full fine-tuning, activation checkpointing"), "{said}");
+    assert!(text(&chart).starts_with("<svg"));
+
+    run(&["--device", "cpu"]);
+    let measured = json(&file);
+    for case in measured["cases"].as_array().unwrap() {
+        assert!(case["measured"]["status"] == "measured" && case["measured"]["tokens_per_second"].as_f64().unwrap() > 0.0, "{case}");
+    }
+    ptune("bench memory --modes layers".split_whitespace()).error(2, &["is no mode", "up-projection"]);
+    ptune("bench memory --architectures nothing".split_whitespace()).error(2, &["known: "]);
 }

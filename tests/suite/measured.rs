@@ -29,6 +29,15 @@ fn day(report: &Value) -> &str {
     text(report, "/date").split('T').next().unwrap_or("-")
 }
 
+/// The model's name, and the mode that it was trained in where that is not the plain one.
+fn model(report: &Value) -> String {
+    let name = text(report, "/model/name");
+    let recompute = report.pointer("/settings/recompute").and_then(Value::as_str).filter(|&what| what != "none");
+    let weights = report.pointer("/settings/weights").and_then(Value::as_str).filter(|&what| what != "resident");
+    let mode: Vec<String> = recompute.map(|what| format!("recompute {what}")).into_iter().chain(weights.map(String::from)).collect();
+    if mode.is_empty() { name.into() } else { format!("{name} ({})", mode.join(", ")) }
+}
+
 /// Tables of steps and of single operations.
 fn render(reports: &[Value]) -> String {
     let of_kind = |kind: &'static str| reports.iter().filter(move |report| report["kind"] == kind);
@@ -41,7 +50,7 @@ fn render(reports: &[Value]) -> String {
     for report in of_kind("step") {
         let cells = [
             text(report, "/machine/device").to_string(),
-            text(report, "/model/name").to_string(),
+            model(report),
             grouped(number(report, "/settings/tokens")),
             grouped(number(report, "/settings/longest")),
             grouped(number(report, "/settings/prefix_length")),
@@ -84,6 +93,35 @@ fn render(reports: &[Value]) -> String {
             out += &format!("| {} |\n", cells.join(" | ").replace("- %", "-"));
         }
     }
+    for report in of_kind("memory") {
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out += &format!(
+            "Memory of steps of {} tokens, prefix {} ({}):\n\n",
+            grouped(number(report, "/settings/tokens")),
+            grouped(number(report, "/settings/prefix_length")),
+            day(report)
+        );
+        out += "| GPU | model | mode | planned GiB | measured GiB | tokens/s | full fine-tuning, planned GiB |\n|---|---|---|---|---|---|---|\n";
+        for case in report["cases"].as_array().into_iter().flatten() {
+            let gib = |field: &str| cell(number(case, field), f64::from(1 << 30), 2);
+            let measured = match text(case, "/measured/status") {
+                "measured" => gib("/measured/device_grown_bytes"),
+                status => status.to_string(),
+            };
+            let cells = [
+                text(case, "/measured/machine/device").to_string(),
+                text(case, "/architecture").to_string(),
+                text(case, "/mode").to_string(),
+                gib("/planned/device_peak_bytes"),
+                measured,
+                grouped(number(case, "/measured/tokens_per_second")),
+                gib("/full_finetuning_bytes"),
+            ];
+            out += &format!("| {} |\n", cells.join(" | "));
+        }
+    }
     if out.is_empty() { NOTHING.into() } else { out }
 }
 
@@ -94,8 +132,8 @@ fn reports(folder: &Path) -> Vec<Value> {
     let read = |path: &std::path::PathBuf| -> Value {
         let report: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         assert_eq!(report["schema"], 1, "{path:?}");
-        assert!(["step", "kernels"].contains(&report["kind"].as_str().unwrap_or_default()), "{path:?}: what kind is it?");
-        assert!(!text(&report, "/machine/device").contains("emulated"), "{path:?} was not measured on a GPU");
+        assert!(["step", "kernels", "memory"].contains(&report["kind"].as_str().unwrap_or_default()), "{path:?}: what kind is it?");
+        assert!(!report.to_string().contains("emulated"), "{path:?} was not measured on a GPU");
         report
     };
     paths.iter().map(read).collect()
@@ -133,6 +171,20 @@ fn tables_hold_the_figures() {
             {"name": "a launch of it", "part": true},
         ],
     });
+    let memory = serde_json::json!({
+        "kind": "memory", "schema": 1, "date": "2026-01-31T10:00:00Z", "settings": {"tokens": 8192, "prefix_length": 128},
+        "cases": [
+            {"architecture": "glm-10b", "mode": "layer", "planned": {"device_peak_bytes": 24u64 << 30}, "full_finetuning_bytes": 152u64 << 30,
+             "measured": {"status": "measured", "device_grown_bytes": 25u64 << 30, "tokens_per_second": 9000.4, "machine": {"device": "GPU X"}}},
+            {"architecture": "glm-10b", "mode": "none", "planned": {"device_peak_bytes": 50u64 << 30}, "measured": {"status": "out of memory"}},
+        ],
+    });
+    let text = render(&[memory]);
+    assert!(text.contains("| GPU X | glm-10b | layer | 24.00 | 25.00 | 9,000 | 152.00 |\n"), "{text}");
+    assert!(text.contains("| - | glm-10b | none | 50.00 | out of memory | - | - |\n"), "{text}");
+    let mut streamed = step.clone();
+    (streamed["settings"]["recompute"], streamed["settings"]["weights"]) = ("layer".into(), "streamed".into());
+    assert!(render(&[streamed]).contains("| GPU X | roberta-large (recompute layer, streamed) | 16,384 |"));
     let text = render(&[kernels, step]);
     let step = "| GPU X | roberta-large | 16,384 | 256 | 128 | 100.0 | 163,840 | 300.0 | 46 % | 3.00 | - | 2026-01-31 |\n";
     assert!(text.contains(step), "{text}");

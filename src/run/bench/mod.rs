@@ -1,15 +1,17 @@
-//! Measurements: whole training steps (`step`), single operations (`kernels`), and what a machine can do at best
-//! (`rates`), which both are held against.
+//! Measurements: whole training steps (`step`), their memory mode by mode (`memory`), single operations (`kernels`), and
+//! what a machine can do at best (`rates`), which steps and operations are held against.
 //!
 //! Each is one JSON object. `kind` names it, `schema` counts changes of its fields; times are in seconds, sizes in bytes,
 //! work in floating-point operations; what is not known is null.
 
 mod kernels;
+mod memory;
 mod rates;
 mod step;
 mod table;
 
 pub use kernels::{KernelOptions, kernels};
+pub use memory::{MemoryOptions, memory};
 pub use rates::Rates;
 pub(super) use step::random_batch;
 pub use step::{StepOptions, step};
