@@ -69,7 +69,7 @@ impl Reach {
         layer == self.lowest && !self.prompt
     }
 
-    fn remakes_layers(&self) -> bool {
+    pub fn remakes_layers(&self) -> bool {
         self.recompute == Recompute::Layer
     }
 }
@@ -248,14 +248,15 @@ pub fn assemble(
         let of = |shared: &Shared| if reach.is_tail(layer) { shared.last } else { shared.full };
         let parts = kept(layer).map_or(Parts::default(), |kept| kept.parts).or(of(remade)).or(of(transient));
         let (mut query_key_value, [mut query, mut key, mut value]) = parts.projections?;
-        // In every mode the lowest layer computes queries, keys and values apart: products of other shapes sum otherwise.
-        if let Some(joined) = query_key_value.filter(|_| layer == reach.lowest) {
+        // In every mode the layer where the backward ends computes queries, keys and values apart: products of other shapes
+        // sum otherwise.
+        if let Some(joined) = query_key_value.filter(|_| reach.ends_at(layer)) {
             query_key_value = None;
             query = View { cols: query.cols, stride: query.cols, ..joined };
             let key_value = View { offset: query.end(), cols: 2 * key.cols, stride: 2 * key.cols, ..joined };
             [key, value] = halves(key_value);
         }
-        if let Some(key_value) = transient.key_value.filter(|_| layer == reach.lowest) {
+        if let Some(key_value) = transient.key_value.filter(|_| reach.ends_at(layer)) {
             [key, value] = halves(key_value);
         }
         let (attention, log_sum_exp, attention_norm) = parts.attention?;
