@@ -1,6 +1,7 @@
 //! The model card of an adapter: `README.md` with the front matter that Hugging Face's hub reads.
 
 use super::train::Prepared;
+use super::values::Method;
 use crate::checkpoint::Export;
 use crate::model::TaskKind;
 use serde_json::{Map, Value};
@@ -27,7 +28,10 @@ pub(super) fn text(run: &Prepared, root: &Path, steps: u64, scores: Option<&Map<
         line("library_name: peft".into());
     }
     line(format!("pipeline_tag: {}", pipeline(kind)));
-    line("tags:\n- p-tuning-v2\n- prefix-tuning\n- ptune".into());
+    line(match settings.method {
+        Method::Prompt => "tags:\n- prompt-tuning\n- ptune".into(),
+        Method::Prefix | Method::Head => "tags:\n- p-tuning-v2\n- prefix-tuning\n- ptune".into(),
+    });
     if let Some(scores) = scores {
         line(format!("metrics:\n{}", scores.keys().map(|name| format!("- {name}")).collect::<Vec<_>>().join("\n")));
         line(format!("model-index:\n- name: {}\n  results:", quoted(&name)));
@@ -39,9 +43,11 @@ pub(super) fn text(run: &Prepared, root: &Path, steps: u64, scores: Option<&Map<
     }
     line("---\n".into());
     line(format!("# {name}\n"));
-    let trained = match settings.prefix_length {
-        0 => "A head".to_string(),
-        length => format!("A prefix of {length} positions a layer (P-Tuning v2) and a head"),
+    let length = settings.prefix_length;
+    let trained = match settings.method {
+        Method::Head => "A head".to_string(),
+        Method::Prefix => format!("A prefix of {length} positions a layer (P-Tuning v2) and a head"),
+        Method::Prompt => format!("A prompt of {length} embeddings in front of the input and a head"),
     };
     line(format!("{trained} for {} on the frozen model `{base}`, trained with ptune for {steps} steps.\n", settings.task));
     if let Some(scores) = scores {

@@ -75,7 +75,7 @@ const FOREIGN: &[(&str, Meaning)] = &[
     ("dataset-name", Refused("give --task and the files (--data, --validation)")),
     ("fp16", Refused("leave it out: the frozen model has the checkpoint's 16 bits, what is trained has 32")),
     ("bf16", Refused("leave it out: the frozen model has the checkpoint's 16 bits, what is trained has 32")),
-    ("gradient-checkpointing", Refused("leave it out: what a step keeps is planned; lower --batch-size if it does not fit")),
+    ("gradient-checkpointing", Refused("give --recompute layer, which changes no result; or --memory-budget, which chooses")),
     ("no-cuda", Refused("give --device cpu")),
     ("use-cpu", Refused("give --device cpu")),
     ("report-to", Refused("leave it out: records are always written to --output")),
