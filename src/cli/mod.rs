@@ -21,6 +21,7 @@ use crate::task::TaskName;
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
@@ -61,6 +62,22 @@ enum Command {
     Completions(completions::Arguments),
     /// Tell whether a device computes the right thing: every operation and whole steps against the CPU in double precision
     Selftest(selftest::Arguments),
+}
+
+/// Prints the chosen ones of a table's rows, as a table or as JSON; a usage error where none was chosen by `start`.
+fn print_rows<T>(
+    rows: &[&T],
+    start: &str,
+    command: &str,
+    json: bool,
+    object: fn(&T) -> Value,
+    table: fn(&[&T]) -> String,
+) -> Result<ExitCode> {
+    if rows.is_empty() {
+        usage!("{start}: no name begins so; ptune {command} lists them all");
+    }
+    print(&if json { serde_json::to_string_pretty(&rows.iter().map(|row| object(row)).collect::<Value>())? } else { table(rows) })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Options of `eval` and `predict`.

@@ -1,6 +1,6 @@
 //! `ptune recipes`: the settings that `--recipe` takes by name.
 
-use super::print;
+use super::print_rows;
 use crate::run::recipes::{RECIPES, Recipe};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -17,16 +17,8 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let recipes: Vec<&Recipe> = RECIPES.iter().filter(|recipe| recipe.name().starts_with(&arguments.name)).collect();
-    if recipes.is_empty() {
-        crate::usage!("{}: no name begins so; ptune recipes lists them all", arguments.name);
-    }
-    let text = match arguments.json {
-        true => serde_json::to_string_pretty(&recipes.iter().map(|recipe| object(recipe)).collect::<Value>())?,
-        false => table(&recipes),
-    };
-    print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    let rows: Vec<&Recipe> = RECIPES.iter().filter(|recipe| recipe.name().starts_with(&arguments.name)).collect();
+    print_rows(&rows, &arguments.name, "recipes", arguments.json, object, table)
 }
 
 fn object(recipe: &Recipe) -> Value {

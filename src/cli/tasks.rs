@@ -1,6 +1,6 @@
 //! `ptune tasks`: the data sets that `--task` takes by name.
 
-use super::print;
+use super::print_rows;
 use crate::task::NamedTask;
 use crate::task::named::{Submission, all};
 use anyhow::Result;
@@ -18,16 +18,8 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
-    let tasks: Vec<&NamedTask> = all().filter(|task| task.name.starts_with(arguments.name.trim_end_matches('*'))).collect();
-    if tasks.is_empty() {
-        crate::usage!("{}: no name begins so; ptune tasks lists them all", arguments.name);
-    }
-    let text = match arguments.json {
-        true => serde_json::to_string_pretty(&tasks.iter().map(|task| object(task)).collect::<Value>())?,
-        false => table(&tasks),
-    };
-    print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    let rows: Vec<&NamedTask> = all().filter(|task| task.name.starts_with(arguments.name.trim_end_matches('*'))).collect();
+    print_rows(&rows, &arguments.name, "tasks", arguments.json, object, table)
 }
 
 fn object(task: &NamedTask) -> Value {

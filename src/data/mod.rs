@@ -13,7 +13,7 @@ pub use order::epoch_order;
 #[cfg(test)]
 pub(crate) use read::mutated;
 pub use read::{Columns, Expand, Layout, Official, Record, official_examples, read_examples};
-pub(crate) use read::{cell_label, describe, label, string, take};
+pub(crate) use read::{cell_label, describe, label, objects, string, take};
 pub use scheme::{TagScheme, scheme_of, to_iob2};
 pub use tokenizer::{Encoded, TextTokenizer, Window};
 

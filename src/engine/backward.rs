@@ -139,6 +139,22 @@ impl Engine {
         }
     }
 
+    /// Through a norm that no branch leads to, in place; returns the sum's gradient.
+    pub(super) fn plain_norm_backward(&mut self, norm: Norm, kept: NormBuffers, d_out: View, d_residual: Option<View>) -> View {
+        let d_sum = d_residual.unwrap_or(d_out);
+        self.backend.norm_backward(&NormBackward {
+            kind: self.spec.norm,
+            d_out,
+            d_residual,
+            gamma: norm.gamma,
+            normalized: kept.normalized.first_rows(d_out.rows),
+            rstd: kept.rstd.col_range(0, d_out.rows),
+            d_sum,
+            dropout: None,
+        });
+        d_sum
+    }
+
     /// Through a norm and the dropout of the branch in front of it; returns the branch's gradient.
     #[allow(clippy::too_many_arguments)]
     fn norm_backward(

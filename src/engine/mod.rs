@@ -271,21 +271,14 @@ impl Engine {
         if self.bare { 0 } else { self.options.prefix.shift() }
     }
 
-    /// Brings integers to the backend.
     fn upload(&mut self, to: View, values: &[i32]) -> View {
-        let to = to.reshape(1, to.len()).col_range(0, values.len());
-        self.backend.write(to, bytemuck::cast_slice(values));
-        to
+        upload(self.backend.as_mut(), to, values)
     }
 
     /// Brings the batch to the backend.
     fn upload_batch(&mut self) -> BatchRows {
         let (buffers, batch) = (&self.plan.batch, &self.batch);
-        let mut upload = |to: View, values: &[i32]| {
-            let to = to.reshape(1, to.len()).col_range(0, values.len());
-            self.backend.write(to, bytemuck::cast_slice(values));
-            to
-        };
+        let mut upload = |to: View, values: &[i32]| upload(self.backend.as_mut(), to, values);
         upload(buffers.ids, &batch.ids);
         let positions = upload(buffers.positions, &batch.positions);
         upload(buffers.types, &batch.types);
@@ -355,4 +348,11 @@ impl Engine {
         self.backend.leave();
         result
     }
+}
+
+/// Brings integers to the backend; the part of `to` that holds them.
+fn upload(backend: &mut dyn Backend, to: View, values: &[i32]) -> View {
+    let to = to.reshape(1, to.len()).col_range(0, values.len());
+    backend.write(to, bytemuck::cast_slice(values));
+    to
 }

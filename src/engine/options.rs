@@ -4,6 +4,8 @@ use crate::data::{FeatureSet, Grouping};
 use crate::model::{HeadSpec, Positions, Specification};
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// The per-layer prefixes (ptuning-v2.md §2.1, §2.2).
 #[derive(Clone, Debug, PartialEq)]
@@ -126,6 +128,23 @@ pub struct EngineOptions {
 pub struct MemoryMode {
     pub recompute: Recompute,
     pub weights: Residency,
+}
+
+/// `layer`, or `layer+streamed` where weights are streamed.
+impl FromStr for MemoryMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MemoryMode, String> {
+        let known = MemoryMode::every().find(|mode| mode.to_string() == text);
+        known.ok_or_else(|| format!("`{text}` is no mode; write none, up-projection or layer, and +streamed behind it"))
+    }
+}
+
+impl fmt::Display for MemoryMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let streamed = if self.weights == Residency::Streamed { "+streamed" } else { "" };
+        write!(formatter, "{}{streamed}", self.recompute.name())
+    }
 }
 
 /// Where the layers' weights live.
@@ -251,6 +270,14 @@ impl Capacity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modes_have_names() {
+        for name in ["none", "up-projection", "layer+streamed"] {
+            assert_eq!(name.parse::<MemoryMode>().unwrap().to_string(), name);
+        }
+        assert!("layers".parse::<MemoryMode>().unwrap_err().contains("up-projection"));
+    }
 
     fn spec(table: usize, first: usize) -> Specification {
         Specification { positions: Positions::Learned { table, first, padding_id: None }, ..Specification::tiny() }

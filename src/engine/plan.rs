@@ -224,7 +224,7 @@ impl Plan {
             layout.region("vocabulary logits", formula, lay_out)
         });
         let head = HeadBuffers { vocabulary, ..head };
-        let prompt = PromptBuffers::lay_out(spec, options, capacity.training, tokens, precision, &mut layout);
+        let prompt = sizes.prompt(&mut layout, reach);
         let cache = (capacity.generated > 0).then(|| {
             let length = capacity.longest + capacity.generated;
             let formula = format!("{} sequences x {length} tokens x {} layers x 2K, K={kv}", capacity.sequences, spec.layers);
@@ -338,7 +338,7 @@ impl Sizes<'_> {
     fn forward_stream(&self, layout: &mut Layout, reach: Reach) -> (Option<View>, EntryScratch) {
         let (spec, activation) = (self.spec, self.precision.activation);
         let (tokens, h, e) = (self.tokens, spec.hidden_size, spec.embedding_size);
-        let kept = reach.recompute == Recompute::Layer && reach.lowest == 0;
+        let kept = reach.remakes_layers() && reach.lowest == 0;
         let stream = self.is_pre_norm().then(|| layout.matrix(if kept { 0 } else { tokens }, h, activation));
         let embedded = (e != h).then(|| layout.matrix(tokens, e, activation));
         let apart = stream.is_some() && (e != h || spec.embedding_norm);

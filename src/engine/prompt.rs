@@ -2,12 +2,11 @@
 //! gets as many rows in front, which positions, masks and dropout count as tokens; the backward goes down through layer 0
 //! and the embeddings' own norm to their sum over all sequences.
 
-use super::activations::NormBuffers;
+use super::activations::{NormBuffers, Reach};
 use super::layout::Layout;
-use super::options::EngineOptions;
+use super::plan::Sizes;
 use super::{BatchRows, Engine, Mode};
-use crate::backend::{NormBackward, Precision, Site, View};
-use crate::model::{NormPlace, Specification};
+use crate::backend::{Site, View};
 
 /// What the backward through the embeddings needs of their forward, and its own memory.
 pub struct PromptBuffers {
@@ -18,29 +17,19 @@ pub struct PromptBuffers {
     d_embedded: Option<View>,
 }
 
-impl PromptBuffers {
+impl Sizes<'_> {
     /// None where no prompt is trained.
-    pub fn lay_out(
-        spec: &Specification,
-        options: &EngineOptions,
-        training: bool,
-        tokens: usize,
-        precision: Precision,
-        layout: &mut Layout,
-    ) -> Option<PromptBuffers> {
-        if options.prefix.prompt() == 0 || !training {
+    pub fn prompt(&self, layout: &mut Layout, reach: Reach) -> Option<PromptBuffers> {
+        if !reach.prompt || reach.lowest == reach.layers {
             return None;
         }
+        let (spec, tokens) = (self.spec, self.tokens);
         let formula = format!("{tokens} tokens: norms of the embeddings, for the prompt's gradient");
         Some(layout.region("prompt", formula, |layout| {
-            let mut norm = |width| NormBuffers {
-                normalized: layout.matrix(tokens, width, precision.activation),
-                rstd: layout.vector(tokens, precision.master),
-            };
-            let own_norm = spec.embedding_norm.then(|| norm(spec.embedding_size));
-            let entry_norm = (spec.norm_place == NormPlace::Pre).then(|| norm(spec.hidden_size));
+            let own_norm = spec.embedding_norm.then(|| self.norm(layout, tokens, spec.embedding_size));
+            let entry_norm = self.is_pre_norm().then(|| self.norm(layout, tokens, spec.hidden_size));
             let narrow = spec.embedding_size != spec.hidden_size;
-            let d_embedded = narrow.then(|| layout.matrix(tokens, spec.embedding_size, precision.activation));
+            let d_embedded = narrow.then(|| layout.matrix(tokens, spec.embedding_size, self.precision.activation));
             PromptBuffers { own_norm, entry_norm, d_embedded }
         }))
     }
@@ -70,7 +59,7 @@ impl Engine {
         let mut d = g.first_rows(count);
         if let (Some(norm), Some(kept)) = (self.plan.frozen.entry_norm(&self.spec), entry_norm) {
             let residual = stream.map(|view| view.first_rows(count));
-            d = self.embedding_norm_backward(norm.gamma, kept, d, residual);
+            d = self.plain_norm_backward(norm, kept, d, residual);
         }
         if let (Some(linear), Some(narrow)) = (self.plan.frozen.embedding_projection, d_embedded) {
             let narrow = narrow.first_rows(count);
@@ -81,24 +70,8 @@ impl Engine {
             self.backend.dropout(d, dropout, &rows.all);
         }
         if let (Some(norm), Some(kept)) = (self.plan.frozen.embedding_norm, own_norm) {
-            d = self.embedding_norm_backward(norm.gamma, kept, d, None);
+            d = self.plain_norm_backward(norm, kept, d, None);
         }
         self.backend.prompt_gradient(d, rows.all.offsets, d_prompt);
-    }
-
-    /// Through a norm that no branch leads to, in place.
-    fn embedding_norm_backward(&mut self, gamma: View, kept: NormBuffers, d_out: View, residual: Option<View>) -> View {
-        let d_sum = residual.unwrap_or(d_out);
-        self.backend.norm_backward(&NormBackward {
-            kind: self.spec.norm,
-            d_out,
-            d_residual: residual,
-            gamma,
-            normalized: kept.normalized.first_rows(d_out.rows),
-            rstd: kept.rstd.col_range(0, d_out.rows),
-            d_sum,
-            dropout: None,
-        });
-        d_sum
     }
 }

@@ -5,7 +5,7 @@ use super::Engine;
 use super::frozen::{Linear, Norm, Placer};
 use super::layout::Layout;
 use super::numbers;
-use crate::backend::{Activation, Backend, NormBackward, NormForward, Stream, View};
+use crate::backend::{Activation, Backend, Stream, View};
 use crate::checkpoint::{Checkpoint, FrozenModel, Weights};
 use crate::model::{Pooling, Slot};
 use anyhow::Result;
@@ -100,26 +100,14 @@ impl Engine {
     /// Logits of the words. The transform's output takes the place of the head's input, which nothing else reads: no
     /// gradient of a frozen layer's weight is asked for.
     pub(super) fn forward_words(&mut self, count: usize) {
-        let (head, spec) = (&self.plan.head, &self.spec);
-        let Some(WordHead { rows, transform, .. }) = &self.plan.frozen.words else { return };
+        let head = &self.plan.head;
+        let Some(&WordHead { rows, transform, .. }) = self.plan.frozen.words.as_ref() else { return };
         let (input, logits) = (head.input.first_rows(count), head.logits.first_rows(count));
         if let (Some(transform), Some(pooled), Some(keep)) = (transform, head.pooled, head.norm) {
             let [sum, activated] = pooled.map(|view| view.first_rows(count));
             self.backend.linear(input, transform.dense.weight, transform.dense.bias, sum);
             self.backend.activation_forward(transform.activation, sum, activated);
-            self.backend.norm_forward(&NormForward {
-                kind: spec.norm,
-                epsilon: spec.norm_epsilon,
-                residual: activated,
-                branch: None,
-                dropout: None,
-                gamma: transform.norm.gamma,
-                beta: transform.norm.beta,
-                sum: None,
-                normalized: keep.normalized.first_rows(count),
-                rstd: keep.rstd.col_range(0, count),
-                out: input,
-            });
+            self.norm(transform.norm, activated, None, None, None, keep, input, count);
         }
         self.backend.linear(input, rows.weight, rows.bias, logits);
     }
@@ -127,23 +115,14 @@ impl Engine {
     /// From the logits' gradient to that of the head's input.
     pub(super) fn backward_words(&mut self, count: usize) {
         let head = &self.plan.head;
-        let Some(WordHead { rows, transform, .. }) = &self.plan.frozen.words else { return };
+        let Some(&WordHead { rows, transform, .. }) = self.plan.frozen.words.as_ref() else { return };
         let (d_logits, d_input) = (head.d_logits.first_rows(count), head.d_input.first_rows(count));
         let (Some(transform), Some([sum, _]), Some(d_pooled), Some(keep)) = (transform, head.pooled, head.d_pooled, head.norm) else {
             return self.backend.linear_backward_input(d_logits, rows.weight, d_input, false);
         };
         let (sum, d) = (sum.first_rows(count), d_pooled.first_rows(count));
         self.backend.linear_backward_input(d_logits, rows.weight, d, false);
-        self.backend.norm_backward(&NormBackward {
-            kind: self.spec.norm,
-            d_out: d,
-            d_residual: None,
-            gamma: transform.norm.gamma,
-            normalized: keep.normalized.first_rows(count),
-            rstd: keep.rstd.col_range(0, count),
-            d_sum: d,
-            dropout: None,
-        });
+        self.plain_norm_backward(transform.norm, keep, d, None);
         self.backend.activation_backward(transform.activation, sum, d, d);
         self.backend.linear_backward_input(d, transform.dense.weight, d_input, false);
     }

@@ -6,7 +6,7 @@ use super::device;
 use super::folder::{CONFIG, Folder, METRICS, refuse_changes};
 use super::interrupt::Interrupt;
 use super::options::TrainOptions;
-use super::plan::{self, Workload};
+use super::plan::{self, Target, Workload};
 use super::prepare::{self, Reader, Split};
 use super::recipes;
 use super::record::Record;
@@ -366,13 +366,12 @@ impl Prepared {
         }
         let Some(budget) = settings.memory_budget else { return Ok(()) };
         let (sizing, context) = device::sizing(settings.device, &self.model)?;
+        let target = Target { shape: settings.base().shape()?, sizing, context, speed: plan::ASSUMED_SPEED };
         let given = settings.micro_batch_size.or(settings.micro_batch_tokens).is_some();
         let micro_batch = self.cut.micro_batch;
         let sizes = if given { vec![micro_batch] } else { micro_batch.halves(&self.train.encoding.set) };
-        let shape = settings.base().shape()?;
         let modes = plan::modes(settings.recompute, settings.weights);
-        let work = self.workload();
-        let chosen = plan::fastest(&self.model, &shape, &work, sizing.as_ref(), &modes, &sizes, budget.0, context, plan::ASSUMED_SPEED)?;
+        let chosen = plan::fastest(&target, &self.model, &self.workload(), &modes, &sizes, budget.0)?;
         terminal.line(plan::choice_line(&chosen, budget.0));
         (self.memory, self.cut.micro_batch) = (chosen.memory, chosen.micro_batch);
         self.options.recompute = Some(chosen.memory.recompute);

@@ -4,6 +4,7 @@
 use super::attention;
 use super::training;
 use crate::backend::{DType, ScratchNeed, View};
+use anyhow::Result;
 
 const ALIGNMENT: usize = 256;
 
@@ -14,9 +15,11 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    pub fn bytes(workspace: usize, need: &ScratchNeed) -> usize {
+    /// Errors: a shape that there is no kernel for.
+    pub fn bytes(workspace: usize, need: &ScratchNeed) -> Result<usize> {
+        attention::supports(need.head_dim, need.relative)?;
         let elements = attention::partial_elements(need).max(training::partial_elements(need));
-        workspace.next_multiple_of(ALIGNMENT) + elements * DType::F32.size()
+        Ok(workspace.next_multiple_of(ALIGNMENT) + elements * DType::F32.size())
     }
 
     /// `whole` is the region that [`Scratch::bytes`] asked for; the workspace is its start.

@@ -17,7 +17,7 @@ mod table;
 #[cfg(test)]
 pub use mutated::mutated;
 pub use official::{Expand, Layout, Official, official_examples};
-pub use record::{Record, cell_label, describe, label, string, take};
+pub use record::{Record, cell_label, describe, label, objects, string, take};
 
 use super::Example;
 use crate::model::TaskKind;

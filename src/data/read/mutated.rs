@@ -29,6 +29,10 @@ const FRAGMENTS: &[&[u8]] = &[
     b"\xef\xbb\xbf",
     b"\\ud800",
     b"|||",
+    b"(",
+    b")",
+    b"*",
+    b"O",
     b"[MASK]",
 ];
 

@@ -161,6 +161,17 @@ pub fn take(record: &mut Record, name: &str) -> Option<Value> {
     record.get_mut(name).map(Value::take).filter(|value| !value.is_null())
 }
 
+/// A list of objects that must be there.
+pub fn objects(record: &mut Record, name: &str) -> Result<Vec<Record>> {
+    let Some(Value::Array(list)) = take(record, name) else { bail!("{name:?} must be a list of objects") };
+    list.into_iter()
+        .map(|value| match value {
+            Value::Object(record) => Ok(record),
+            other => bail!("{name:?} must hold objects, found {}", describe(&other)),
+        })
+        .collect()
+}
+
 /// A string that must be there; `hint` ends the message when it is not.
 pub fn string(record: &mut Record, name: &str, hint: &str) -> Result<String> {
     match take(record, name) {

@@ -1,7 +1,7 @@
 //! Questions: SQuAD 1.1 and 2.0 (articles, paragraphs, questions), and the flat form of one question a record.
 //! Answers are taken as the data gives them, text and start alike, as the released code does (ptuning-v2.md §2.12).
 
-use super::record::{Examples, Record, describe, string, take};
+use super::record::{Examples, Record, describe, objects, string, take};
 use crate::data::{Answer, Content};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -30,16 +30,6 @@ fn read_paragraph(place: &str, mut paragraph: Record, examples: &mut Examples) -
         examples.push(place, record)?;
     }
     Ok(())
-}
-
-fn objects(record: &mut Record, name: &str) -> Result<Vec<Record>> {
-    let Some(Value::Array(list)) = take(record, name) else { bail!("{name:?} must be a list of objects") };
-    list.into_iter()
-        .map(|value| match value {
-            Value::Object(record) => Ok(record),
-            other => bail!("{name:?} must hold objects, found {}", describe(&other)),
-        })
-        .collect()
 }
 
 /// A record {id, context, question, answers}. Answers stand as a list of {text, answer_start} or as {text: [..],

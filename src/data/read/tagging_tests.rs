@@ -133,46 +133,13 @@ fn predicates_in_json() {
     }
 }
 
-/// A small generator of numbers: the same files on every run.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) as usize % limit
-    }
-
-    /// A file with one to four things wrong with it.
-    fn mutate(&mut self, text: &str) -> Vec<u8> {
-        const SPECIAL: [&[u8]; 14] =
-            [b"\t", b"\n", b"\r\n", b" ", b"(", b")", b"*", b"|||", b"\xff", b"\xEF\xBB\xBF", b"-", b"O", "\u{1F9ED}".as_bytes(), b"\0"];
-        let mut bytes = text.as_bytes().to_vec();
-        for _ in 0..=self.below(4) {
-            let at = self.below(bytes.len().max(1)).min(bytes.len());
-            let end = (at + self.below(12)).min(bytes.len());
-            match self.below(5) {
-                0 => drop(bytes.drain(at..end)),
-                1 => bytes.truncate(at),
-                2 => {
-                    let part = bytes[at..end].to_vec();
-                    let to = self.below(bytes.len() + 1);
-                    drop(bytes.splice(to..to, part));
-                }
-                _ => drop(bytes.splice(at..at, SPECIAL[self.below(SPECIAL.len())].iter().copied())),
-            }
-        }
-        bytes
-    }
-}
-
 #[test]
 fn no_file_makes_a_reader_panic() {
-    let mut draw = Draw(2021);
     let schemes = [TagScheme::Iob1, TagScheme::Iob2, TagScheme::Bioes, TagScheme::Bilou];
     let (mut good, mut bad) = (0, 0);
     for sample in [CONLL03, ONTONOTES, CONLL05, CONLL12, LINES] {
         for round in 0..1000 {
-            let content = draw.mutate(sample);
+            let content = mutated(sample.as_bytes(), round as u64);
             match read(&content, &Columns::default()) {
                 Ok(mut examples) => {
                     good += 1;

@@ -3,19 +3,19 @@
 
 use super::step::{StepOptions, step};
 use super::{Report, now, with_unit};
-use crate::engine::{Bytes, Recompute, Residency};
+use crate::engine::{Bytes, MemoryMode};
 use crate::run::base::BaseOptions;
 use crate::run::device;
 use crate::run::plan::{self, PlanOptions};
 use crate::run::plot::{Bar, stacked_bars};
 use crate::run::terminal::Terminal;
+use crate::run::trainer::write_text;
 use crate::run::values::{Device, Offset};
 use crate::usage;
 use anyhow::Result;
 use serde_json::{Value, json};
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct MemoryOptions {
@@ -30,7 +30,7 @@ pub struct MemoryOptions {
         default_value = "none,up-projection,layer,layer+streamed",
         help_heading = "Cases"
     )]
-    pub modes: Vec<Mode>,
+    pub modes: Vec<MemoryMode>,
     /// Plan alone; nothing runs
     #[arg(long, help_heading = "Cases")]
     pub plan_only: bool,
@@ -54,34 +54,6 @@ pub struct MemoryOptions {
     pub plot: Option<PathBuf>,
 }
 
-/// A memory mode as the command line has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mode {
-    pub recompute: Recompute,
-    pub weights: Residency,
-}
-
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Mode, String> {
-        let (name, weights) = match text.strip_suffix("+streamed") {
-            Some(name) => (name, Residency::Streamed),
-            None => (text, Residency::Resident),
-        };
-        let known = [Recompute::None, Recompute::UpProjection, Recompute::Layer].into_iter().find(|known| known.name() == name);
-        let recompute = known.ok_or_else(|| format!("`{text}` is no mode; write none, up-projection or layer, and +streamed behind it"))?;
-        Ok(Mode { recompute, weights })
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let streamed = if self.weights == Residency::Streamed { "+streamed" } else { "" };
-        write!(formatter, "{}{streamed}", self.recompute.name())
-    }
-}
-
 /// Plans and measures every architecture in every mode.
 pub fn memory(options: &MemoryOptions, terminal: &Terminal) -> Result<Report> {
     let device = device::resolve(options.device, terminal)?;
@@ -102,48 +74,41 @@ pub fn memory(options: &MemoryOptions, terminal: &Terminal) -> Result<Report> {
         }
         let shifted = spec.longest_sequence(options.prefix_length) >= length;
         let positions = if shifted { Offset::Shifted } else { Offset::Unshifted };
-        for (index, &mode) in options.modes.iter().enumerate() {
-            let planned = plan::plan(&PlanOptions {
-                base: base.clone(),
-                prefix_length: options.prefix_length,
-                prefix_projection: None,
-                tokens_per_step: Some(options.tokens),
-                batch_size: None,
-                length,
-                positions: Some(positions),
-                budget: None,
-                recompute: Some(mode.recompute),
-                weights: Some(mode.weights),
-                micro_batch_tokens: None,
-                context: None,
-                // What is not measured is planned for a GPU.
-                device: if measures { device } else { Device::Cuda(0) },
-                tflops: None,
-                bandwidth: None,
-                bus: None,
-                plot: None,
-            })?
-            .json;
-            if index == 0 {
-                others.push(json!({"architecture": name, "methods": planned["others"]}));
-            }
+        let planned = plan::plan(&PlanOptions {
+            base: base.clone(),
+            prefix_length: options.prefix_length,
+            prefix_projection: None,
+            tokens_per_step: Some(options.tokens),
+            batch_size: None,
+            length,
+            positions: Some(positions),
+            budget: None,
+            recompute: None,
+            weights: None,
+            micro_batch_tokens: None,
+            context: None,
+            // What is not measured is planned for a GPU.
+            device: if measures { device } else { Device::Cuda(0) },
+            tflops: None,
+            bandwidth: None,
+            bus: None,
+            plot: None,
+        })?
+        .json;
+        others.push(json!({"architecture": name, "methods": planned["others"]}));
+        for &mode in &options.modes {
+            let planned_mode = MemoryMode::every().position(|known| known == mode).map_or(&Value::Null, |index| &planned["modes"][index]);
             let measured = if measures {
                 terminal.line(format!("measuring {name}, {mode}"));
                 measure(options, &base, length, positions, mode, device, terminal)
             } else {
                 Value::Null
             };
-            let pick = |field: &str| planned[field].clone();
             cases.push(json!({
                 "architecture": name,
                 "mode": mode.to_string(),
-                "planned": {
-                    "device_peak_bytes": pick("device_peak_bytes"),
-                    "host_peak_bytes": pick("host_peak_bytes"),
-                    "step_seconds": pick("step_seconds"),
-                    "parts": pick("parts"),
-                },
-                "full_finetuning_bytes": pick("full_finetuning_bytes"),
+                "planned": planned_mode,
+                "full_finetuning_bytes": planned["full_finetuning_bytes"],
                 "measured": measured,
             }));
         }
@@ -159,8 +124,7 @@ pub fn memory(options: &MemoryOptions, terminal: &Terminal) -> Result<Report> {
         "others": others,
     });
     if let Some(path) = &options.plot {
-        let chart = chart(&report)?;
-        crate::checkpoint::write_atomically(path, |writer| Ok(writer.write_all(chart.as_bytes())?))?;
+        write_text(path, &chart(&report)?)?;
     }
     Ok(Report { text: text(&report), json: report })
 }
@@ -171,7 +135,7 @@ fn measure(
     base: &BaseOptions,
     length: usize,
     positions: Offset,
-    mode: Mode,
+    mode: MemoryMode,
     device: Device,
     terminal: &Terminal,
 ) -> Value {
@@ -272,17 +236,4 @@ fn chart(report: &Value) -> Result<String> {
         }
     }
     stacked_bars("GiB of device memory", &["ptune, planned", "ptune, measured", "others, by formulas"], &bars)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modes_have_names() {
-        for name in ["none", "up-projection", "layer+streamed"] {
-            assert_eq!(name.parse::<Mode>().unwrap().to_string(), name);
-        }
-        assert!("layers".parse::<Mode>().unwrap_err().contains("up-projection"));
-    }
 }

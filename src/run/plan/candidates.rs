@@ -2,11 +2,13 @@
 //! own plan; time is what an engine on a GPU that is not there would have to move and to compute.
 
 use crate::backend::cuda::Absent;
-use crate::backend::{DType, Sizing, watch};
+use crate::backend::{Sizing, watch};
 use crate::checkpoint::FrozenModel;
 use crate::data::FeatureSet;
 use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Plan, Recompute, Region, Residency, Update};
+use crate::model::Slot;
 use crate::run::cut::Size;
+use crate::run::device::half;
 use anyhow::{Context, Result, bail};
 
 /// Rates of a machine: bytes read and written a second, floating-point operations of matrix products, and bytes a second
@@ -16,6 +18,15 @@ pub struct Speed {
     pub copy: f64,
     pub product: f64,
     pub bus: f64,
+}
+
+/// What a step is planned for: the model's shape, whose weights are not read, and a machine.
+pub struct Target {
+    pub shape: FrozenModel,
+    pub sizing: Box<dyn Sizing>,
+    /// Bytes that the device's context takes beside the plan.
+    pub context: usize,
+    pub speed: Speed,
 }
 
 /// What a step consists of: features of a set; and what is evaluated in batches of the same size.
@@ -82,8 +93,10 @@ pub struct StepTime {
 }
 
 /// The least time that the step takes at such a speed: each operation as long as its bytes or its FLOPs want, whichever
-/// is longer, one behind the other; transfers beside all of them. `shape` has the model's shape; its weights are not read.
-pub fn step_time(shape: &FrozenModel, work: &Workload, candidate: &Candidate, activation: DType, speed: Speed) -> Result<StepTime> {
+/// is longer, one behind the other; transfers beside all of them.
+pub fn step_time(target: &Target, work: &Workload, candidate: &Candidate) -> Result<StepTime> {
+    let Target { shape, speed, .. } = target;
+    let activation = half(shape.dtype(Slot::WordEmbedding)?);
     let options = EngineOptions { memory: candidate.memory, ..work.options.clone() };
     let (backend, log) = watch::timed(Box::new(Absent::new(activation)));
     let mut engine = Engine::empty(backend, shape, options, work.capacity(candidate.micro_batch))?;
@@ -109,32 +122,29 @@ pub fn step_time(shape: &FrozenModel, work: &Workload, candidate: &Candidate, ac
     Ok(time)
 }
 
-/// Of what is allowed the fastest way that fits into `budget` bytes beside `context`; of equally fast ones the one that
+/// Of what is allowed the fastest way that fits into `budget` bytes, the context included; of equally fast ones the one that
 /// recomputes less, then the larger micro-batch. Where none fits, the error says what the least budget is.
-#[allow(clippy::too_many_arguments)]
 pub fn fastest(
+    target: &Target,
     model: &FrozenModel,
-    shape: &FrozenModel,
     work: &Workload,
-    sizing: &dyn Sizing,
     modes: &[MemoryMode],
     sizes: &[Size],
     budget: usize,
-    context: usize,
-    speed: Speed,
 ) -> Result<Candidate> {
+    let context = target.context;
     let mut best: Option<(f64, Candidate)> = None;
     let mut least: Option<Candidate> = None;
     for &memory in modes {
         for &size in sizes {
-            let candidate = Candidate::new(model, work, sizing, memory, size)?;
+            let candidate = Candidate::new(model, work, target.sizing.as_ref(), memory, size)?;
             if least.as_ref().is_none_or(|least| candidate.bytes < least.bytes) {
                 least = Some(candidate.clone());
             }
             if candidate.bytes + context > budget {
                 continue;
             }
-            let seconds = step_time(shape, work, &candidate, half(sizing), speed)?.seconds;
+            let seconds = step_time(target, work, &candidate)?.seconds;
             if best.as_ref().is_none_or(|(least, _)| seconds < *least) {
                 best = Some((seconds, candidate));
             }
@@ -154,14 +164,6 @@ pub fn fastest(
             least.micro_batch_tokens,
             if context > 0 { format!(", {} of CUDA context included", Bytes(context)) } else { String::new() }
         ),
-    }
-}
-
-/// The 16-bit type that a GPU would compute in.
-fn half(sizing: &dyn Sizing) -> DType {
-    match sizing.precision().activation {
-        DType::BF16 => DType::BF16,
-        _ => DType::F16,
     }
 }
 

@@ -4,7 +4,7 @@ mod candidates;
 pub mod others;
 mod report;
 
-pub use candidates::{Candidate, Speed, StepTime, Workload, fastest, modes, step_time};
+pub use candidates::{Candidate, Speed, StepTime, Target, Workload, fastest, modes, step_time};
 
 use super::base::BaseOptions;
 use super::bench::{Report, random_batch};
@@ -14,8 +14,6 @@ use super::settings::check_size;
 use super::values::{ByteSize, Device, Offset};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Absent;
-use crate::backend::{DType, Sizing};
-use crate::checkpoint::FrozenModel;
 use crate::engine::{Bytes, EngineOptions, MemoryMode, PrefixOptions, Recompute, Residency};
 use crate::model::{HeadSpec, Slot, TaskKind, default_head};
 use crate::run::device::{self, ASSUMED_CONTEXT};
@@ -102,6 +100,9 @@ impl PlanOptions {
         ] {
             check_size(flag, value, least)?;
         }
+        if let Some(sequences) = self.batch_size {
+            check_size("batch-size times --length", Some(sequences * self.length), 1)?;
+        }
         for (flag, rate) in [("tflops", self.tflops), ("bandwidth", self.bandwidth), ("bus", self.bus)] {
             if let Some(rate) = rate.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
                 usage!("--{flag} {rate}: must be above 0 and finite");
@@ -145,16 +146,6 @@ struct Found {
     batches: usize,
 }
 
-/// What a plan is made for.
-struct Planned {
-    shape: FrozenModel,
-    /// The device's type of activations.
-    half: DType,
-    sizing: Box<dyn Sizing>,
-    context: usize,
-    speed: Speed,
-}
-
 /// Plans a training step, and chooses its mode where there is a budget.
 pub fn plan(options: &PlanOptions) -> Result<Report> {
     options.validate()?;
@@ -164,14 +155,13 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
     // On the CPU a model's own files are read where they are mapped.
     let model =
         if on_gpu || options.base.random_weights.is_some() || options.base.model.is_none() { None } else { Some(options.base.open()?) };
-    let planned = Planned {
+    let target = Target {
         sizing: if on_gpu { Box::new(Absent::new(half)) } else { Box::new(Cpu::<f32>::new()) },
         context: if on_gpu { options.context.map_or(ASSUMED_CONTEXT, |size| size.0) } else { 0 },
         speed: options.speed(),
         shape,
-        half,
     };
-    let spec = &planned.shape.spec;
+    let spec = &target.shape.spec;
     let head = HeadSpec::new(TaskKind::Classification, default_head(spec, TaskKind::Classification), 2, spec);
     let longest = options.length;
     let fits = spec.longest_sequence(options.prefix_length) >= longest;
@@ -194,7 +184,7 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
     let set = random_batch(spec, &lengths, 0);
     let features = (0..lengths.len()).collect();
     let work = Workload { set: &set, features, options: engine_options, validation: None, least_tokens: 0 };
-    let frozen = model.as_ref().unwrap_or(&planned.shape);
+    let frozen = model.as_ref().unwrap_or(&target.shape);
 
     let tokens: usize = lengths.iter().sum();
     let largest = Size::Tokens(options.micro_batch_tokens.unwrap_or(tokens).min(tokens));
@@ -202,29 +192,24 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
     let chosen = match options.budget {
         Some(budget) => {
             let sizes = largest.halves(&set);
-            fastest(frozen, &planned.shape, &work, planned.sizing.as_ref(), &modes, &sizes, budget.0, planned.context, planned.speed)?
+            fastest(&target, frozen, &work, &modes, &sizes, budget.0)?
         }
-        None => Candidate::new(frozen, &work, planned.sizing.as_ref(), modes[0], largest)?,
+        None => Candidate::new(frozen, &work, target.sizing.as_ref(), modes[0], largest)?,
     };
-    let time = planned.time(&work, &chosen)?;
+    let time = step_time(&target, &work, &chosen)?;
     // Beside it, every mode of the same micro-batch, and what others would take for the step as one.
     let mut modes = Vec::new();
     for mode in MemoryMode::every() {
-        let candidate = Candidate::new(frozen, &work, planned.sizing.as_ref(), mode, chosen.micro_batch)?;
-        modes.push((planned.time(&work, &candidate)?, candidate));
+        let candidate = Candidate::new(frozen, &work, target.sizing.as_ref(), mode, chosen.micro_batch)?;
+        modes.push((step_time(&target, &work, &candidate)?, candidate));
     }
     let batch = others::Batch { tokens, longest };
     let others = others::methods(options.prefix_length).map(|method| others::estimate(spec, method, batch)).collect();
-    let found = Found { chosen, time, modes, others, tokens, batches: 0 };
-    let batches = found.chosen.micro_batch.batches(work.set, &work.features).len();
-    planned.report(options, &Found { batches, ..found })
+    let batches = chosen.micro_batch.batches(work.set, &work.features).len();
+    report::report(options, &target, &Found { chosen, time, modes, others, tokens, batches })
 }
 
-impl Planned {
-    fn time(&self, work: &Workload, candidate: &Candidate) -> Result<StepTime> {
-        step_time(&self.shape, work, candidate, self.half, self.speed)
-    }
-
+impl Target {
     fn peak(&self, candidate: &Candidate) -> usize {
         candidate.bytes + self.context
     }

@@ -2,12 +2,12 @@
 
 use super::candidates::{Candidate, StepTime};
 use super::others::Estimate;
-use super::{Found, PlanOptions, Planned};
-use crate::checkpoint::write_atomically;
+use super::{Found, PlanOptions, Target};
 use crate::engine::{Bytes, MemoryMode};
 use crate::run::bench::{Report, with_unit};
 use crate::run::memory::grouped;
 use crate::run::plot::{Bar, stacked_bars};
+use crate::run::trainer::write_text;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -26,15 +26,15 @@ fn kind(part: &str) -> usize {
     }
 }
 
-impl Planned {
-    pub(super) fn report(&self, options: &PlanOptions, found: &Found) -> Result<Report> {
-        if let Some(path) = &options.plot {
-            let chart = self.chart(options, found)?;
-            write_atomically(path, |writer| Ok(writer.write_all(chart.as_bytes())?))?;
-        }
-        Ok(Report { text: self.text(options, found), json: self.json(options, found) })
+/// All of it; the chart is written where `options` say.
+pub fn report(options: &PlanOptions, target: &Target, found: &Found) -> Result<Report> {
+    if let Some(path) = &options.plot {
+        write_text(path, &target.chart(options, found)?)?;
     }
+    Ok(Report { text: target.text(options, found), json: target.json(options, found) })
+}
 
+impl Target {
     fn text(&self, options: &PlanOptions, found: &Found) -> String {
         let (spec, chosen) = (&self.shape.spec, &found.chosen);
         let mut text = String::new();
@@ -75,6 +75,8 @@ impl Planned {
                 if given { "as given" } else { "an H200's, assumed" }
             ),
         );
+        let heads = ("by mode, and otherwise (formulas)", "memory", "ms a step", "FLOPs");
+        let _ = writeln!(text, "\n{:<58} {:>10} {:>10} {:>11}", heads.0, heads.1, heads.2, heads.3);
         let mut row = |name: String, bytes: usize, seconds: f64, more: String| {
             let _ = writeln!(text, "{name:<58} {:>10} {:>10.1} {more:>11}", Bytes(bytes).to_string(), 1e3 * seconds);
         };
@@ -88,9 +90,6 @@ impl Planned {
         for other in &found.others {
             row(other.method.to_string(), self.peak_of(other), self.seconds_of(other), more(other.flops));
         }
-        let head = format!("\n{:<58} {:>10} {:>10} {:>11}\n", "by mode, and otherwise (formulas)", "memory", "ms a step", "FLOPs");
-        let tables = text.find("recompute none, ").unwrap_or(text.len());
-        text.insert_str(tables, &head);
         text
     }
 
@@ -105,18 +104,25 @@ impl Planned {
 
     fn json(&self, options: &PlanOptions, found: &Found) -> Value {
         let chosen = &found.chosen;
-        let mut parts: Vec<Value> =
-            chosen.regions.iter().map(|part| json!({"name": part.name, "bytes": part.bytes, "formula": part.formula})).collect();
-        if self.context > 0 {
-            let formula = if options.context.is_some() { "given" } else { "assumed" };
-            parts.push(json!({"name": "CUDA context", "bytes": self.context, "formula": formula}));
-        }
+        let parts = |candidate: &Candidate| {
+            let regions = candidate.regions.iter();
+            let mut parts: Vec<Value> =
+                regions.map(|part| json!({"name": part.name, "bytes": part.bytes, "formula": part.formula})).collect();
+            if self.context > 0 {
+                let formula = if options.context.is_some() { "given" } else { "assumed" };
+                parts.push(json!({"name": "CUDA context", "bytes": self.context, "formula": formula}));
+            }
+            parts
+        };
+        let device_peak = |candidate: &Candidate| if self.context > 0 { self.peak(candidate) } else { 0 };
         let mode = |(time, candidate): &(StepTime, Candidate)| {
             json!({
                 "recompute": candidate.memory.recompute.name(),
                 "weights": candidate.memory.weights.name(),
                 "micro_batch_tokens": candidate.micro_batch_tokens,
-                "device_peak_bytes": self.peak(candidate),
+                "device_peak_bytes": device_peak(candidate),
+                "host_peak_bytes": self.host_peak(candidate),
+                "parts": parts(candidate),
                 "step_seconds": time.seconds,
                 "step_flops": time.flops,
             })
@@ -144,9 +150,9 @@ impl Planned {
             "weights": chosen.memory.weights.name(),
             "micro_batch_tokens": chosen.micro_batch_tokens,
             "micro_batches": found.batches,
-            "device_peak_bytes": if self.context > 0 { self.peak(chosen) } else { 0 },
+            "device_peak_bytes": device_peak(chosen),
             "host_peak_bytes": self.host_peak(chosen),
-            "parts": parts,
+            "parts": parts(chosen),
             "mapped_bytes": chosen.mapped,
             "step_seconds": found.time.seconds,
             "step_flops": found.time.flops,

@@ -1,28 +1,14 @@
 //! GLUE: tables whose fields stand apart by tabs, without quoting.
 
 use super::submission::{Submission, labels};
-use super::{NamedTask, TEST, TRAIN, VALIDATION, scores};
+use super::{CLASSIFICATION, NamedTask, TEST, TRAIN, VALIDATION};
 use crate::data::{Content, Expand, Layout, Origin, Record, cell_label, string};
-use crate::model::TaskKind;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 const FILES: &[(&str, &[&str])] = &[(TRAIN, &["train.tsv"]), (VALIDATION, &["dev.tsv"]), (TEST, &["test.tsv"])];
 
-const CLASSIFICATION: NamedTask = NamedTask {
-    name: "",
-    kind: TaskKind::Classification,
-    templates: &[],
-    labels: &["0", "1"],
-    layout: Layout::General,
-    metrics: &["accuracy"],
-    metric: "accuracy",
-    score: scores::of_kind,
-    files: FILES,
-    submission: Submission::None,
-    max_length: 128,
-    no_answer: false,
-};
+const TASK: NamedTask = NamedTask { labels: &["0", "1"], files: FILES, ..CLASSIFICATION };
 
 /// With the names in the first line.
 const fn table(expand: Expand) -> Layout {
@@ -42,7 +28,7 @@ pub const TASKS: &[NamedTask] = &[
         metrics: &["matthews", "accuracy"],
         metric: "matthews",
         submission: Submission::Table("CoLA.tsv", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "glue/mnli",
@@ -57,7 +43,7 @@ pub const TASKS: &[NamedTask] = &[
             ("test-mismatched", &["test_mismatched.tsv"]),
         ],
         submission: Submission::Table("MNLI-m.tsv, MNLI-mm.tsv", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "glue/mrpc",
@@ -70,7 +56,7 @@ pub const TASKS: &[NamedTask] = &[
             (TEST, &["test.tsv", "msr_paraphrase_test.txt"]),
         ],
         submission: Submission::Table("MRPC.tsv", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "glue/qnli",
@@ -78,7 +64,7 @@ pub const TASKS: &[NamedTask] = &[
         labels: &["entailment", "not_entailment"],
         layout: table(|record, _| fields(record, "question", Some("sentence"), "label")),
         submission: Submission::Table("QNLI.tsv", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "glue/qqp",
@@ -90,7 +76,7 @@ pub const TASKS: &[NamedTask] = &[
         },
         metrics: &["accuracy", "f1", "mean"],
         submission: Submission::Table("QQP.tsv", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "glue/rte",
@@ -98,21 +84,21 @@ pub const TASKS: &[NamedTask] = &[
         labels: &["entailment", "not_entailment"],
         layout: table(|record, _| fields(record, "sentence1", Some("sentence2"), "label")),
         submission: Submission::Table("RTE.tsv", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "glue/sst2",
         templates: &["sentence"],
         layout: table(|record, _| fields(record, "sentence", None, "label")),
         submission: Submission::Table("SST-2.tsv", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "glue/wnli",
         templates: &["sentence1 [SEP] sentence2"],
         layout: table(|record, _| fields(record, "sentence1", Some("sentence2"), "label")),
         submission: Submission::Table("WNLI.tsv", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
 ];
 

@@ -46,6 +46,22 @@ pub struct NamedTask {
     pub no_answer: bool,
 }
 
+/// What most of them are: a classification, scored by accuracy.
+const CLASSIFICATION: NamedTask = NamedTask {
+    name: "",
+    kind: TaskKind::Classification,
+    templates: &[],
+    labels: &[],
+    layout: Layout::General,
+    metrics: &["accuracy"],
+    metric: "accuracy",
+    score: scores::of_kind,
+    files: &[],
+    submission: Submission::None,
+    max_length: 128,
+    no_answer: false,
+};
+
 /// The split that `train` learns from, that it chooses by, and that `predict` answers.
 pub const TRAIN: &str = "train";
 pub const VALIDATION: &str = "validation";

@@ -2,8 +2,8 @@
 //! an answer and ReCoRD one an entity; their origins hold a question's examples together.
 
 use super::submission::{Submission, candidates, capital_booleans, choices, labels, nested};
-use super::{NamedTask, TEST, TRAIN, VALIDATION, scores};
-use crate::data::{Content, Label, Layout, Origin, Record, describe, label, string, take};
+use super::{CLASSIFICATION, NamedTask, TEST, TRAIN, VALIDATION, scores};
+use crate::data::{Content, Label, Layout, Origin, Record, describe, label, objects, string, take};
 use crate::model::TaskKind;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -11,21 +11,8 @@ use std::collections::BTreeSet;
 
 const FILES: &[(&str, &[&str])] = &[(TRAIN, &["train.jsonl"]), (VALIDATION, &["val.jsonl"]), (TEST, &["test.jsonl"])];
 
-/// What most of them share: two labels, scored by accuracy.
-const CLASSIFICATION: NamedTask = NamedTask {
-    name: "",
-    kind: TaskKind::Classification,
-    templates: &[],
-    labels: &["false", "true"],
-    layout: Layout::General,
-    metrics: &["accuracy"],
-    metric: "accuracy",
-    score: scores::of_kind,
-    files: FILES,
-    submission: Submission::None,
-    max_length: 128,
-    no_answer: false,
-};
+/// What most of them share.
+const TASK: NamedTask = NamedTask { labels: &["false", "true"], files: FILES, ..CLASSIFICATION };
 
 pub const TASKS: &[NamedTask] = &[
     NamedTask {
@@ -33,7 +20,7 @@ pub const TASKS: &[NamedTask] = &[
         templates: &["question [SEP] passage"],
         layout: Layout::JsonLines(|record, _| pair(record, "question", "passage")),
         submission: Submission::JsonLines("BoolQ.jsonl", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "superglue/cb",
@@ -42,7 +29,7 @@ pub const TASKS: &[NamedTask] = &[
         layout: Layout::JsonLines(|record, _| pair(record, "premise", "hypothesis")),
         metrics: &["accuracy", "macro_f1", "mean"],
         submission: Submission::JsonLines("CB.jsonl", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "superglue/copa",
@@ -51,7 +38,7 @@ pub const TASKS: &[NamedTask] = &[
         labels: &[],
         layout: Layout::JsonLines(|record, _| copa(record)),
         submission: Submission::JsonLines("COPA.jsonl", choices),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "superglue/multirc",
@@ -62,7 +49,7 @@ pub const TASKS: &[NamedTask] = &[
         metric: "f1a",
         score: scores::multirc,
         submission: Submission::JsonLines("MultiRC.jsonl", nested),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "superglue/record",
@@ -72,7 +59,7 @@ pub const TASKS: &[NamedTask] = &[
         metric: "f1",
         score: scores::record,
         submission: Submission::JsonLines("ReCoRD.jsonl", candidates),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "superglue/rte",
@@ -80,21 +67,21 @@ pub const TASKS: &[NamedTask] = &[
         labels: &["entailment", "not_entailment"],
         layout: Layout::JsonLines(|record, _| pair(record, "premise", "hypothesis")),
         submission: Submission::JsonLines("RTE.jsonl", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "superglue/wic",
         templates: &["sentence1 sentence2 Does word have the same meaning in both sentences?", "word: sentence1 [SEP] word: sentence2"],
         layout: Layout::JsonLines(wic),
         submission: Submission::JsonLines("WiC.jsonl", labels),
-        ..CLASSIFICATION
+        ..TASK
     },
     NamedTask {
         name: "superglue/wsc",
         templates: &["span2: text [SEP] span1", "text with *span2* [SEP] span1"],
         layout: Layout::JsonLines(wsc),
         submission: Submission::JsonLines("WSC.jsonl", capital_booleans),
-        ..CLASSIFICATION
+        ..TASK
     },
 ];
 
@@ -227,14 +214,4 @@ fn object(record: &mut Record, name: &str) -> Result<Record> {
         Some(other) => bail!("{name:?} must be an object, found {}", describe(&other)),
         None => bail!("there is no {name:?}"),
     }
-}
-
-fn objects(record: &mut Record, name: &str) -> Result<Vec<Record>> {
-    let Some(Value::Array(list)) = take(record, name) else { bail!("{name:?} must be a list of objects") };
-    list.into_iter()
-        .map(|value| match value {
-            Value::Object(record) => Ok(record),
-            other => bail!("{name:?} must hold objects, found {}", describe(&other)),
-        })
-        .collect()
 }
