@@ -12,6 +12,7 @@
 //! (but where a prompt has a gradient below it).
 
 use super::layout::Layout;
+use super::offload::Places;
 use super::options::Recompute;
 use super::plan::Sizes;
 use crate::backend::View;
@@ -57,6 +58,10 @@ pub struct Reach {
     /// Whether the last layer computes queries for the head's rows only.
     pub tail: bool,
     pub recompute: Recompute,
+    /// Whether what stands for layers' inputs goes to host memory.
+    pub offload: bool,
+    /// Micro-batches that go through a layer before the next one comes.
+    pub together: usize,
 }
 
 impl Reach {
@@ -171,8 +176,8 @@ impl Sizes<'_> {
         self.spec.norm_place == NormPlace::Pre
     }
 
-    /// What is kept, region by region of the layers.
-    pub fn saved(&self, layout: &mut Layout, reach: Reach) -> Saved {
+    /// What is kept of a micro-batch, layer by layer; `places` where inputs go to host memory.
+    pub fn saved(&self, layout: &mut Layout, reach: Reach, places: Option<&Places>) -> Saved {
         let kept = |layer: usize| {
             let (last, lowest) = (reach.is_tail(layer), layer == reach.lowest);
             let rows = if last { self.rows } else { self.tokens };
@@ -185,9 +190,17 @@ impl Sizes<'_> {
                 }),
                 attention: all.then(|| self.attention(layout, rows)),
                 up: (reach.recompute == Recompute::None).then(|| self.up(layout, rows)),
-                feed_forward_norm: (all || !self.is_pre_norm() || layer + 1 == reach.layers).then(|| self.norm(layout, rows, h)),
+                // Behind it stands the next layer's input.
+                feed_forward_norm: match places.and_then(|places| places.norm(layer + 1)).filter(|_| layer + 1 < reach.layers) {
+                    None => (all || !self.is_pre_norm() || layer + 1 == reach.layers).then(|| self.norm(layout, rows, h)),
+                    place => place,
+                },
             };
-            let input = (!all && (lowest || self.is_pre_norm())).then(|| layout.matrix(self.tokens, h, self.precision.activation));
+            let own = |layout: &mut Layout| layout.matrix(self.tokens, h, self.precision.activation);
+            let input = match places.and_then(|places| places.stream(layer)) {
+                None => (!all && (lowest || self.is_pre_norm())).then(|| own(layout)),
+                place => place,
+            };
             Kept { parts, input }
         };
         Saved((reach.lowest..reach.layers).map(kept).collect())

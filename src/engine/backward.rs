@@ -30,34 +30,49 @@ fn rotate_backward(backend: &mut dyn Backend, rotations: &Option<[(Rotary, View)
 }
 
 impl Engine {
-    /// From the gradient of the head's input to the gradients of all prefixes.
-    pub(super) fn run_backward(&mut self, rows: &BatchRows) {
+    /// From the gradients of the head's input to the gradients of all prefixes, layer by layer, each for the micro-batches of a
+    /// group one after the other: a sum over micro-batches has its order in every mode.
+    pub(super) fn run_backward(&mut self, group: &[BatchRows]) {
         let reach = self.plan.reach;
-        let mut g = self.plan.head.d_input;
-        let mut stream = self.plan.backward_stream.stream.map(|[all, tail]| if reach.tail { tail } else { all });
         if reach.lowest == reach.layers {
             return;
         }
-        if let Some(stream) = stream {
-            let rows = if reach.tail { rows.readout.count } else { rows.all.count };
-            self.backend.zero(stream.first_rows(rows));
-        }
+        let start = |engine: &mut Engine, rows: &BatchRows| {
+            let stream = engine.here().backward_stream.stream.map(|[all, tail]| if reach.tail { tail } else { all });
+            if let Some(stream) = stream {
+                let rows = if reach.tail { rows.readout.count } else { rows.all.count };
+                engine.backend.zero(stream.first_rows(rows));
+            }
+            (engine.here().d_input, stream)
+        };
+        let mut gradients: Vec<(View, Option<View>)> = self.for_each(group, start);
         for layer in (reach.lowest..reach.layers).rev() {
-            (g, stream) = self.scoped(Scope::Layer(layer), |engine| {
+            gradients = self.scoped(Scope::Layer(layer), |engine| {
                 let below = layer.checked_sub(1).filter(|&below| below >= reach.lowest);
                 engine.bring(engine.spec.layer_weights[layer], below.map(|below| engine.spec.layer_weights[below]));
-                engine.remake_layer(rows, layer);
-                engine.backward_layer(rows, layer, g, stream)
+                engine.for_each(group, |engine, rows| {
+                    let (g, stream) = gradients[engine.slot];
+                    engine.need_inputs(layer, rows.all.count);
+                    engine.remake_layer(rows, layer);
+                    let gradient = engine.backward_layer(rows, layer, g, stream);
+                    engine.fetch_below(layer, rows.all.count);
+                    gradient
+                })
             });
         }
         if reach.prompt {
-            self.scoped(Scope::Embedding, |engine| engine.backward_embeddings(rows, g, stream));
+            self.scoped(Scope::Embedding, |engine| {
+                engine.for_each(group, |engine, rows| {
+                    let (g, stream) = gradients[engine.slot];
+                    engine.backward_embeddings(rows, g, stream);
+                })
+            });
         }
     }
 
     /// Gradients of the layer's output to gradients of its input (buffers of full capacity are passed and returned).
     fn backward_layer(&mut self, rows: &BatchRows, layer: usize, g: View, stream: Option<View>) -> (View, Option<View>) {
-        let buffers = self.plan.layers[layer];
+        let buffers = self.here().layers[layer];
         let scratch = &self.plan.backward;
         let (wide, attention, delta) = (scratch.feed_forward, scratch.attention, scratch.delta);
         let weights = &self.plan.frozen.layers[self.spec.layer_weights[layer]];
@@ -107,8 +122,9 @@ impl Engine {
         self.refresh_relative(Mode::Train, layer);
         let (tokens, q, kv) = (rows.all.count, self.spec.query_size(), self.spec.kv_size());
         let (joined, tail) = (self.plan.backward.query_key_value, self.plan.backward.tail.filter(|_| self.is_tail(layer)));
-        let (wide_g, wide_stream) = (self.plan.backward_stream.hidden, self.plan.backward_stream.stream);
+        let (wide_g, wide_stream) = (self.here().backward_stream.hidden, self.here().backward_stream.stream);
         let rotations = self.rotations(rows, layer);
+        let index = self.here().batch.readout_rows.col_range(0, if tail.is_some() { count } else { 0 });
         let parts = &self.plan.frozen.layers[self.spec.layer_weights[layer]].query_key_value;
         let backend = self.backend.as_mut();
         match tail {
@@ -119,7 +135,6 @@ impl Engine {
                 rotate_backward(backend, &rotations, d_query, d_key);
                 project_backward(backend, d_query, parts, 0, g_rows, post);
                 project_backward(backend, d_key_value, parts, q, wide_g.first_rows(tokens), false);
-                let index = self.plan.batch.readout_rows.col_range(0, count);
                 backend.scatter_add_rows(g_rows, index, wide_g.first_rows(tokens));
                 let stream = wide_stream.zip(stream_rows).map(|([all, _], rows)| {
                     backend.zero(all.first_rows(tokens));

@@ -32,9 +32,10 @@ impl Engine {
     /// follows. A narrow sum is then projected.
     pub(super) fn forward_embeddings(&mut self, mode: Mode, rows: &BatchRows) {
         let count = rows.all.count;
-        let (batch, frozen, scratch) = (&self.plan.batch, &self.plan.frozen, &self.plan.entry);
+        self.free_input(0);
+        let (batch, frozen, scratch) = (&self.here().batch, &self.plan.frozen, &self.plan.entry);
         let (own, entry, projection) = (frozen.embedding_norm, frozen.entry_norm(&self.spec), frozen.embedding_projection);
-        let LayerInput { hidden, stream } = self.plan.inputs[0];
+        let LayerInput { hidden, stream } = self.here().inputs[0];
         let (hidden, stream) = (hidden.first_rows(count), stream.map(|stream| stream.first_rows(count)));
         // Where the first layer's norm stands apart, its input comes first: the stream.
         let apart = own.is_some() || projection.is_some();
@@ -71,22 +72,27 @@ impl Engine {
         if let Some((norm, keep)) = entry.zip(keep) {
             self.norm(norm, target, None, None, None, keep, hidden, count);
         }
+        if mode == Mode::Train {
+            self.send_input(0, count);
+        }
     }
 
     pub(super) fn forward_layer(&mut self, mode: Mode, rows: &BatchRows, layer: usize) {
-        let set = |layer: usize| self.spec.layer_weights.get(layer).copied();
-        self.bring(self.spec.layer_weights[layer], set(layer + 1));
-        self.forward_to_up(mode, rows, layer);
+        self.forward_to_up(mode, rows, layer, self.here().inputs[layer].hidden);
+        self.free_input(layer + 1);
         self.forward_from_up(mode, rows, layer);
+        if mode == Mode::Train {
+            self.send_input(layer + 1, rows.all.count);
+        }
     }
 
-    /// From a layer's input to its up-projection's output.
-    pub(super) fn forward_to_up(&mut self, mode: Mode, rows: &BatchRows, layer: usize) {
-        let buffers = self.plan.layers[layer];
+    /// From a layer's input, which its branches read in `hidden`, to its up-projection's output.
+    pub(super) fn forward_to_up(&mut self, mode: Mode, rows: &BatchRows, layer: usize, hidden: View) {
+        let buffers = self.here().layers[layer];
         let scratch = &self.plan.forward;
         let weights = &self.plan.frozen.layers[self.spec.layer_weights[layer]];
-        let LayerInput { hidden, stream } = self.plan.inputs[layer];
-        let (tail, branch, readout_rows) = (scratch.tail, scratch.branch, self.plan.batch.readout_rows);
+        let stream = self.here().inputs[layer].stream;
+        let (tail, branch, readout_rows) = (scratch.tail, scratch.branch, self.here().batch.readout_rows);
         let (middle, middle_stream) = (scratch.middle, scratch.middle_stream);
         let tokens = rows.all.count;
         let queries = if self.is_tail(layer) { &rows.readout } else { &rows.all };
@@ -141,14 +147,14 @@ impl Engine {
 
     /// What stands between the branches, through the up-projection.
     pub(super) fn project_up(&mut self, layer: usize, count: usize) {
-        let (middle, z) = (self.plan.forward.middle.first_rows(count), self.plan.layers[layer].up.first_rows(count));
+        let (middle, z) = (self.plan.forward.middle.first_rows(count), self.here().layers[layer].up.first_rows(count));
         let up = &self.plan.frozen.layers[self.spec.layer_weights[layer]].up;
         project(self.backend.as_mut(), middle, up, 0, z);
     }
 
     /// From the up-projection's output to the input of the next layer, or of the head.
     fn forward_from_up(&mut self, mode: Mode, rows: &BatchRows, layer: usize) {
-        let buffers = self.plan.layers[layer];
+        let buffers = self.here().layers[layer];
         let scratch = &self.plan.forward;
         let (middle, middle_stream, branch, feed_forward) = (scratch.middle, scratch.middle_stream, scratch.branch, scratch.feed_forward);
         let queries = if self.is_tail(layer) { &rows.readout } else { &rows.all };
@@ -158,7 +164,7 @@ impl Engine {
         let (a, branch) = (feed_forward.first_rows(count), branch.first_rows(count));
         self.backend.activation_forward(self.spec.activation, buffers.up.first_rows(count), a);
         self.backend.linear(a, down.weight, down.bias, branch);
-        let next = self.plan.inputs.get(layer + 1).copied();
+        let next = self.here().inputs.get(layer + 1).copied();
         let next = next.unwrap_or(LayerInput { hidden: self.plan.head.input, stream: None });
         let (out, sum) = (next.hidden.first_rows(count), next.stream.map(|stream| stream.first_rows(count)));
         let residual = middle_stream.unwrap_or(middle).first_rows(count);
@@ -198,7 +204,7 @@ impl Engine {
     /// The rotations of a layer's queries and keys: what is rotated, and where it goes. The same view, but with a norm.
     pub(super) fn rotations(&self, rows: &BatchRows, layer: usize) -> Option<[(Rotary, View); 2]> {
         let table = self.plan.rotary?;
-        let buffers = &self.plan.layers[layer];
+        let buffers = &self.here().layers[layer];
         let gammas = self.plan.frozen.layers[self.spec.layer_weights[layer]].query_key_norm;
         let counts = [if self.is_tail(layer) { rows.readout.count } else { rows.all.count }, rows.all.count];
         let positions = if self.is_tail(layer) { [rows.positions[1], rows.positions[0]] } else { [rows.positions[0]; 2] };
@@ -225,7 +231,7 @@ impl Engine {
 
     /// Attention's operands in a layer; forward and backward ask for the same.
     pub(super) fn attention<'a>(&self, mode: Mode, layer: usize, queries: &'a Rows, rows: &'a BatchRows) -> Attention<'a> {
-        let (buffers, keys) = (&self.plan.layers[layer], &rows.all);
+        let (buffers, keys) = (&self.here().layers[layer], &rows.all);
         let prefix = self.prefix_index(layer).filter(|_| !self.bare);
         let prefix = prefix.zip(self.plan.trainables.table()).map(|(index, [table, _])| {
             let [key, value] = self.prefix_columns(table, index);

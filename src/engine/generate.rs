@@ -86,7 +86,7 @@ impl Engine {
         let mut texts = vec![Vec::new(); features.len()];
         let mut active: Vec<usize> = (0..features.len()).collect();
         for done in 0..limit {
-            self.run_forward(Mode::Evaluate, &rows);
+            self.run_forward(Mode::Evaluate, std::slice::from_ref(&rows));
             let best = self.likeliest(active.len())?;
             // The token that each sequence goes on with.
             let mut next = Vec::new();
@@ -121,7 +121,7 @@ impl Engine {
 
     /// Keys and values of a layer as attention sees them, once they are computed.
     pub(super) fn keys_and_values(&self, layer: usize) -> [View; 2] {
-        let buffers = &self.plan.layers[layer];
+        let buffers = &self.here().layers[layer];
         [self.plan.rotated.map_or(buffers.key, |[_, key]| key), buffers.value]
     }
 
@@ -162,7 +162,7 @@ impl Engine {
         batch.read_every_token();
         self.batch = batch;
         let mut rows = self.upload_batch();
-        let views = RowViews { offsets: cache.query_offsets, ..self.plan.batch.all };
+        let views = RowViews { offsets: cache.query_offsets, ..self.here().batch.all };
         let of_rows = |view: View| view.col_range(0, count);
         let (ordinals, tokens) = (of_rows(views.ordinals), of_rows(views.tokens));
         let queries = Rows { ordinals, tokens, offsets: self.upload(cache.query_offsets, &queries), count, longest: 1 };

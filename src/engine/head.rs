@@ -74,11 +74,12 @@ impl Engine {
         }
         let count = rows.readout.count;
         let head = &self.plan.head;
-        let [input, logits, d_logits, d_input] = [head.input, head.logits, head.d_logits, head.d_input].map(|view| view.first_rows(count));
+        let all = [head.input, head.logits, head.d_logits, self.here().d_input];
+        let [input, logits, d_logits, d_input] = all.map(|view| view.first_rows(count));
         let pooled = head.pooled.zip(head.d_pooled).map(|([sum, pooled], d_pooled)| [sum, pooled, d_pooled].map(|v| v.first_rows(count)));
         self.backend.cross_entropy(&CrossEntropy {
             logits,
-            groups: self.plan.batch.groups.first_rows(self.batch.groups.len() / 4),
+            groups: rows.groups,
             scale: self.scale / self.step_targets as f64,
             loss,
             d_logits,

@@ -22,6 +22,11 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Behind what is laid out already.
+    pub fn starting_at(bytes: usize) -> Layout {
+        Layout { cursor: bytes.next_multiple_of(ALIGNMENT), regions: Vec::new() }
+    }
+
     /// Everything that `cut` takes is one region.
     pub fn region<R>(&mut self, name: &'static str, formula: String, cut: impl FnOnce(&mut Layout) -> R) -> R {
         let start = self.cursor;

@@ -10,6 +10,7 @@ mod generate;
 mod head;
 mod layout;
 mod numbers;
+mod offload;
 mod options;
 mod plan;
 mod prefix;
@@ -35,7 +36,7 @@ use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Grouping, Packing, RowArrays};
 use crate::model::{MaskKind, Positions, Specification};
 use anyhow::{Result, ensure};
-use plan::RowViews;
+use plan::{RowViews, Slot};
 use scale::LossScale;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -48,6 +49,10 @@ pub struct Engine {
     plan: Plan,
     /// The batch at hand.
     batch: Batch,
+    /// Of the plan's slots, that of the micro-batch at hand.
+    slot: usize,
+    /// Micro-batches that are loaded and wait for others, to go through the layers together.
+    group: Vec<BatchRows>,
     /// The step that runs, from 0; part of every mask's key.
     step: u64,
     /// Targets of the whole running step.
@@ -101,6 +106,8 @@ struct BatchRows {
     positions: [View; 2],
     /// The model's mask: see [`crate::backend::Attention`].
     separators: Option<View>,
+    /// Logit groups: see [`crate::backend::CrossEntropy`].
+    groups: View,
     /// In generation: where keys and values are kept.
     cache: Option<generate::CacheRows>,
 }
@@ -145,6 +152,8 @@ impl Engine {
             options,
             plan,
             batch: Batch::default(),
+            slot: 0,
+            group: Vec::new(),
             step: 0,
             step_targets: 0,
             prefix_stale: true,
@@ -205,19 +214,20 @@ impl Engine {
     /// target's log-probability, and 1 where it is the likeliest token, else 0.
     pub fn forward(&mut self, set: &FeatureSet, features: &[usize]) -> Result<Vec<Vec<f64>>> {
         let rows = self.load_batch(set, features, 0)?;
-        self.evaluate(&rows)
+        self.evaluate(rows)
     }
 
     /// [`Engine::forward`] of a batch that was packed before; another one comes back in its place.
     pub fn forward_packed(&mut self, batch: &mut Batch) -> Result<Vec<Vec<f64>>> {
         std::mem::swap(&mut self.batch, batch);
         let rows = self.load_packed()?;
-        self.evaluate(&rows)
+        self.evaluate(rows)
     }
 
     /// Logits of the batch at hand.
-    fn evaluate(&mut self, rows: &BatchRows) -> Result<Vec<Vec<f64>>> {
-        self.run_forward(Mode::Evaluate, rows);
+    fn evaluate(&mut self, rows: BatchRows) -> Result<Vec<Vec<f64>>> {
+        ensure!(self.group.is_empty(), "an evaluation in the middle of a step");
+        self.run_forward(Mode::Evaluate, std::slice::from_ref(&rows));
         let (values, columns) = match (self.options.head.grouping, self.plan.head.vocabulary) {
             (Grouping::PerToken, Some(buffers)) => {
                 let of_rows = |view: View| view.col_range(0, rows.readout.count);
@@ -277,15 +287,15 @@ impl Engine {
 
     /// Brings the batch to the backend.
     fn upload_batch(&mut self) -> BatchRows {
-        let (buffers, batch) = (&self.plan.batch, &self.batch);
+        let (buffers, batch) = (&self.plan.slots[self.slot].batch, &self.batch);
         let mut upload = |to: View, values: &[i32]| upload(self.backend.as_mut(), to, values);
         upload(buffers.ids, &batch.ids);
         let positions = upload(buffers.positions, &batch.positions);
         upload(buffers.types, &batch.types);
         upload(buffers.readout_rows, &batch.readout_rows);
         upload(buffers.groups, &batch.groups);
-        if let Some(vocabulary) = self.plan.head.vocabulary {
-            upload(vocabulary.targets, &batch.row_targets);
+        if self.plan.head.vocabulary.is_some() {
+            upload(buffers.targets, &batch.row_targets);
         }
         let readout_positions = if self.plan.rotary.is_some() { batch.readout_positions.as_slice() } else { &[] };
         let positions = [positions, upload(buffers.readout_positions, readout_positions)];
@@ -302,6 +312,7 @@ impl Engine {
             readout: rows(&buffers.readout, &batch.readout),
             positions,
             separators,
+            groups: buffers.groups.first_rows(batch.groups.len() / 4),
             cache: None,
         }
     }
@@ -329,16 +340,44 @@ impl Engine {
         self.mask(mode, rate, site, layer)
     }
 
-    /// Forward of model and head on the batch that is loaded.
-    fn run_forward(&mut self, mode: Mode, rows: &BatchRows) {
+    /// Forward of model and head on the batches that are loaded, layer by layer; in training the head's backward too, as its
+    /// buffers serve one micro-batch after the other.
+    fn run_forward(&mut self, mode: Mode, group: &[BatchRows]) {
         self.scoped(Scope::Forward, |engine| {
             engine.refresh_prefix();
-            engine.scoped(Scope::Embedding, |engine| engine.forward_embeddings(mode, rows));
-            for layer in 0..engine.spec.layers {
-                engine.scoped(Scope::Layer(layer), |engine| engine.forward_layer(mode, rows, layer));
+            engine.scoped(Scope::Embedding, |engine| engine.for_each(group, |engine, rows| engine.forward_embeddings(mode, rows)));
+            let last = engine.spec.layers - 1;
+            for layer in 0..last {
+                engine.scoped(Scope::Layer(layer), |engine| {
+                    engine.bring_layer(layer);
+                    engine.for_each(group, |engine, rows| engine.forward_layer(mode, rows, layer));
+                });
             }
-            engine.scoped(Scope::Head, |engine| engine.forward_head(mode, rows));
+            engine.bring_layer(last);
+            engine.for_each(group, |engine, rows| {
+                engine.scoped(Scope::Layer(last), |engine| engine.forward_layer(mode, rows, last));
+                engine.scoped(Scope::Head, |engine| {
+                    engine.forward_head(mode, rows);
+                    if mode == Mode::Train {
+                        engine.backward_head(rows);
+                    }
+                });
+            });
         });
+    }
+
+    /// Runs for each micro-batch of a group, whose slot is the one at hand meanwhile.
+    fn for_each<R>(&mut self, group: &[BatchRows], mut run: impl FnMut(&mut Engine, &BatchRows) -> R) -> Vec<R> {
+        let of_one = |(slot, rows): (usize, &BatchRows)| {
+            self.slot = slot;
+            run(self, rows)
+        };
+        group.iter().enumerate().map(of_one).collect()
+    }
+
+    /// What the micro-batch at hand has of its own.
+    fn here(&self) -> &Slot {
+        &self.plan.slots[self.slot]
     }
 
     /// What runs belongs to a scope, for those who measure or profile.

@@ -123,27 +123,40 @@ pub struct EngineOptions {
     pub memory: MemoryMode,
 }
 
-/// How time is spent to save memory. No mode changes a bit of what is computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How time is spent to save memory. No mode changes a bit of what is computed, given the same micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryMode {
     pub recompute: Recompute,
     pub weights: Residency,
+    /// Whether what stands for the layers' inputs waits for the backward in host memory; only where layers are made again.
+    pub offload: bool,
+    /// Micro-batches of a step that go through a layer before the next layer comes (layer-major): each layer's weights are
+    /// streamed once for all of them.
+    pub together: usize,
 }
 
-/// `layer`, or `layer+streamed` where weights are streamed.
+impl Default for MemoryMode {
+    fn default() -> MemoryMode {
+        MemoryMode { recompute: Recompute::None, weights: Residency::Resident, offload: false, together: 1 }
+    }
+}
+
+/// `layer`; `layer+offloaded`, `layer+streamed` or both where activations are offloaded or weights streamed; of one
+/// micro-batch at a time.
 impl FromStr for MemoryMode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<MemoryMode, String> {
         let known = MemoryMode::every().find(|mode| mode.to_string() == text);
-        known.ok_or_else(|| format!("`{text}` is no mode; write none, up-projection or layer, and +streamed behind it"))
+        known.ok_or_else(|| format!("`{text}` is no mode; write none, up-projection, layer or layer+offloaded, and +streamed behind it"))
     }
 }
 
 impl fmt::Display for MemoryMode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let offloaded = if self.offload { "+offloaded" } else { "" };
         let streamed = if self.weights == Residency::Streamed { "+streamed" } else { "" };
-        write!(formatter, "{}{streamed}", self.recompute.name())
+        write!(formatter, "{}{offloaded}{streamed}", self.recompute.name())
     }
 }
 
@@ -169,10 +182,17 @@ impl Residency {
 }
 
 impl MemoryMode {
-    /// All of them.
+    /// In words, for the log.
+    pub fn describe(self) -> String {
+        let offloaded = if self.offload { ", activations offloaded" } else { "" };
+        let together = if self.together > 1 { format!(", {} micro-batches a layer", self.together) } else { String::new() };
+        format!("recompute {}{offloaded}, weights {}{together}", self.recompute.name(), self.weights.name())
+    }
+
+    /// All of them, one micro-batch at a time.
     pub fn every() -> impl Iterator<Item = MemoryMode> {
-        let recompute = [Recompute::None, Recompute::UpProjection, Recompute::Layer];
-        let modes = move |weights| recompute.map(|recompute| MemoryMode { recompute, weights });
+        let kept = [(Recompute::None, false), (Recompute::UpProjection, false), (Recompute::Layer, false), (Recompute::Layer, true)];
+        let modes = move |weights| kept.map(|(recompute, offload)| MemoryMode { recompute, weights, offload, together: 1 });
         [Residency::Resident, Residency::Streamed].into_iter().flat_map(modes)
     }
 }
@@ -273,7 +293,7 @@ mod tests {
 
     #[test]
     fn modes_have_names() {
-        for name in ["none", "up-projection", "layer+streamed"] {
+        for name in ["none", "up-projection", "layer+streamed", "layer+offloaded", "layer+offloaded+streamed"] {
             assert_eq!(name.parse::<MemoryMode>().unwrap().to_string(), name);
         }
         assert!("layers".parse::<MemoryMode>().unwrap_err().contains("up-projection"));

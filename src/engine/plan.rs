@@ -5,6 +5,7 @@ use super::activations::{LayerBuffers, LayerInput, NormBuffers, Reach, assemble}
 use super::frozen::Frozen;
 use super::generate::CacheBuffers;
 use super::layout::{Bytes, Layout, Region};
+use super::offload::{Offload, Places};
 use super::options::{Capacity, EngineOptions, Recompute, Residency};
 use super::prompt::PromptBuffers;
 use super::relative::RelativeBuffers;
@@ -22,6 +23,8 @@ const TOKEN_GRANULE: usize = 128;
 
 /// What a layer's forward needs and nobody keeps.
 pub struct ForwardScratch {
+    /// A layer's input where nobody keeps it.
+    pub hidden: View,
     /// What the second branch reads.
     pub middle: View,
     /// The residual stream between the branches, where it is not what they read (pre-norm).
@@ -52,7 +55,15 @@ pub struct BackwardScratch {
     pub tail: Option<[View; 2]>,
 }
 
+/// What goes up from layer to layer where no layer keeps it: its input, where other micro-batches go through the layer
+/// before the next one comes, and the residual stream (pre-norm).
+struct ForwardStream {
+    hidden: Option<View>,
+    stream: Option<View>,
+}
+
 /// What goes down from layer to layer.
+#[derive(Clone, Copy)]
 pub struct BackwardStream {
     /// Gradient of a layer's input over all tokens.
     pub hidden: View,
@@ -74,8 +85,6 @@ pub struct HeadBuffers {
     pub d_pooled: Option<View>,
     /// Of a masked-language-model head's norm.
     pub norm: Option<NormBuffers>,
-    /// Gradient of `input`.
-    pub d_input: View,
 }
 
 /// Rows of a batch, int32.
@@ -98,6 +107,20 @@ pub struct BatchBuffers {
     /// One a sequence, where the model has a mask.
     pub separators: View,
     pub groups: View,
+    /// Where rows predict tokens.
+    pub targets: View,
+}
+
+/// What each of the micro-batches that go through a layer together has of its own.
+pub struct Slot {
+    pub batch: BatchBuffers,
+    pub layers: Vec<LayerBuffers>,
+    pub inputs: Vec<LayerInput>,
+    pub backward_stream: BackwardStream,
+    /// Gradient of the head's input.
+    pub d_input: View,
+    /// Where a prompt is trained.
+    pub prompt: Option<PromptBuffers>,
 }
 
 pub struct Plan {
@@ -106,24 +129,20 @@ pub struct Plan {
     pub total: usize,
     /// Bytes of frozen matrices that are read where their files are mapped.
     pub mapped: usize,
-    /// Bytes of host memory that streamed layers come from.
+    /// Bytes of host memory that streamed layers come from, and that offloaded activations go to.
     pub host: usize,
     pub reach: Reach,
     pub(super) frozen: Frozen,
     pub(super) trainables: Trainables,
-    pub(super) batch: BatchBuffers,
-    pub(super) layers: Vec<LayerBuffers>,
-    pub(super) inputs: Vec<LayerInput>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) offload: Option<Offload>,
     /// What the norm of a layer's input keeps where that input is made again.
     pub(super) input_norm: Option<NormBuffers>,
     pub(super) relative: Option<RelativeBuffers>,
     pub(super) forward: ForwardScratch,
     pub(super) entry: EntryScratch,
     pub(super) backward: BackwardScratch,
-    pub(super) backward_stream: BackwardStream,
     pub(super) head: HeadBuffers,
-    /// Where a prompt is trained.
-    pub(super) prompt: Option<PromptBuffers>,
     /// Keys and values of generated text.
     pub(super) cache: Option<CacheBuffers>,
     /// \[positions, D\]: cosines and sines by which queries and keys are rotated.
@@ -184,8 +203,12 @@ impl Plan {
             layout.region("streamed layers", formula, |layout| frozen.stream(layout));
         }
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
-        let formula = format!("int32: 5 x {tokens} tokens, 3 x {rows} head rows, {} groups", capacity.groups);
-        let batch = layout.region("batch", formula, |layout| sizes.batch(layout, capacity));
+        let together = if capacity.training { options.memory.together.max(1) } else { 1 };
+        let times = if together > 1 { format!("{together} x ") } else { String::new() };
+        let formula = format!("int32: {times}(5 x {tokens} tokens, 3 x {rows} head rows, {} groups)", capacity.groups);
+        let predicts = options.head.output == Output::Vocabulary;
+        let batch = |layout: &mut Layout| sizes.batch(layout, capacity, predicts);
+        let batches: Vec<BatchBuffers> = layout.region("batch", formula, |layout| (0..together).map(|_| batch(layout)).collect());
 
         let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
         let rotary = sizes.rotates().then(|| {
@@ -197,14 +220,25 @@ impl Plan {
 
         let kept = spec.layers - lowest;
         let recompute = if kept > 0 { options.memory.recompute } else { Recompute::None };
-        let reach = Reach { layers: spec.layers, lowest, prompt: prompt > 0, tail, recompute };
+        let offload = options.memory.offload && recompute == Recompute::Layer;
+        let reach = Reach { layers: spec.layers, lowest, prompt: prompt > 0, tail, recompute, offload, together };
         let (symbols, values) = match recompute {
             Recompute::None => ("Q+2K+O+2H+U", 2 * q + 2 * kv + 2 * h + up),
             Recompute::UpProjection => ("Q+2K+O+2H", 2 * q + 2 * kv + 2 * h),
             Recompute::Layer => ("H", h),
         };
-        let formula = format!("{kept} of {} layers, {tokens} tokens: up to ({symbols})={values} activations", spec.layers);
-        let saved = layout.region("saved activations", formula, |layout| sizes.saved(layout, reach));
+        let formula = match offload {
+            true => format!("{times}{tokens} tokens: inputs (H)={values} of layers in turn, of which {kept} wait in host memory"),
+            false => format!("{kept} of {} layers, {times}{tokens} tokens: up to ({symbols})={values} activations", spec.layers),
+        };
+        let (places, saved): (Vec<Option<Places>>, Vec<_>) = layout.region("saved activations", formula, |layout| {
+            let of_one = |_| {
+                let places = sizes.places(layout, reach);
+                let saved = sizes.saved(layout, reach, places.as_ref());
+                (places, saved)
+            };
+            (0..together).map(of_one).unzip()
+        });
         let remade = match recompute {
             Recompute::None => sizes.remade(&mut layout, reach),
             _ => {
@@ -213,8 +247,11 @@ impl Plan {
             }
         };
         let formula = format!("{rows} rows x (2H + logits {} + pooled)", options.head.columns);
-        let head = layout.region("head", formula, |layout| sizes.head(layout, options, capacity.sequences));
-        let vocabulary = (options.head.output == Output::Vocabulary).then(|| {
+        let (head, d_inputs) = layout.region("head", formula, |layout| {
+            let d_inputs: Vec<View> = (0..together).map(|_| layout.matrix(rows, h, precision.activation)).collect();
+            (sizes.head(layout, options, capacity.sequences), d_inputs)
+        });
+        let vocabulary = predicts.then(|| {
             let chunk = match capacity.logit_rows {
                 0 => VocabularyBuffers::chunk_rows(rows, spec.vocabulary, precision),
                 given => given,
@@ -224,7 +261,7 @@ impl Plan {
             layout.region("vocabulary logits", formula, lay_out)
         });
         let head = HeadBuffers { vocabulary, ..head };
-        let prompt = sizes.prompt(&mut layout, reach);
+        let prompts = sizes.prompts(&mut layout, reach);
         let cache = (capacity.generated > 0).then(|| {
             let length = capacity.longest + capacity.generated;
             let formula = format!("{} sequences x {length} tokens x {} layers x 2K, K={kv}", capacity.sequences, spec.layers);
@@ -241,12 +278,25 @@ impl Plan {
                 |layout| (sizes.forward(layout, tail), sizes.transient(layout, reach)),
                 |layout| sizes.backward(layout, tail, kept > 0),
             );
-            let stream_sets = layout.either(|layout| sizes.forward_stream(layout, reach), |layout| sizes.backward_stream(layout, kept > 0));
+            let stream_sets = layout.either(
+                |layout| {
+                    let streams: Vec<ForwardStream> = (0..together).map(|_| sizes.forward_stream(layout, reach)).collect();
+                    (streams, sizes.entry(layout))
+                },
+                |layout| (0..together).map(|_| sizes.backward_stream(layout, kept > 0)).collect::<Vec<_>>(),
+            );
             (rotated, layer_sets, stream_sets)
         });
-        let (((forward, hidden), transient), backward) = layer_sets;
-        let ((stream, entry), backward_stream) = stream_sets;
-        let (layers, inputs) = assemble(reach, &saved, [&remade, &transient], hidden, stream);
+        let ((forward, transient), backward) = layer_sets;
+        let ((streams, entry), backward_streams) = stream_sets;
+        let mut host = Layout::starting_at(frozen.host);
+        let offload = Offload::lay_out(&places, reach, &mut host);
+        let parts = batches.into_iter().zip(&saved).zip(streams).zip(backward_streams).zip(d_inputs).zip(prompts);
+        let slots = parts.map(|(((((batch, saved), ForwardStream { hidden, stream }), backward_stream), d_input), prompt)| {
+            let (layers, inputs) = assemble(reach, saved, [&remade, &transient], hidden.unwrap_or(forward.hidden), stream);
+            Slot { batch, layers, inputs, backward_stream, d_input, prompt }
+        });
+        let slots = slots.collect();
         let need = ScratchNeed {
             longest: capacity.longest + capacity.generated + options.prefix.in_attention(),
             prefix_length: options.prefix.in_attention(),
@@ -274,21 +324,18 @@ impl Plan {
             regions,
             total,
             mapped,
-            host: frozen.host,
+            host: host.finish().0,
             reach,
             frozen,
             trainables,
-            batch,
-            layers,
-            inputs,
+            slots,
+            offload,
             input_norm: remade.norm(),
             relative,
             forward,
             entry,
             backward,
-            backward_stream,
             head,
-            prompt,
             cache,
             rotary,
             rotated,
@@ -299,7 +346,7 @@ impl Plan {
 }
 
 impl Sizes<'_> {
-    fn batch(&self, layout: &mut Layout, capacity: Capacity) -> BatchBuffers {
+    fn batch(&self, layout: &mut Layout, capacity: Capacity, predicts: bool) -> BatchBuffers {
         let integers = |layout: &mut Layout, count| layout.vector(count, DType::I32);
         let rows = |layout: &mut Layout, count| RowViews {
             ordinals: integers(layout, count),
@@ -316,33 +363,39 @@ impl Sizes<'_> {
             readout_positions: integers(layout, if self.rotates() { self.rows } else { 0 }),
             separators: integers(layout, if self.spec.mask == MaskKind::Full { 0 } else { capacity.sequences }),
             groups: layout.matrix(capacity.groups, 4, DType::I32),
+            targets: integers(layout, if predicts { self.rows } else { 0 }),
         }
     }
 
-    /// A layer's working memory, and where its input lies.
-    fn forward(&self, layout: &mut Layout, tail: bool) -> (ForwardScratch, View) {
+    /// A layer's working memory.
+    fn forward(&self, layout: &mut Layout, tail: bool) -> ForwardScratch {
         let (spec, activation) = (self.spec, self.precision.activation);
         let (tokens, rows, h) = (self.tokens, self.rows, spec.hidden_size);
-        let hidden = layout.matrix(tokens, h, activation);
-        let scratch = ForwardScratch {
+        ForwardScratch {
+            hidden: layout.matrix(tokens, h, activation),
             middle: layout.matrix(tokens, h, activation),
             middle_stream: self.is_pre_norm().then(|| layout.matrix(tokens, h, activation)),
             branch: layout.matrix(tokens, h, activation),
             feed_forward: layout.matrix(tokens, spec.ffn_size, activation),
             tail: tail.then(|| [layout.matrix(rows, h, activation), layout.matrix(rows, h, activation)]),
-        };
-        (scratch, hidden)
+        }
     }
 
-    /// The residual stream where no layer keeps it, and what the embeddings need.
-    fn forward_stream(&self, layout: &mut Layout, reach: Reach) -> (Option<View>, EntryScratch) {
+    fn forward_stream(&self, layout: &mut Layout, reach: Reach) -> ForwardStream {
+        let mut matrix = |rows| layout.matrix(rows, self.spec.hidden_size, self.precision.activation);
+        let kept = reach.remakes_layers() && reach.lowest == 0;
+        let hidden = (reach.together > 1).then(|| matrix(self.tokens));
+        let stream = self.is_pre_norm().then(|| matrix(if kept { 0 } else { self.tokens }));
+        ForwardStream { hidden, stream }
+    }
+
+    /// What the embeddings need.
+    fn entry(&self, layout: &mut Layout) -> EntryScratch {
         let (spec, activation) = (self.spec, self.precision.activation);
         let (tokens, h, e) = (self.tokens, spec.hidden_size, spec.embedding_size);
-        let kept = reach.remakes_layers() && reach.lowest == 0;
-        let stream = self.is_pre_norm().then(|| layout.matrix(if kept { 0 } else { tokens }, h, activation));
         let embedded = (e != h).then(|| layout.matrix(tokens, e, activation));
-        let apart = stream.is_some() && (e != h || spec.embedding_norm);
-        (stream, EntryScratch { embedded, norm: apart.then(|| self.norm(layout, tokens, h)) })
+        let apart = self.is_pre_norm() && (e != h || spec.embedding_norm);
+        EntryScratch { embedded, norm: apart.then(|| self.norm(layout, tokens, h)) }
     }
 
     fn backward(&self, layout: &mut Layout, tail: bool, runs: bool) -> BackwardScratch {
@@ -382,7 +435,6 @@ impl Sizes<'_> {
             vocabulary: None,
             d_pooled: pools.then(|| layout.matrix(rows, h, activation)),
             norm: (options.head.pooling == Pooling::Masked).then(|| self.norm(layout, rows, h)),
-            d_input: layout.matrix(rows, h, activation),
         }
     }
 }
@@ -396,7 +448,7 @@ impl fmt::Display for Plan {
         writeln!(formatter, "  {:<18} {:>10}  one allocation", "arena", Bytes(self.total).to_string())?;
         if self.host > 0 {
             let host = Bytes(self.host).to_string();
-            writeln!(formatter, "  {:<18} {host:>10}  host memory that streamed layers come from, one allocation", "host")?;
+            writeln!(formatter, "  {:<18} {host:>10}  host memory of streamed layers and offloaded activations, one allocation", "host")?;
         }
         write!(formatter, "  {:<18} {:>10}  frozen matrices read in the checkpoint's files", "mapped", Bytes(self.mapped).to_string())
     }

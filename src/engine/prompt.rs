@@ -18,20 +18,21 @@ pub struct PromptBuffers {
 }
 
 impl Sizes<'_> {
-    /// None where no prompt is trained.
-    pub fn prompt(&self, layout: &mut Layout, reach: Reach) -> Option<PromptBuffers> {
+    /// Of each micro-batch that goes through the layers with others; None where no prompt is trained.
+    pub fn prompts(&self, layout: &mut Layout, reach: Reach) -> Vec<Option<PromptBuffers>> {
         if !reach.prompt || reach.lowest == reach.layers {
-            return None;
+            return (0..reach.together).map(|_| None).collect();
         }
         let (spec, tokens) = (self.spec, self.tokens);
-        let formula = format!("{tokens} tokens: norms of the embeddings, for the prompt's gradient");
-        Some(layout.region("prompt", formula, |layout| {
+        let formula = format!("{} x {tokens} tokens: norms of the embeddings, for the prompt's gradient", reach.together);
+        let of_one = |layout: &mut Layout| {
             let own_norm = spec.embedding_norm.then(|| self.norm(layout, tokens, spec.embedding_size));
             let entry_norm = self.is_pre_norm().then(|| self.norm(layout, tokens, spec.hidden_size));
             let narrow = spec.embedding_size != spec.hidden_size;
             let d_embedded = narrow.then(|| layout.matrix(tokens, spec.embedding_size, self.precision.activation));
             PromptBuffers { own_norm, entry_norm, d_embedded }
-        }))
+        };
+        layout.region("prompt", formula, |layout| (0..reach.together).map(|_| Some(of_one(layout))).collect())
     }
 }
 
@@ -48,12 +49,12 @@ impl Engine {
 
     /// What the embeddings' own norm and the one in front of layer 0 keep for the backward.
     pub(super) fn prompt_norms(&self) -> [Option<NormBuffers>; 2] {
-        self.plan.prompt.as_ref().map_or([None; 2], |prompt| [prompt.own_norm, prompt.entry_norm])
+        self.here().prompt.as_ref().map_or([None; 2], |prompt| [prompt.own_norm, prompt.entry_norm])
     }
 
     /// From the gradient of layer 0's input (buffers of full capacity) to the prompt's.
     pub(super) fn backward_embeddings(&mut self, rows: &BatchRows, g: View, stream: Option<View>) {
-        let (Some([_, d_prompt]), Some(buffers)) = (self.prompt_table(), &self.plan.prompt) else { return };
+        let (Some([_, d_prompt]), Some(buffers)) = (self.prompt_table(), &self.here().prompt) else { return };
         let (own_norm, entry_norm, d_embedded) = (buffers.own_norm, buffers.entry_norm, buffers.d_embedded);
         let count = rows.all.count;
         let mut d = g.first_rows(count);

@@ -11,18 +11,19 @@ impl Engine {
     pub(super) fn remake_layer(&mut self, rows: &BatchRows, layer: usize) {
         let count = if self.is_tail(layer) { rows.readout.count } else { rows.all.count };
         let middle = self.plan.forward.middle.first_rows(count);
+        let kept = self.here().layers[layer].attention_norm.normalized;
         match self.plan.reach.recompute {
             Recompute::None => {}
             Recompute::UpProjection => {
                 let norm = self.plan.frozen.norm_after_attention(&self.spec, layer);
-                self.remake_output(norm, self.plan.layers[layer].attention_norm.normalized, middle);
+                self.remake_output(norm, kept, middle);
                 self.project_up(layer, count);
             }
             Recompute::Layer => {
-                self.remake_input(layer, rows.all.count);
-                self.forward_to_up(Mode::Train, rows, layer);
+                let hidden = self.remake_input(layer, rows.all.count);
+                self.forward_to_up(Mode::Train, rows, layer, hidden);
                 // What the layer's last norm would have kept, where the stream was kept instead.
-                if let Some(&LayerInput { stream: Some(stream), .. }) = self.plan.inputs.get(layer + 1) {
+                if let Some(&LayerInput { stream: Some(stream), .. }) = self.here().inputs.get(layer + 1) {
                     self.remake_norm(layer + 1, stream, middle);
                 }
             }
@@ -30,18 +31,17 @@ impl Engine {
     }
 
     /// What the branches of a layer read, from what stands for its input.
-    fn remake_input(&mut self, layer: usize, count: usize) {
-        let LayerInput { hidden, stream } = self.plan.inputs[layer];
-        let hidden = hidden.first_rows(count);
-        match stream {
-            Some(stream) => self.remake_norm(layer, stream, hidden),
-            None if layer > self.plan.reach.lowest => {
+    fn remake_input(&mut self, layer: usize, count: usize) -> View {
+        let hidden = self.plan.forward.hidden.first_rows(count);
+        match self.here().inputs[layer] {
+            LayerInput { stream: Some(stream), .. } => self.remake_norm(layer, stream, hidden),
+            _ if layer > self.plan.reach.lowest => {
                 let norm = self.plan.frozen.norm_after_feed_forward(&self.spec, layer - 1);
-                self.remake_output(norm, self.plan.layers[layer - 1].feed_forward_norm.normalized, hidden);
+                self.remake_output(norm, self.here().layers[layer - 1].feed_forward_norm.normalized, hidden);
             }
-            // Kept as it is.
-            None => {}
+            kept => return kept.hidden,
         }
+        hidden
     }
 
     /// The norm in front of a layer, of its residual stream; what it keeps goes to the layers' common place.

@@ -63,11 +63,12 @@ impl Engine {
         }
     }
 
-    /// Forward and backward of a micro-batch, gradients added. `first_ordinal` counts the step's sequences before it.
+    /// Forward and backward of a micro-batch, gradients added; together with those that follow it, where several go through a
+    /// layer together. `first_ordinal` counts the step's sequences before it.
     pub fn accumulate(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
         self.check_training()?;
         let rows = self.scoped(Scope::Batch, |engine| engine.load_batch(set, features, first_ordinal))?;
-        self.accumulate_loaded(&rows);
+        self.accumulate_loaded(rows);
         Ok(())
     }
 
@@ -76,7 +77,7 @@ impl Engine {
         self.check_training()?;
         std::mem::swap(&mut self.batch, batch);
         let rows = self.scoped(Scope::Batch, Engine::load_packed)?;
-        self.accumulate_loaded(&rows);
+        self.accumulate_loaded(rows);
         Ok(())
     }
 
@@ -85,15 +86,26 @@ impl Engine {
         self.backend.check()
     }
 
-    fn accumulate_loaded(&mut self, rows: &BatchRows) {
-        if self.batch.targets == 0 {
+    /// Of a micro-batch that is loaded into its slot.
+    fn accumulate_loaded(&mut self, rows: BatchRows) {
+        if self.batch.targets > 0 {
+            self.group.push(rows);
+        }
+        if self.group.len() == self.plan.slots.len() {
+            self.run_group();
+        }
+        self.slot = self.group.len();
+    }
+
+    /// Forward and backward of the micro-batches that wait for it.
+    fn run_group(&mut self) {
+        let group = std::mem::take(&mut self.group);
+        if group.is_empty() {
             return;
         }
-        self.run_forward(Mode::Train, rows);
-        self.scoped(Scope::Backward, |engine| {
-            engine.scoped(Scope::Head, |engine| engine.backward_head(rows));
-            engine.run_backward(rows);
-        });
+        self.run_forward(Mode::Train, &group);
+        self.scoped(Scope::Backward, |engine| engine.run_backward(&group));
+        self.slot = 0;
         for trainable in &mut self.plan.trainables.list {
             trainable.used = true;
         }
@@ -101,6 +113,7 @@ impl Engine {
 
     /// Norm, clipping and AdamW over what the step used; what it did not use keeps its moments and step count.
     pub fn finish_step(&mut self, update: &Update) {
+        self.run_group();
         self.backend.enter(Scope::Optimizer);
         let slot = (self.step % 2) as usize;
         let updated = self.plan.trainables.list.iter().any(|trainable| trainable.used);
@@ -163,6 +176,7 @@ impl Engine {
     /// Norm of the gradient of each layer's prefix (or the prompt's), after `accumulate` and before `finish_step`: a zero means that
     /// the prefix takes no part in the loss.
     pub fn prefix_gradient_norms(&mut self) -> Vec<f64> {
+        self.run_group();
         let Some([_, gradient]) = self.plan.trainables.table() else { return Vec::new() };
         let width = if self.prompt() > 0 { gradient.cols } else { 2 * self.spec.kv_size() };
         let mut sums = vec![0.0; gradient.cols / width];

@@ -11,7 +11,7 @@ use crate::backend::{DType, View};
 
 /// Buffers that take turns. A set of weights always comes to the same one: neighbours to different ones, in the forward as
 /// in the backward.
-const BUFFERS: usize = 2;
+pub const BUFFERS: usize = 2;
 
 /// Where streamed weights come from and go to.
 pub struct Ring {
@@ -50,6 +50,11 @@ impl Ring {
 }
 
 impl Engine {
+    /// Before a layer's forward: has its weights in the arena, and those of the layer above on their way.
+    pub(super) fn bring_layer(&mut self, layer: usize) {
+        self.bring(self.spec.layer_weights[layer], self.spec.layer_weights.get(layer + 1).copied());
+    }
+
     /// Has a set of layer weights in the arena for what is queued from here on, and the one that is used next on its way.
     pub(super) fn bring(&mut self, set: usize, next: Option<usize>) {
         if self.plan.frozen.ring.is_none() {

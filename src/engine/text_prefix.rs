@@ -42,6 +42,7 @@ impl Engine {
         self.forward_embeddings(Mode::Evaluate, &rows);
         let last = self.options.prefix.layers.last().copied().unwrap_or(0);
         for layer in 0..=last {
+            self.bring_layer(layer);
             self.forward_layer(Mode::Evaluate, &rows, layer);
             // Read before the next layer, which may use the same buffers.
             let Some(index) = self.prefix_index(layer) else { continue };

@@ -17,8 +17,7 @@ pub struct VocabularyBuffers {
     pub logits: View,
     /// The same memory as [C, V] activations.
     pub d_logits: View,
-    /// A row each: the token that it is to predict, int32; the likeliest one, int32.
-    pub targets: View,
+    /// A row each: the likeliest token, int32.
     pub best: View,
     /// In master precision: of the target; and what its gradient is multiplied by, where scores of sequences decide that.
     pub log_probability: View,
@@ -40,7 +39,6 @@ impl VocabularyBuffers {
         VocabularyBuffers {
             logits,
             d_logits: View { dtype: activation, stride: logits.stride * master.size() / activation.size(), ..logits },
-            targets: layout.vector(rows, DType::I32),
             best: layout.vector(rows, DType::I32),
             log_probability: layout.vector(rows, master),
             weights: layout.vector(rows, master),
@@ -57,9 +55,10 @@ struct Descent {
 
 impl Engine {
     /// Over all of the head's rows: log-probabilities and likeliest tokens; and the gradient of the head's input.
-    fn vocabulary_pass(&mut self, count: usize, descent: Option<Descent>) {
+    fn vocabulary_pass(&mut self, rows: &BatchRows, descent: Option<Descent>) {
         let (Some(buffers), Some(weight)) = (self.plan.head.vocabulary, self.plan.frozen.language_head) else { return };
-        let (input, d_input) = (self.plan.head.input, self.plan.head.d_input);
+        let (input, d_input, targets) = (self.plan.head.input, self.here().d_input, self.here().batch.targets);
+        let count = rows.readout.count;
         for first in (0..count).step_by(buffers.logits.rows) {
             let rows = buffers.logits.rows.min(count - first);
             let of_rows = |view: View| view.col_range(first, rows);
@@ -67,7 +66,7 @@ impl Engine {
             self.backend.linear(input.row_range(first, rows), weight, None, logits);
             self.backend.token_loss(&TokenLoss {
                 logits,
-                targets: of_rows(buffers.targets),
+                targets: of_rows(targets),
                 log_probability: of_rows(buffers.log_probability),
                 best: of_rows(buffers.best),
                 gradient: descent.as_ref().map(|descent| TokenGradient {
@@ -85,7 +84,7 @@ impl Engine {
 
     /// Where sequences are scored, their scores are in the head's logits afterwards.
     pub(super) fn forward_vocabulary(&mut self, rows: &BatchRows) {
-        self.vocabulary_pass(rows.readout.count, None);
+        self.vocabulary_pass(rows, None);
         if let (Grouping::PerSequence, Some(buffers)) = (self.options.head.grouping, self.plan.head.vocabulary) {
             let scores = self.plan.head.logits.first_rows(rows.readout.sequences());
             let values = buffers.log_probability.col_range(0, rows.readout.count);
@@ -100,16 +99,15 @@ impl Engine {
         let count = rows.readout.count;
         let scale = self.scale / self.step_targets as f64;
         if self.options.head.grouping != Grouping::PerSequence {
-            return self.vocabulary_pass(count, Some(Descent { weights: None, scale, loss: Some(loss) }));
+            return self.vocabulary_pass(rows, Some(Descent { weights: None, scale, loss: Some(loss) }));
         }
         let sequences = rows.readout.sequences();
         let [logits, d_logits] = [self.plan.head.logits, self.plan.head.d_logits].map(|view| view.first_rows(sequences));
-        let groups = self.plan.batch.groups.first_rows(self.batch.groups.len() / 4);
-        self.backend.cross_entropy(&CrossEntropy { logits, groups, scale, loss, d_logits });
+        self.backend.cross_entropy(&CrossEntropy { logits, groups: rows.groups, scale, loss, d_logits });
         // A score is a sum of log-probabilities, and d(-log p) = softmax - [target].
         let weights = buffers.weights.col_range(0, count);
         self.backend.spread_segments(d_logits.reshape(1, d_logits.len()), rows.readout.offsets, -1.0, weights);
-        self.vocabulary_pass(count, Some(Descent { weights: Some(weights), scale: 1.0, loss: None }));
+        self.vocabulary_pass(rows, Some(Descent { weights: Some(weights), scale: 1.0, loss: None }));
     }
 }
 

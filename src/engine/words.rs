@@ -116,7 +116,7 @@ impl Engine {
     pub(super) fn backward_words(&mut self, count: usize) {
         let head = &self.plan.head;
         let Some(&WordHead { rows, transform, .. }) = self.plan.frozen.words.as_ref() else { return };
-        let (d_logits, d_input) = (head.d_logits.first_rows(count), head.d_input.first_rows(count));
+        let (d_logits, d_input) = (head.d_logits.first_rows(count), self.here().d_input.first_rows(count));
         let (Some(transform), Some([sum, _]), Some(d_pooled), Some(keep)) = (transform, head.pooled, head.d_pooled, head.norm) else {
             return self.backend.linear_backward_input(d_logits, rows.weight, d_input, false);
         };

@@ -118,7 +118,7 @@ fn superfluous(steps: &[u64], current: u64, limit: usize, is_regular: impl Fn(u6
 }
 
 /// Options that do not change what a run computes, and paths whose contents are compared instead.
-const FREE: [&str; 12] = [
+const FREE: [&str; 14] = [
     "output",
     "model",
     "data",
@@ -130,6 +130,8 @@ const FREE: [&str; 12] = [
     "save-limit",
     "recompute",
     "weights",
+    "offload-activations",
+    "layer-major",
     "memory-budget",
 ];
 

@@ -201,6 +201,14 @@ pub struct TrainOptions {
     /// result [default: resident, or what --memory-budget wants]
     #[arg(long, value_name = "WHERE", hide_possible_values = true, help_heading = "Memory")]
     pub weights: Option<Residency>,
+    /// Keep what stands for the layers' inputs in host memory until the backward; needs --recompute layer. Changes
+    /// no result [default: what --memory-budget wants; else false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", hide_possible_values = true, help_heading = "Memory")]
+    pub offload_activations: Option<bool>,
+    /// Micro-batches that go through a layer before the next layer comes, so that streamed weights come once for all of
+    /// them. Changes no result [default: what --memory-budget wants; else 1]
+    #[arg(long, value_name = "N", help_heading = "Memory")]
+    pub layer_major: Option<usize>,
     /// Examples that go through the model at a time [default: --batch-size, or what --memory-budget wants]
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub micro_batch_size: Option<usize>,

@@ -4,6 +4,7 @@
 use super::base::BaseOptions;
 use super::cut::{Cut, Size, longest_feature};
 use super::options::TrainOptions;
+use super::plan::Allowed;
 use super::schedule::Schedule;
 use super::values::{
     ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
@@ -63,6 +64,8 @@ pub struct Settings {
     pub memory_budget: Option<ByteSize>,
     pub recompute: Option<Recompute>,
     pub weights: Option<Residency>,
+    pub offload_activations: Option<bool>,
+    pub layer_major: Option<usize>,
     pub micro_batch_size: Option<usize>,
     pub micro_batch_tokens: Option<usize>,
     pub epochs: Option<u64>,
@@ -176,9 +179,21 @@ impl TrainOptions {
         self
     }
 
+    /// What is said of the memory mode.
+    pub fn allowed_memory(&self) -> Allowed {
+        Allowed {
+            recompute: self.recompute,
+            weights: self.weights,
+            offload: self.offload_activations,
+            together: self.layer_major,
+            chooses: self.memory_budget.is_some(),
+        }
+    }
+
     /// Checks every value that can be wrong by itself; usage errors name the flag.
     pub fn validate(&self) -> Result<()> {
         self.base().validate()?;
+        self.allowed_memory().check()?;
         if self.model.is_none() && self.tokenizer.is_none() {
             usage!("--tokenizer is missing: an architecture by name has none, and texts need one (a model directory's files will do)");
         }
@@ -217,6 +232,7 @@ impl TrainOptions {
             ("tokens-per-step", self.tokens_per_step, 1),
             ("micro-batch-size", self.micro_batch_size, 1),
             ("micro-batch-tokens", self.micro_batch_tokens, 1),
+            ("layer-major", self.layer_major, 1),
             ("threads", self.threads, 1),
         ] {
             check_size(flag, value, least)?;

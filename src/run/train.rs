@@ -48,7 +48,7 @@ pub struct Shared {
 }
 
 /// Options that change nothing of what is read and how it is encoded.
-const NOT_OF_DATA: [&str; 33] = [
+const NOT_OF_DATA: [&str; 35] = [
     "output",
     "method",
     "prefix-length",
@@ -71,6 +71,8 @@ const NOT_OF_DATA: [&str; 33] = [
     "memory-budget",
     "recompute",
     "weights",
+    "offload-activations",
+    "layer-major",
     "micro-batch-size",
     "micro-batch-tokens",
     "epochs",
@@ -314,7 +316,7 @@ impl Prepared {
         }
         settings.metric = options.metric.clone();
         let cut = settings.cut(&train.encoding.set);
-        let memory = MemoryMode { recompute: settings.recompute.unwrap_or_default(), weights: settings.weights.unwrap_or_default() };
+        let memory = options.allowed_memory().plainest();
         Ok(Prepared {
             options,
             settings,
@@ -370,12 +372,13 @@ impl Prepared {
         let given = settings.micro_batch_size.or(settings.micro_batch_tokens).is_some();
         let micro_batch = self.cut.micro_batch;
         let sizes = if given { vec![micro_batch] } else { micro_batch.halves(&self.train.encoding.set) };
-        let modes = plan::modes(settings.recompute, settings.weights);
-        let chosen = plan::fastest(&target, &self.model, &self.workload(), &modes, &sizes, budget.0)?;
+        let chosen = plan::fastest(&target, &self.model, &self.workload(), &self.options.allowed_memory(), &sizes, budget.0)?;
         terminal.line(plan::choice_line(&chosen, budget.0));
         (self.memory, self.cut.micro_batch) = (chosen.memory, chosen.micro_batch);
         self.options.recompute = Some(chosen.memory.recompute);
         self.options.weights = Some(chosen.memory.weights);
+        self.options.offload_activations = Some(chosen.memory.offload);
+        self.options.layer_major = Some(chosen.memory.together);
         match chosen.micro_batch {
             Size::Features(count) => self.options.micro_batch_size = Some(count),
             Size::Tokens(count) => self.options.micro_batch_tokens = Some(count),

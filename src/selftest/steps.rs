@@ -63,7 +63,12 @@ fn engine_in(memory: MemoryMode, model: &Model, frozen: &FrozenModel, set: &Feat
 fn step(engine: &mut Engine, set: &FeatureSet, number: u64, update: &Update) -> Result<()> {
     let features: Vec<usize> = (0..set.features.len()).collect();
     engine.begin_step(number, features.iter().map(|&feature| set.targets(feature)).sum());
-    engine.accumulate(set, &features, 0)?;
+    // Three micro-batches, of which two may go through a layer together, and the last one alone.
+    let mut ordinal = 0;
+    for batch in features.chunks(features.len().div_ceil(3)) {
+        engine.accumulate(set, batch, ordinal)?;
+        ordinal += batch.iter().map(|&feature| set.features[feature].sequences).sum::<usize>();
+    }
     engine.finish_step(update);
     engine.check()
 }
@@ -137,7 +142,8 @@ fn attempt(model: &Model, open: &Opener, repetitions: u32, row: &mut Row) -> Res
         }
         row.cases += 1;
     }
-    for mode in MemoryMode::every().filter(|&mode| mode != MemoryMode::default()) {
+    let modes = MemoryMode::every().flat_map(|mode| [1, 2].map(|together| MemoryMode { together, ..mode }));
+    for mode in modes.filter(|&mode| mode != MemoryMode::default()) {
         // On the emulated device of tests: transfers end as late as is legal.
         let mut engine = engine_in(mode, model, &frozen, &set, open(activation, 1)?)?;
         gradients(&mut engine, &set)?;

@@ -171,7 +171,7 @@ fn steps_are_counted_in_tokens() {
 /// Draws a transformer: every field that changes what is laid out.
 fn random_specification(random: &mut Stream) -> Specification {
     let mut any = |choices: usize| random.below(choices);
-    let layers = 1 + any(4);
+    let layers = 1 + any(6);
     let (head_dim, groups) = ([8, 16, 24][any(3)], 1 + any(2));
     let heads = groups * (1 + any(3));
     let hidden_size = [24, 40, 64][any(3)];
@@ -235,7 +235,7 @@ fn random_models_in_every_mode() {
         let model = FrozenModel::synthetic(spec.clone(), DType::F32, 0.3, number).unwrap();
         let capacity = Capacity::for_items(&set, &options.head, 4, true);
         let mut first = None;
-        for memory in MemoryMode::every() {
+        for memory in MemoryMode::every().flat_map(|mode| [1, 2, 3].map(|together| MemoryMode { together, ..mode })) {
             let options = EngineOptions { memory, ..options.clone() };
             for plan in [
                 Plan::new(&model, &options, capacity, &Cpu::<f32>::new()).unwrap(),
@@ -245,8 +245,9 @@ fn random_models_in_every_mode() {
             }
             let mut engine = Engine::new(Box::new(Cpu::<f32>::new()), &model, options, capacity).unwrap();
             engine.begin_step(0, set.features.iter().map(|feature| feature.targets.len()).sum());
-            engine.accumulate(&set, &[0, 1], 0).unwrap();
-            engine.accumulate(&set, &[2, 3], 2).unwrap();
+            for feature in 0..4 {
+                engine.accumulate(&set, &[feature], feature).unwrap();
+            }
             engine.finish_step(&Update { learning_rate: 1e-2, weight_decay: 0.0, max_grad_norm: Some(1.0) });
             let report = engine.flush_report().unwrap();
             let values: Vec<Vec<f64>> =

@@ -22,12 +22,13 @@ pub struct MemoryOptions {
     /// Published shapes by name; weights are drawn at random
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "roberta-large,glm-2b,glm-10b", help_heading = "Cases")]
     pub architectures: Vec<String>,
-    /// Modes: what is recomputed (none, up-projection, layer), with +streamed behind it where weights are streamed
+    /// Modes: what is recomputed (none, up-projection, layer), with +offloaded behind it where activations are offloaded, and
+    /// +streamed where weights are streamed
     #[arg(
         long,
         value_name = "MODE,...",
         value_delimiter = ',',
-        default_value = "none,up-projection,layer,layer+streamed",
+        default_value = "none,up-projection,layer,layer+streamed,layer+offloaded+streamed",
         help_heading = "Cases"
     )]
     pub modes: Vec<MemoryMode>,
@@ -85,6 +86,8 @@ pub fn memory(options: &MemoryOptions, terminal: &Terminal) -> Result<Report> {
             budget: None,
             recompute: None,
             weights: None,
+            offload_activations: None,
+            layer_major: None,
             micro_batch_tokens: None,
             context: None,
             // What is not measured is planned for a GPU.
@@ -153,6 +156,9 @@ fn measure(
         seed: 42,
         recompute: mode.recompute,
         weights: mode.weights,
+        offload_activations: mode.offload,
+        micro_batch_tokens: None,
+        layer_major: mode.together,
         profile_steps: None,
         print_config: false,
         device,

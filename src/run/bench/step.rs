@@ -4,12 +4,14 @@ use super::table::{Row, rows, table};
 use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
 use crate::data::{Feature, FeatureSet, Sequence};
-use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Recompute, Residency, StepReport, Update};
+use crate::engine::{Engine, EngineOptions, MemoryMode, PrefixOptions, Recompute, Residency, StepReport, Update};
 use crate::model::{HeadSpec, Slot, Specification, TaskKind, default_head, describe};
 use crate::run::base::BaseOptions;
+use crate::run::cut::Size;
 use crate::run::device;
 use crate::run::memory::{forget_peak, grouped, peak_resident_bytes, readable};
 use crate::run::pipeline::{Contents, Pipeline};
+use crate::run::plan::Allowed;
 use crate::run::settings::check_size;
 use crate::run::terminal::Terminal;
 use crate::run::values::{Device, Offset, StepRange};
@@ -66,6 +68,15 @@ pub struct StepOptions {
     /// Where the layers' weights live: resident, or streamed from host memory
     #[arg(long, value_name = "WHERE", default_value = "resident", hide_possible_values = true, help_heading = "Step")]
     pub weights: Residency,
+    /// Keep what stands for the layers' inputs in host memory until the backward; needs --recompute layer
+    #[arg(long, help_heading = "Step")]
+    pub offload_activations: bool,
+    /// Tokens of a micro-batch at most [default: all of the step's]
+    #[arg(long, value_name = "N", help_heading = "Step")]
+    pub micro_batch_tokens: Option<usize>,
+    /// Micro-batches that go through a layer before the next layer comes
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Step")]
+    pub layer_major: usize,
     /// Let a CUDA profiler see steps A to B of the timed ones alone, counted from 1
     #[arg(long, value_name = "A:B", help_heading = "Step")]
     pub profile_steps: Option<StepRange>,
@@ -80,9 +91,13 @@ pub struct StepOptions {
 impl StepOptions {
     fn validate(&self) -> Result<()> {
         self.base.validate()?;
-        for (flag, value, least) in
-            [("prefix-length", Some(self.prefix_length), 0), ("tokens", Some(self.tokens), 1), ("length", self.length, 1)]
-        {
+        for (flag, value, least) in [
+            ("prefix-length", Some(self.prefix_length), 0),
+            ("tokens", Some(self.tokens), 1),
+            ("length", self.length, 1),
+            ("micro-batch-tokens", self.micro_batch_tokens, 1),
+            ("layer-major", Some(self.layer_major), 1),
+        ] {
             check_size(flag, value, least)?;
         }
         if !(1..=1_000_000).contains(&self.steps) {
@@ -100,7 +115,12 @@ impl StepOptions {
         if let Some(range) = self.profile_steps.filter(|range| range.last > self.steps) {
             usage!("--profile-steps {range}: only --steps {} are timed", self.steps);
         }
+        Allowed { recompute: Some(self.recompute), offload: Some(self.offload_activations), ..Allowed::default() }.check()?;
         device::check(self.device)
+    }
+
+    fn memory(&self) -> MemoryMode {
+        MemoryMode { recompute: self.recompute, weights: self.weights, offload: self.offload_activations, together: self.layer_major }
     }
 
     fn engine(&self, spec: &Specification) -> EngineOptions {
@@ -118,7 +138,7 @@ impl StepOptions {
             hidden_dropout: self.hidden_dropout,
             attention_dropout: self.attention_dropout.unwrap_or(spec.attention_dropout),
             seed: self.seed,
-            memory: MemoryMode { recompute: self.recompute, weights: self.weights },
+            memory: self.memory(),
         }
     }
 
@@ -168,11 +188,12 @@ pub fn random_batch(spec: &Specification, lengths: &[usize], seed: u64) -> Featu
     set
 }
 
-/// Runs training steps of one batch, packed anew for each as in training.
+/// Runs training steps of the same micro-batches, packed anew for each as in training.
 struct Runner<'a> {
     engine: Engine,
     set: &'a FeatureSet,
-    batch: Contents,
+    /// The step's micro-batches.
+    batches: Vec<Contents>,
     pipeline: Pipeline,
     number: u64,
 }
@@ -180,8 +201,11 @@ struct Runner<'a> {
 impl Runner<'_> {
     fn step(&mut self) -> Result<Option<StepReport>> {
         let engine = &mut self.engine;
-        engine.begin_step(self.number, self.batch.features.len());
-        self.pipeline.run(self.set, self.batch.clone(), Some(self.batch.clone()), |batch| engine.accumulate_packed(batch))?;
+        engine.begin_step(self.number, self.set.features.len());
+        for (index, batch) in self.batches.iter().enumerate() {
+            let next = self.batches[(index + 1) % self.batches.len()].clone();
+            self.pipeline.run(self.set, batch.clone(), Some(next), |batch| engine.accumulate_packed(batch))?;
+        }
         self.engine.finish_step(&UPDATE);
         self.number += 1;
         Ok(self.engine.take_report())
@@ -311,10 +335,14 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     let before = backend.machine().memory_used_bytes;
     let (backend, log) = watch::timed(backend);
     let started = Instant::now();
-    let capacity = Capacity::for_items(&set, &engine_options.head, lengths.len(), true);
+    let features: Vec<usize> = (0..lengths.len()).collect();
+    let size = options.micro_batch_tokens.map_or(Size::Features(lengths.len()), Size::Tokens);
+    // A feature is one sequence.
+    let batches = size.batches(&set, &features).into_iter();
+    let batches = batches.map(|batch| Contents { features: batch.to_vec(), first_ordinal: batch[0] }).collect();
+    let capacity = size.capacity(&set, &engine_options.head, true);
     let engine = Engine::new(backend, &model, engine_options.clone(), capacity)?;
-    let batch = Contents { features: (0..lengths.len()).collect(), first_ordinal: 0 };
-    let mut runner = Runner { pipeline: Pipeline::new(&engine), engine, set: &set, batch, number: 0 };
+    let mut runner = Runner { pipeline: Pipeline::new(&engine), engine, set: &set, batches, number: 0 };
     let loaded = runner.engine.instruments().mark();
     runner.engine.instruments().seconds_between(loaded, loaded);
     runner.engine.check()?;
@@ -412,6 +440,9 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
                 "attention_dropout": engine_options.attention_dropout,
                 "recompute": options.recompute.name(),
                 "weights": options.weights.name(),
+                "offload_activations": options.offload_activations,
+                "micro_batch_tokens": options.micro_batch_tokens,
+                "layer_major": options.layer_major,
                 "steps": options.steps,
                 "seed": options.seed,
             },
@@ -475,6 +506,9 @@ mod tests {
             seed: 0,
             recompute: Recompute::None,
             weights: Residency::Resident,
+            offload_activations: false,
+            micro_batch_tokens: None,
+            layer_major: 1,
             profile_steps: None,
             print_config: false,
             device: Device::Cpu,

@@ -9,6 +9,7 @@ use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Plan, Re
 use crate::model::Slot;
 use crate::run::cut::Size;
 use crate::run::device::half;
+use crate::usage;
 use anyhow::{Context, Result, bail};
 
 /// Rates of a machine: bytes read and written a second, floating-point operations of matrix products, and bytes a second
@@ -124,53 +125,108 @@ pub fn step_time(target: &Target, work: &Workload, candidate: &Candidate) -> Res
 
 /// Of what is allowed the fastest way that fits into `budget` bytes, the context included; of equally fast ones the one that
 /// recomputes less, then the larger micro-batch. Where none fits, the error says what the least budget is.
+///
+/// A smaller micro-batch reads the weights more often, so of each mode the largest one that fits is enough; but where weights
+/// are streamed, more micro-batches may go through a layer together the smaller they are.
 pub fn fastest(
     target: &Target,
     model: &FrozenModel,
     work: &Workload,
-    modes: &[MemoryMode],
+    allowed: &Allowed,
     sizes: &[Size],
     budget: usize,
 ) -> Result<Candidate> {
     let context = target.context;
     let mut best: Option<(f64, Candidate)> = None;
     let mut least: Option<Candidate> = None;
-    for &memory in modes {
+    for memory in allowed.modes() {
         for &size in sizes {
-            let candidate = Candidate::new(model, work, target.sizing.as_ref(), memory, size)?;
-            if least.as_ref().is_none_or(|least| candidate.bytes < least.bytes) {
-                least = Some(candidate.clone());
+            let batches = size.batches(work.set, &work.features).len();
+            let mut fitting = None;
+            for together in allowed.groups(memory, batches) {
+                let memory = MemoryMode { together, ..memory };
+                let candidate = Candidate::new(model, work, target.sizing.as_ref(), memory, size)?;
+                if least.as_ref().is_none_or(|least| candidate.bytes < least.bytes) {
+                    least = Some(candidate.clone());
+                }
+                if candidate.bytes + context <= budget {
+                    fitting = Some(candidate);
+                    break;
+                }
             }
-            if candidate.bytes + context > budget {
-                continue;
-            }
+            let Some(candidate) = fitting else { continue };
+            let all = candidate.memory.together >= batches || memory.weights == Residency::Resident;
             let seconds = step_time(target, work, &candidate)?.seconds;
             if best.as_ref().is_none_or(|(least, _)| seconds < *least) {
                 best = Some((seconds, candidate));
             }
-            // A smaller micro-batch of the same mode reads the weights more often.
-            break;
+            if all {
+                break;
+            }
         }
     }
     let least = least.context("no way to run the step is allowed")?;
     match best {
         Some((_, candidate)) => Ok(candidate),
         None => bail!(
-            "a budget of {} is too small: at least {} are needed (recompute {}, weights {}, micro-batches of {} tokens{})",
+            "a budget of {} is too small: at least {} are needed ({}, micro-batches of {} tokens{})",
             Bytes(budget),
             Bytes(least.bytes + context),
-            least.memory.recompute.name(),
-            least.memory.weights.name(),
+            least.memory.describe(),
             least.micro_batch_tokens,
             if context > 0 { format!(", {} of CUDA context included", Bytes(context)) } else { String::new() }
         ),
     }
 }
 
-/// The modes that are allowed by what is said.
-pub fn modes(recompute: Option<Recompute>, weights: Option<Residency>) -> Vec<MemoryMode> {
-    let allowed = |mode: &MemoryMode| {
-        recompute.is_none_or(|recompute| mode.recompute == recompute) && weights.is_none_or(|weights| mode.weights == weights)
-    };
-    MemoryMode::every().filter(allowed).collect()
+/// What is said of the memory mode; the rest is free, where somebody chooses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allowed {
+    pub recompute: Option<Recompute>,
+    pub weights: Option<Residency>,
+    pub offload: Option<bool>,
+    pub together: Option<usize>,
+    /// Whether there is a budget to choose by.
+    pub chooses: bool,
+}
+
+impl Allowed {
+    /// Refuses what cannot be had together.
+    pub fn check(&self) -> Result<()> {
+        if self.offload == Some(true) && self.modes().next().is_none() {
+            let recompute = self.recompute.unwrap_or_default().name();
+            usage!(
+                "--offload-activations with --recompute {recompute}: only inputs of layers that are made again go to the host; give --recompute layer"
+            );
+        }
+        Ok(())
+    }
+
+    /// From the plainest to the one that spends most time for memory; of one micro-batch at a time.
+    fn modes(self) -> impl Iterator<Item = MemoryMode> {
+        let recompute = if self.chooses { self.recompute } else { Some(self.recompute.unwrap_or_default()) };
+        MemoryMode::every().filter(move |mode| {
+            recompute.is_none_or(|recompute| mode.recompute == recompute)
+                && self.weights.is_none_or(|weights| mode.weights == weights)
+                && self.offload.is_none_or(|offload| mode.offload == offload)
+        })
+    }
+
+    /// The mode where nobody chooses.
+    pub fn plainest(self) -> MemoryMode {
+        MemoryMode { together: self.together.unwrap_or(1), ..self.modes().next().unwrap_or_default() }
+    }
+
+    /// How many of a step's micro-batches may go through a layer together, the most first: resident weights gain nothing by it.
+    fn groups(self, memory: MemoryMode, batches: usize) -> Vec<usize> {
+        match (self.together, memory.weights) {
+            (Some(given), _) => vec![given],
+            (None, Residency::Resident) => vec![1],
+            (None, Residency::Streamed) => {
+                let mut counts: Vec<usize> = (0..usize::BITS).map(|shift| batches.div_ceil(1 << shift).max(1)).collect();
+                counts.dedup();
+                counts
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ mod candidates;
 pub mod others;
 mod report;
 
-pub use candidates::{Candidate, Speed, StepTime, Target, Workload, fastest, modes, step_time};
+pub use candidates::{Allowed, Candidate, Speed, StepTime, Target, Workload, fastest, step_time};
 
 use super::base::BaseOptions;
 use super::bench::{Report, random_batch};
@@ -60,6 +60,14 @@ pub struct PlanOptions {
     /// resident]
     #[arg(long, value_name = "WHERE", hide_possible_values = true, help_heading = "Memory")]
     pub weights: Option<Residency>,
+    /// Keep what stands for the layers' inputs in host memory until the backward; needs --recompute layer. [default:
+    /// what --budget wants; else false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", hide_possible_values = true, help_heading = "Memory")]
+    pub offload_activations: Option<bool>,
+    /// Micro-batches that go through a layer before the next layer comes, so that streamed weights come once for all of
+    /// them. [default: what --budget wants; else 1]
+    #[arg(long, value_name = "N", help_heading = "Memory")]
+    pub layer_major: Option<usize>,
     /// Tokens of a micro-batch at most [default: the step's, or what --budget wants]
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub micro_batch_tokens: Option<usize>,
@@ -97,6 +105,7 @@ impl PlanOptions {
             ("batch-size", self.batch_size, 1),
             ("length", Some(self.length), 1),
             ("micro-batch-tokens", self.micro_batch_tokens, 1),
+            ("layer-major", self.layer_major, 1),
         ] {
             check_size(flag, value, least)?;
         }
@@ -108,10 +117,22 @@ impl PlanOptions {
                 usage!("--{flag} {rate}: must be above 0 and finite");
             }
         }
+        self.allowed().check()?;
         if let Some(tokens) = self.micro_batch_tokens.filter(|&tokens| tokens < self.length) {
             usage!("--micro-batch-tokens {tokens}: a sequence has --length {} tokens", self.length);
         }
         Ok(())
+    }
+
+    /// The modes that are allowed by what is said.
+    fn allowed(&self) -> Allowed {
+        Allowed {
+            recompute: self.recompute,
+            weights: self.weights,
+            offload: self.offload_activations,
+            together: self.layer_major,
+            chooses: self.budget.is_some(),
+        }
     }
 
     fn speed(&self) -> Speed {
@@ -188,18 +209,19 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
 
     let tokens: usize = lengths.iter().sum();
     let largest = Size::Tokens(options.micro_batch_tokens.unwrap_or(tokens).min(tokens));
-    let modes = modes(options.recompute, options.weights);
+    let allowed = options.allowed();
     let chosen = match options.budget {
         Some(budget) => {
             let sizes = largest.halves(&set);
-            fastest(&target, frozen, &work, &modes, &sizes, budget.0)?
+            fastest(&target, frozen, &work, &allowed, &sizes, budget.0)?
         }
-        None => Candidate::new(frozen, &work, target.sizing.as_ref(), modes[0], largest)?,
+        None => Candidate::new(frozen, &work, target.sizing.as_ref(), allowed.plainest(), largest)?,
     };
     let time = step_time(&target, &work, &chosen)?;
     // Beside it, every mode of the same micro-batch, and what others would take for the step as one.
     let mut modes = Vec::new();
     for mode in MemoryMode::every() {
+        let mode = MemoryMode { together: chosen.memory.together, ..mode };
         let candidate = Candidate::new(frozen, &work, target.sizing.as_ref(), mode, chosen.micro_batch)?;
         modes.push((step_time(&target, &work, &candidate)?, candidate));
     }
@@ -222,10 +244,9 @@ impl Target {
 /// A line for the log of a run whose mode a budget has chosen.
 pub fn choice_line(chosen: &Candidate, budget: usize) -> String {
     format!(
-        "budget of {}: recompute {}, weights {}, micro-batches of {} ({} tokens at most), {} planned",
+        "budget of {}: {}, micro-batches of {} ({} tokens at most), {} planned",
         Bytes(budget),
-        chosen.memory.recompute.name(),
-        chosen.memory.weights.name(),
+        chosen.memory.describe(),
         chosen.micro_batch,
         grouped(chosen.micro_batch_tokens as u64),
         readable(chosen.bytes as u64)

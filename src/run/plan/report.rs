@@ -48,8 +48,7 @@ impl Target {
         line("step", format!("{tokens} tokens in sequences of {length}; prefix {}", options.prefix_length));
         let batches = format!("{} micro-batch{}", found.batches, if found.batches == 1 { "" } else { "es" });
         let of = grouped(chosen.micro_batch_tokens as u64);
-        let MemoryMode { recompute, weights } = chosen.memory;
-        line("mode", format!("recompute {}; weights {}; {batches} of up to {of} tokens", recompute.name(), weights.name()));
+        line("mode", format!("{}; {batches} of up to {of} tokens", chosen.memory.describe()));
         for region in &chosen.regions {
             line(&format!("  {}", region.name), format!("{:>10}  {}", Bytes(region.bytes).to_string(), region.formula));
         }
@@ -83,8 +82,7 @@ impl Target {
         let plain = found.modes.first().map_or(found.time.flops, |(time, _)| time.flops);
         let more = |flops: f64| format!("{:+.1}%", 100.0 * (flops / plain - 1.0));
         for (time, candidate) in &found.modes {
-            let MemoryMode { recompute, weights } = candidate.memory;
-            let name = format!("recompute {}, weights {}", recompute.name(), weights.name());
+            let name = MemoryMode { together: 1, ..candidate.memory }.describe();
             row(name, self.peak(candidate), time.seconds, more(time.flops));
         }
         for other in &found.others {
@@ -119,6 +117,8 @@ impl Target {
             json!({
                 "recompute": candidate.memory.recompute.name(),
                 "weights": candidate.memory.weights.name(),
+                "offload_activations": candidate.memory.offload,
+                "layer_major": candidate.memory.together,
                 "micro_batch_tokens": candidate.micro_batch_tokens,
                 "device_peak_bytes": device_peak(candidate),
                 "host_peak_bytes": self.host_peak(candidate),
@@ -148,6 +148,8 @@ impl Target {
             "prefix_length": options.prefix_length,
             "recompute": chosen.memory.recompute.name(),
             "weights": chosen.memory.weights.name(),
+            "offload_activations": chosen.memory.offload,
+            "layer_major": chosen.memory.together,
             "micro_batch_tokens": chosen.micro_batch_tokens,
             "micro_batches": found.batches,
             "device_peak_bytes": device_peak(chosen),
@@ -174,8 +176,7 @@ impl Target {
             Bar { name, parts: sums }
         };
         let modes = found.modes.iter().map(|(_, candidate)| {
-            let MemoryMode { recompute, weights } = candidate.memory;
-            let name = format!("ptune: recompute {}, {}", recompute.name(), weights.name());
+            let name = format!("ptune: {}", MemoryMode { together: 1, ..candidate.memory }.describe());
             bar(name, &mut candidate.regions.iter().map(|region| (region.name, region.bytes)))
         });
         let others = found
