@@ -305,6 +305,8 @@ pub trait Backend: Sizing + Instruments + Send {
     fn check(&self) -> anyhow::Result<()>;
 
     fn write(&mut self, to: View, bytes: &[u8]);
+    /// out\[i\] = table\[rows\[i\]\], of a table in host memory, in order with what is queued.
+    fn fetch_rows(&mut self, table: View, rows: &[usize], out: View);
     /// Waits for everything queued before.
     fn read(&mut self, from: View, bytes: &mut [u8]);
     /// As `read`, of a few bytes, without waiting.

@@ -54,7 +54,7 @@ impl Engine {
         let out = scratch.embedded.map_or(target, |embedded| embedded.first_rows(count));
         let (keep, entry) = (entry_kept.or(scratch.norm), entry.filter(|_| apart));
         let embed = Embed {
-            word: frozen.word,
+            word: batch.embeddings.unwrap_or(frozen.word),
             position: frozen.position,
             token_type: frozen.token_type,
             ids: count_of(batch.ids),

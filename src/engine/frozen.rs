@@ -215,7 +215,10 @@ impl Frozen {
         let (host, at_home) = (Layout::default(), false);
         let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new(), host, at_home };
         let has = |slot| spec.shape(slot).is_some();
+        // Of the table only a batch's rows travel, where no head reads all of it.
+        placer.at_home = weights == Residency::Streamed && !(spec.tied_head && head.output == Output::Vocabulary);
         let word = placer.matrix(layout, Slot::WordEmbedding)?;
+        placer.at_home = false;
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
         let token_type = has(Slot::TypeEmbedding).then(|| placer.matrix(layout, Slot::TypeEmbedding)).transpose()?;
         let embedding_norm = has(Slot::EmbeddingNorm).then(|| placer.norm(layout, Slot::EmbeddingNorm));

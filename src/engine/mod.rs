@@ -72,6 +72,8 @@ pub struct Engine {
     /// Whether the model runs without its prefix.
     bare: bool,
     loading: Loading,
+    /// What the device had in use before this run.
+    used_before: Option<usize>,
 }
 
 /// How the frozen weights came to where they are used.
@@ -139,6 +141,7 @@ impl Engine {
             assert_eq!(buffer, frozen::file_buffer(number));
         }
         let plan = Plan::new(model, &options, capacity, backend.as_ref())?;
+        let used_before = backend.machine().memory_used_bytes;
         backend.allocate(plan.total, plan.scratch)?;
         if plan.host > 0 {
             backend.allocate_host(plan.host)?;
@@ -164,11 +167,19 @@ impl Engine {
             made_pooler,
             loading,
             bare: false,
+            used_before,
         })
     }
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// By how much the device's memory in use has grown since before the run, of all programs, where the driver tells: what the
+    /// plan says, and what the driver took besides for kernels and libraries.
+    pub fn device_grown_bytes(&self) -> Option<usize> {
+        let now = self.backend.machine().memory_used_bytes;
+        now.zip(self.used_before).map(|(now, before)| now.saturating_sub(before))
     }
 
     pub fn loading(&self) -> Loading {
@@ -288,8 +299,17 @@ impl Engine {
     /// Brings the batch to the backend.
     fn upload_batch(&mut self) -> BatchRows {
         let (buffers, batch) = (&self.plan.slots[self.slot].batch, &self.batch);
+        match buffers.embeddings {
+            None => upload(self.backend.as_mut(), buffers.ids, &batch.ids),
+            // Each token finds its embedding in its own row; a prompt's rows are not in the table.
+            Some(embeddings) => {
+                let rows: Vec<usize> = batch.ids.iter().map(|&id| id.max(0) as usize).collect();
+                self.backend.fetch_rows(self.plan.frozen.word, &rows, embeddings.first_rows(rows.len()));
+                let ids: Vec<i32> = batch.ids.iter().enumerate().map(|(row, &id)| if id < 0 { id } else { row as i32 }).collect();
+                upload(self.backend.as_mut(), buffers.ids, &ids)
+            }
+        };
         let mut upload = |to: View, values: &[i32]| upload(self.backend.as_mut(), to, values);
-        upload(buffers.ids, &batch.ids);
         let positions = upload(buffers.positions, &batch.positions);
         upload(buffers.types, &batch.types);
         upload(buffers.readout_rows, &batch.readout_rows);

@@ -11,7 +11,7 @@ use super::prompt::PromptBuffers;
 use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use super::vocabulary::VocabularyBuffers;
-use crate::backend::{DType, Precision, ScratchNeed, Sizing, View};
+use crate::backend::{DType, HOST, Precision, ScratchNeed, Sizing, View};
 use crate::checkpoint::FrozenModel;
 use crate::data::Grouping;
 use crate::model::{MaskKind, Output, Pooling, Positions, Specification};
@@ -109,6 +109,8 @@ pub struct BatchBuffers {
     pub groups: View,
     /// Where rows predict tokens.
     pub targets: View,
+    /// The tokens' embeddings, where their table stays in host memory.
+    pub embeddings: Option<View>,
 }
 
 /// What each of the micro-batches that go through a layer together has of its own.
@@ -206,8 +208,9 @@ impl Plan {
         let together = if capacity.training { options.memory.together.max(1) } else { 1 };
         let times = if together > 1 { format!("{together} x ") } else { String::new() };
         let formula = format!("int32: {times}(5 x {tokens} tokens, 3 x {rows} head rows, {} groups)", capacity.groups);
+        let formula = formula + if frozen.word.buffer == HOST { ", and the tokens' embeddings" } else { "" };
         let predicts = options.head.output == Output::Vocabulary;
-        let batch = |layout: &mut Layout| sizes.batch(layout, capacity, predicts);
+        let batch = |layout: &mut Layout| sizes.batch(layout, capacity, predicts, frozen.word);
         let batches: Vec<BatchBuffers> = layout.region("batch", formula, |layout| (0..together).map(|_| batch(layout)).collect());
 
         let relative = RelativeBuffers::lay_out(spec, options, capacity, precision.activation, &mut layout);
@@ -346,7 +349,7 @@ impl Plan {
 }
 
 impl Sizes<'_> {
-    fn batch(&self, layout: &mut Layout, capacity: Capacity, predicts: bool) -> BatchBuffers {
+    fn batch(&self, layout: &mut Layout, capacity: Capacity, predicts: bool, word: View) -> BatchBuffers {
         let integers = |layout: &mut Layout, count| layout.vector(count, DType::I32);
         let rows = |layout: &mut Layout, count| RowViews {
             ordinals: integers(layout, count),
@@ -364,6 +367,7 @@ impl Sizes<'_> {
             separators: integers(layout, if self.spec.mask == MaskKind::Full { 0 } else { capacity.sequences }),
             groups: layout.matrix(capacity.groups, 4, DType::I32),
             targets: integers(layout, if predicts { self.rows } else { 0 }),
+            embeddings: (word.buffer == HOST).then(|| layout.matrix(self.tokens, word.cols, word.dtype)),
         }
     }
 

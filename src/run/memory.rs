@@ -20,6 +20,19 @@ pub fn loading_line(loading: Loading) -> String {
     format!("loaded {} in {:.1} s{mapped}{peak}", readable(loading.bytes as u64), loading.time.as_secs_f64())
 }
 
+/// What was planned, beside what was measured: `grown` of the device, where it tells; of the host the most of this process.
+pub fn measured_line(planned: usize, grown: Option<usize>, host: usize) -> String {
+    let device = grown.map_or(String::new(), |grown| format!(", {} measured on the device", readable(grown as u64)));
+    let host = if host > 0 { format!("; {} planned of host memory", readable(host as u64)) } else { String::new() };
+    let peak = peak_resident_bytes().map_or(String::new(), |bytes| format!("; peak resident memory {}", readable(bytes)));
+    format!("{} planned{device}{host}{peak}", readable(planned as u64))
+}
+
+/// By how much what is measured may differ from what was planned: the driver's own for kernels and libraries.
+pub fn allowance(planned: usize) -> usize {
+    (planned / 50).max(300 << 20)
+}
+
 /// Lets the peak begin anew at what is resident now, where the system can.
 pub fn forget_peak() {
     // Without it the peak is that of the whole process, which is no error.

@@ -2,7 +2,7 @@
 
 use super::card;
 use super::folder::{CARD, METRICS, PLOT, RESULTS, TRAINER_STATE};
-use super::memory::{grouped, loading_line, peak_resident_bytes, readable};
+use super::memory::{allowance, grouped, loading_line, measured_line, peak_resident_bytes, readable};
 use super::plot::{Chart, Series, to_svg};
 use super::prepare;
 use super::schedule::Schedule;
@@ -110,7 +110,8 @@ impl Prepared {
         let scored = self.validation.as_ref().unwrap_or(&self.train);
         let majority = self.task.majority(&scored.examples);
         let warnings = self.warnings(&trainer.state);
-        let (seconds, planned) = (trainer.record.seconds(), trainer.engine.plan().total);
+        let (seconds, planned, host) = (trainer.record.seconds(), trainer.engine.plan().total, trainer.engine.plan().host);
+        let grown = trainer.engine.device_grown_bytes();
         if let Some(drawn) = to_svg(&charts(&trainer.state.history, &self.metric))? {
             write_text(&folder.file(PLOT), &drawn)?;
         }
@@ -132,11 +133,13 @@ impl Prepared {
             "peft_type": export.peft_type,
             "adapter_bytes": export.bytes,
             "planned_bytes": planned,
+            "planned_host_bytes": host,
             "mapped_bytes": self.model.file_bytes(),
             "timing": {
                 "seconds": seconds,
                 "tokens_per_second": trainer.session.tokens_per_second(),
                 "peak_resident_bytes": peak_resident_bytes(),
+                "device_grown_bytes": grown,
             },
         });
         write_text(&folder.file(RESULTS), &(serde_json::to_string_pretty(&results)? + "\n"))?;
@@ -158,8 +161,14 @@ impl Prepared {
             terminal.line(format!("always answering {label:?} would be right on {share:.4} of the {of} data"));
         }
         warnings.iter().for_each(|warning| terminal.warn(warning));
-        let peak = peak_resident_bytes().map_or(String::new(), |bytes| format!("; peak resident memory {}", readable(bytes)));
-        terminal.line(format!("memory: {} planned{peak}", readable(planned as u64)));
+        terminal.line(format!("memory: {}", measured_line(planned, grown, host)));
+        if let Some(grown) = grown.filter(|grown| grown.abs_diff(planned) > allowance(planned)) {
+            terminal.warn(&format!(
+                "the device's memory in use changed by {}, where {} were planned: does another program use it?",
+                readable(grown as u64),
+                readable(planned as u64)
+            ));
+        }
         terminal.line(format!("adapter: {} ({}), peft_type {}", folder.root().display(), readable(export.bytes), export.peft_type));
         for reason in &export.reasons {
             let peft_type = if self.settings.method == Method::Prompt { "PROMPT_TUNING" } else { "PREFIX_TUNING" };

@@ -171,15 +171,13 @@ fn memory(model: &Model, open: &Opener, row: &mut Row) -> Result<()> {
     // The first use of a device loads kernels and libraries; what they take is none of a run's.
     let mut warm = engine(model, &frozen, &set, open(activation, 0)?)?;
     step(&mut warm, &set, 0, &UPDATE)?;
-    let backend = open(activation, 0)?;
-    let Some(before) = backend.machine().memory_used_bytes else {
+    let mut engine = engine(model, &frozen, &set, open(activation, 0)?)?;
+    step(&mut engine, &set, 0, &UPDATE)?;
+    engine.flush_report();
+    let Some(measured) = engine.device_grown_bytes() else {
         row.note = "the device does not tell".into();
         return Ok(());
     };
-    let mut engine = engine(model, &frozen, &set, backend)?;
-    step(&mut engine, &set, 0, &UPDATE)?;
-    engine.flush_report();
-    let measured = engine.instruments().machine().memory_used_bytes.unwrap_or(0).saturating_sub(before);
     let planned = engine.plan().total;
     row.cases = 1;
     row.worst = measured.saturating_sub(planned) as f64 / BESIDE as f64;

@@ -1,9 +1,12 @@
-//! README.md's section "Measured" is what benches/results/*.json say. UPDATE_README=1 writes it.
+//! README.md's section "Measured" is what benches/results/*.json say, and its table of planned memory what `ptune plan` says.
+//! UPDATE_README=1 writes them.
 
+use crate::command::{Run, program};
 use serde_json::Value;
 use std::path::Path;
 
 const BEGIN: &str = "<!-- made from benches/results by tests/suite/measured.rs; UPDATE_README=1 writes it anew -->\n";
+const PLANNED: &str = "<!-- made from `ptune plan` by tests/suite/measured.rs; UPDATE_README=1 writes it anew -->\n";
 const END: &str = "<!-- end -->\n";
 const NOTHING: &str = "Nothing was measured on a GPU yet: no speed is claimed.\n";
 
@@ -34,7 +37,12 @@ fn model(report: &Value) -> String {
     let name = text(report, "/model/name");
     let recompute = report.pointer("/settings/recompute").and_then(Value::as_str).filter(|&what| what != "none");
     let weights = report.pointer("/settings/weights").and_then(Value::as_str).filter(|&what| what != "resident");
-    let mode: Vec<String> = recompute.map(|what| format!("recompute {what}")).into_iter().chain(weights.map(String::from)).collect();
+    let offloaded = (report["settings"]["offload_activations"] == true).then_some("offloaded");
+    let together =
+        number(report, "/settings/layer_major").filter(|&count| count > 1.0).map(|count| format!("{count} micro-batches a layer"));
+    let recompute = recompute.map(|what| format!("recompute {what}"));
+    let mode: Vec<String> =
+        recompute.into_iter().chain([offloaded, weights].into_iter().flatten().map(String::from)).chain(together).collect();
     if mode.is_empty() { name.into() } else { format!("{name} ({})", mode.join(", ")) }
 }
 
@@ -125,6 +133,39 @@ fn render(reports: &[Value]) -> String {
     if out.is_empty() { NOTHING.into() } else { out }
 }
 
+/// Ways to tune GLM-10B, planned.
+fn planned() -> String {
+    let line = "plan --architecture glm-10b --prefix-length 128 --tokens-per-step 16384 --json";
+    let plan = |more: &str| -> Value {
+        let output = program().args(line.split_whitespace().chain(more.split_whitespace())).output().unwrap();
+        serde_json::from_str(&Run::from(output).ok()).unwrap()
+    };
+    let mut out = "| way | device GiB | host GiB | ms a step, at least |\n|---|---|---|---|\n".to_string();
+    let mut row = |name: &str, way: &Value| {
+        let gib = |field: &str| cell(number(way, field), f64::from(1 << 30), 1);
+        let cells = [name.into(), gib("/device_peak_bytes"), gib("/host_peak_bytes"), cell(number(way, "/step_seconds"), 1e-3, 0)];
+        out += &format!("| {} |\n", cells.join(" | "));
+    };
+    let plain = plan("");
+    row("recompute nothing", &plain);
+    row("recompute up-projections", &plan("--recompute up-projection"));
+    row("recompute layers", &plan("--recompute layer"));
+    for budget in ["24GiB", "4GiB"] {
+        let chosen = plan(&format!("--budget {budget}"));
+        let offloaded = if chosen["offload_activations"] == true { ", offloaded" } else { "" };
+        let (recompute, weights) = (text(&chosen, "/recompute"), text(&chosen, "/weights"));
+        let tokens = grouped(number(&chosen, "/micro_batch_tokens"));
+        row(
+            &format!("`--budget {budget}`: recompute {recompute}{offloaded}, weights {weights}, micro-batches of {tokens} tokens"),
+            &chosen,
+        );
+    }
+    for other in plain["others"].as_array().into_iter().flatten() {
+        row(&format!("{}, by formula", text(other, "/method")), other);
+    }
+    out
+}
+
 fn reports(folder: &Path) -> Vec<Value> {
     let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
@@ -143,13 +184,16 @@ fn reports(folder: &Path) -> Vec<Value> {
 fn the_readme_says_what_was_measured() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let rendered = render(&reports(&root.join("benches/results")));
-    let start = readme.find(BEGIN).expect("README.md has the section's beginning") + BEGIN.len();
-    let end = start + readme[start..].find(END).expect("README.md has the section's end");
+    let mut wanted = readme.clone();
+    for (begin, rendered) in [(BEGIN, render(&reports(&root.join("benches/results")))), (PLANNED, planned())] {
+        let start = wanted.find(begin).expect("README.md has the section's beginning") + begin.len();
+        let end = start + wanted[start..].find(END).expect("README.md has the section's end");
+        wanted.replace_range(start..end, &rendered);
+    }
     if std::env::var_os("UPDATE_README").is_some() {
-        std::fs::write(root.join("README.md"), format!("{}{rendered}{}", &readme[..start], &readme[end..])).unwrap();
+        std::fs::write(root.join("README.md"), wanted).unwrap();
     } else {
-        assert_eq!(&readme[start..end], rendered, "README.md is older than benches/results: run this test with UPDATE_README=1");
+        assert!(readme == wanted, "README.md's tables are older than what they are made from: run this test with UPDATE_README=1");
     }
 }
 

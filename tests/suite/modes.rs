@@ -79,6 +79,15 @@ fn budgets_choose_the_fastest_mode_that_fits() {
     assert_eq!((&chosen["weights"], &chosen["recompute"]), (&Value::from("streamed"), &Value::from("layer")));
     assert!(chosen["device_peak_bytes"].as_f64().unwrap() <= 4.0 * GIB && chosen["host_peak_bytes"].as_f64().unwrap() > 18.0 * GIB);
     assert!(chosen["micro_batch_tokens"].as_u64().unwrap() <= 8192);
+    // All micro-batches of a step go through a layer together, so its weights come once and hide behind what is computed.
+    assert_eq!((&chosen["offload_activations"], &chosen["layer_major"]), (&Value::from(true), &chosen["micro_batches"]));
+    let resident = plan_json(&format!("{GLM} --recompute layer"));
+    assert!(chosen["step_seconds"].as_f64().unwrap() < 1.05 * resident["step_seconds"].as_f64().unwrap(), "{chosen}");
+    // One micro-batch at a time, the layers come once for each.
+    let one = plan_json(&format!("{GLM} --weights streamed --recompute layer --micro-batch-tokens 2048"));
+    assert!(one["step_seconds"].as_f64().unwrap() > 1.5 * chosen["step_seconds"].as_f64().unwrap(), "{one}");
+    plan(&format!("{GLM} --offload-activations")).error(2, &["--recompute layer"]);
+    plan(&format!("{GLM} --layer-major 0")).error(2, &["--layer-major 0"]);
     plan(&format!("{GLM} --budget 2GiB")).error(1, &["at least", "GiB are needed"]);
     plan(&format!("{GLM} --budget 4GiB --weights resident")).error(1, &["at least", "GiB are needed"]);
     for (line, part) in [
@@ -113,13 +122,20 @@ fn adapter(folder: &Path) -> Vec<u8> {
 /// The modes, a budget that makes the run choose one, and a resumed run under another budget.
 #[test]
 fn training_in_less_memory_changes_no_bit() {
-    let folders: Vec<_> = (0..6).map(|_| tempfile::tempdir().unwrap()).collect();
+    let folders: Vec<_> = (0..9).map(|_| tempfile::tempdir().unwrap()).collect();
     let at = |index: usize| folders[index].path();
     training(at(0), "--max-steps 6 --batch-size 8").ok();
     training(at(1), "--max-steps 6 --batch-size 8 --recompute up-projection").ok();
     training(at(2), "--max-steps 6 --batch-size 8 --recompute layer").ok();
     training(at(5), "--max-steps 6 --batch-size 8 --weights streamed").ok();
     assert!([1, 2, 5].iter().all(|&index| adapter(at(0)) == adapter(at(index))));
+    // The same partition, a micro-batch at a time and several together.
+    let cut = "--max-steps 6 --batch-size 8 --micro-batch-size 3";
+    training(at(6), cut).ok();
+    let said = training(at(7), &format!("{cut} --recompute layer --weights streamed --offload-activations --layer-major 2")).ok();
+    assert!(said.contains("wait in host memory") && said.contains("planned of host memory"), "{said}");
+    assert!(adapter(at(6)) == adapter(at(7)));
+    training(at(8), "--max-steps 6 --batch-size 8 --offload-activations").error(2, &["--recompute layer"]);
 
     // The least that works is in the message; with it the run works, in micro-batches.
     let error = training(at(3), "--max-steps 6 --batch-size 8 --memory-budget 1000").error(1, &["at least"]);

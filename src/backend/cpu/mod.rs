@@ -209,6 +209,12 @@ impl<T: Number> Backend for Cpu<T> {
         self.buffers.bytes_mut(to).copy_from_slice(bytes);
     }
 
+    fn fetch_rows(&mut self, table: View, rows: &[usize], out: View) {
+        for (index, &row) in rows.iter().enumerate() {
+            fill::copy(self.buffers.byte_matrix(table.row_range(row, 1)), self.buffers.byte_matrix(out.row_range(index, 1)));
+        }
+    }
+
     fn read(&mut self, from: View, bytes: &mut [u8]) {
         bytes.copy_from_slice(self.buffers.bytes(from));
     }

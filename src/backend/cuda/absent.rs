@@ -75,6 +75,7 @@ impl Backend for Absent {
         Ok(())
     }
     fn write(&mut self, _: View, _: &[u8]) {}
+    fn fetch_rows(&mut self, _: View, _: &[usize], _: View) {}
     fn read(&mut self, _: View, bytes: &mut [u8]) {
         bytes.fill(0);
     }

@@ -78,6 +78,14 @@ impl Context {
     }
 }
 
+/// Transfers of a lane: a stream of its own, so that copies to the device and from it run beside each other; an event in
+/// front of its latest transfer and one behind.
+struct Lane {
+    stream: Stream,
+    before: Event,
+    behind: Event,
+}
+
 pub struct Device {
     device: sys::CUdevice,
     context: Context,
@@ -90,9 +98,7 @@ pub struct Device {
     readbacks: Arc<Mutex<Vec<Piece>>>,
     /// Events with a time, made when first recorded.
     events: Vec<sys::CUevent>,
-    /// The stream of transfers; for each lane, an event in front of its latest one and one behind.
-    side: Stream,
-    lanes: Vec<[sys::CUevent; 2]>,
+    lanes: Vec<Lane>,
     host: Option<*mut c_void>,
     products: Products,
 }
@@ -148,10 +154,9 @@ impl Device {
         let pieces = Pieces::new((0..PIECES).map(|_| piece()).collect::<Result<_>>()?, PIECE);
         let readbacks = Arc::new(Mutex::new((0..4).map(|_| piece()).collect::<Result<_>>()?));
         let products = Products::new(WORKSPACE)?;
-        let side = Stream(stream::create(stream::StreamKind::NonBlocking)?);
         let (kernels, events, lanes) = (HashMap::new(), Vec::new(), Vec::new());
         let (arena, host) = (None, None);
-        Ok(Device { device, context, stream, modules, kernels, arena, pieces, readbacks, events, side, lanes, host, products })
+        Ok(Device { device, context, stream, modules, kernels, arena, pieces, readbacks, events, lanes, host, products })
     }
 
     /// The kernel of a name, ready for that much shared memory.
@@ -199,8 +204,10 @@ impl Drop for Device {
         // Failures while everything is given back change nothing any more.
         let _ = self.context.enter();
         let _ = self.synchronise();
-        // SAFETY: as in `synchronise`.
-        let _ = unsafe { stream::synchronize(self.side.0) };
+        for lane in &self.lanes {
+            // SAFETY: as in `synchronise`.
+            let _ = unsafe { stream::synchronize(lane.stream.0) };
+        }
         let readbacks = self.readbacks.lock().map(|mut pieces| std::mem::take(&mut *pieces)).unwrap_or_default();
         // SAFETY: nothing is under way, and each handle is given back once.
         unsafe {
@@ -214,14 +221,18 @@ impl Drop for Device {
             if let Some(host) = self.host {
                 let _ = result::free_host(host);
             }
-            for &event in self.events.iter().chain(self.lanes.iter().flatten()) {
+            for &event in &self.events {
                 let _ = event::destroy(event);
+            }
+            for lane in self.lanes.drain(..) {
+                let _ = event::destroy(lane.before.0);
+                let _ = event::destroy(lane.behind.0);
+                let _ = stream::destroy(lane.stream.0);
             }
             self.products.release();
             for &module in &self.modules {
                 let _ = module::unload(module);
             }
-            let _ = stream::destroy(self.side.0);
             let _ = stream::destroy(self.stream.0);
             let _ = result::primary_ctx::release(self.device);
         }
@@ -320,31 +331,38 @@ impl Driver for Device {
         Ok(())
     }
 
+    fn read_host(&mut self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller's addresses are views of the host memory.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
     fn transfer(&mut self, lane: usize, moves: &[Move]) -> Result<()> {
         self.context.enter()?;
         while self.lanes.len() <= lane {
-            let event = || event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-            self.lanes.push([event()?, event()?]);
+            let event = || Ok::<Event, anyhow::Error>(Event(event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?));
+            let stream = Stream(stream::create(stream::StreamKind::NonBlocking)?);
+            self.lanes.push(Lane { stream, before: event()?, behind: event()? });
         }
-        let [before, behind] = self.lanes[lane];
+        let Lane { stream: side, before, behind } = &self.lanes[lane];
         // SAFETY: handles that live as long as this value; addresses are views of the arena and of pinned memory, which the
         // driver tells apart by themselves.
         unsafe {
-            event::record(before, self.stream.0)?;
-            stream::wait_event(self.side.0, before, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)?;
+            event::record(before.0, self.stream.0)?;
+            stream::wait_event(side.0, before.0, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)?;
             for part in moves {
-                sys::cuMemcpyAsync(part.to, part.from, part.bytes, self.side.0).result()?;
+                sys::cuMemcpyAsync(part.to, part.from, part.bytes, side.0).result()?;
             }
-            event::record(behind, self.side.0)?;
+            event::record(behind.0, side.0)?;
         }
         Ok(())
     }
 
     fn join(&mut self, lane: usize) -> Result<()> {
         self.context.enter()?;
-        let [_, behind] = *self.lanes.get(lane).with_context(|| format!("lane {lane} has no transfer to join"))?;
+        let Lane { behind, .. } = self.lanes.get(lane).with_context(|| format!("lane {lane} has no transfer to join"))?;
         // SAFETY: as above.
-        unsafe { stream::wait_event(self.stream.0, behind, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)? };
+        unsafe { stream::wait_event(self.stream.0, behind.0, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)? };
         Ok(())
     }
 

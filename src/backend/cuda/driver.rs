@@ -74,6 +74,9 @@ pub trait Driver: Send {
     /// Writes to host memory, once everything asked for before is done.
     fn write_host(&mut self, to: Address, bytes: &[u8]) -> Result<()>;
 
+    /// Reads host memory as it is now.
+    fn read_host(&mut self, from: Address, bytes: &mut [u8]) -> Result<()>;
+
     fn write(&mut self, to: Address, bytes: &[u8]) -> Result<()>;
 
     /// Waits for everything asked for before.

@@ -276,6 +276,11 @@ impl Driver for Emulated {
         Ok(())
     }
 
+    fn read_host(&mut self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        bytes.copy_from_slice(self.stream().bytes(from, bytes.len())?);
+        Ok(())
+    }
+
     /// At once; or, where things happen late, with the work that joins it.
     fn transfer(&mut self, lane: usize, moves: &[Move]) -> Result<()> {
         let mut stream = self.stream();

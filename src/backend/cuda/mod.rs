@@ -88,6 +88,9 @@ impl<D: Driver> Cuda<D> {
     }
 }
 
+/// Bytes of rows that the host gathers at a time.
+const FETCHED: usize = 1 << 20;
+
 impl<D: Driver> Sizing for Cuda<D> {
     fn describe(&self) -> String {
         format!("{}, {}", self.driver.describe(), self.activation.name())
@@ -150,6 +153,23 @@ impl<D: Driver> Backend for Cuda<D> {
             self.attempt(|driver| driver.write_host(address, bytes));
         } else {
             self.attempt(|driver| driver.write(address, bytes));
+        }
+    }
+
+    fn fetch_rows(&mut self, table: View, rows: &[usize], out: View) {
+        assert!(table.buffer == HOST && table.is_contiguous() && out.is_contiguous() && (table.dtype, table.cols) == (out.dtype, out.cols));
+        let width = table.cols * table.dtype.size();
+        // Gathered by the host, some rows at a time, and then on their way as any other bytes.
+        let step = (FETCHED / width).max(1);
+        let mut gathered = vec![0; step.min(rows.len()) * width];
+        for (number, rows) in rows.chunks(step).enumerate() {
+            let bytes = &mut gathered[..rows.len() * width];
+            for (&row, to) in rows.iter().zip(bytes.chunks_exact_mut(width)) {
+                let from = self.arena.address(table.row_range(row, 1));
+                self.attempt(|driver| driver.read_host(from, to));
+            }
+            let to = self.arena.address(out.row_range(number * step, rows.len()));
+            self.attempt(|driver| driver.write(to, bytes));
         }
     }
 

@@ -140,6 +140,10 @@ impl Backend for Watched {
         self.around(|_| work::write(to), |inner| inner.write(to, bytes));
     }
 
+    fn fetch_rows(&mut self, table: View, rows: &[usize], out: View) {
+        self.around(|_| work::fetch_rows(out), |inner| inner.fetch_rows(table, rows, out));
+    }
+
     fn read(&mut self, from: View, bytes: &mut [u8]) {
         self.around(|_| work::read(from), |inner| inner.read(from, bytes));
     }

@@ -76,6 +76,10 @@ pub fn transfer(moves: &[(View, View)]) -> Operation {
     Operation::new(TRANSFER, moves.iter().map(|(from, _)| bytes(*from)).sum())
 }
 
+pub fn fetch_rows(out: View) -> Operation {
+    Operation { name: "fetch_rows", ..Operation::new(TRANSFER, bytes(out)) }
+}
+
 pub fn fill_normal(to: View) -> Operation {
     Operation::new("fill_normal", bytes(to))
 }

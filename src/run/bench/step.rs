@@ -332,7 +332,6 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
 
     forget_peak();
     let set = random_batch(spec, &lengths, options.seed);
-    let before = backend.machine().memory_used_bytes;
     let (backend, log) = watch::timed(backend);
     let started = Instant::now();
     let features: Vec<usize> = (0..lengths.len()).collect();
@@ -349,7 +348,7 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     let loading = started.elapsed().as_secs_f64();
     let times = time_steps(&mut runner, options)?;
     let machine = runner.engine.instruments().machine();
-    let grown = machine.memory_used_bytes.zip(before).map(|(after, before)| after.saturating_sub(before));
+    let grown = runner.engine.device_grown_bytes();
     let (rows, table_seconds, flops) = time_operations(&mut runner, &log, options.steps.min(TABLE_STEPS), &rates)?;
 
     let (plan, device_name) = (runner.engine.plan(), runner.engine.device());
