@@ -292,6 +292,8 @@ pub trait Sizing {
     /// Scratch that the operations need for a given shape; the plan reserves it as one region.
     /// Errors: a shape that the backend has no kernel for.
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize>;
+    /// What that scratch is for, in words and numbers.
+    fn describe_scratch(&self) -> String;
 }
 
 pub trait Backend: Sizing + Instruments + Send {

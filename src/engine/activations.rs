@@ -184,19 +184,24 @@ impl Sizes<'_> {
             let h = self.spec.hidden_size;
             let all = !reach.remakes_layers();
             let parts = Parts {
-                projections: all.then(|| match reach.ends_at(layer) {
-                    true => (None, [layout.matrix(rows, self.spec.query_size(), self.precision.activation); 3]),
-                    false => self.projections(layout, last),
+                projections: all.then(|| {
+                    layout.part("Q, K, V", |layout| match reach.ends_at(layer) {
+                        true => (None, [layout.matrix(rows, self.spec.query_size(), self.precision.activation); 3]),
+                        false => self.projections(layout, last),
+                    })
                 }),
-                attention: all.then(|| self.attention(layout, rows)),
-                up: (reach.recompute == Recompute::None).then(|| self.up(layout, rows)),
+                attention: all.then(|| layout.part("attention and its norm", |layout| self.attention(layout, rows))),
+                up: (reach.recompute == Recompute::None).then(|| layout.part("up-projection", |layout| self.up(layout, rows))),
                 // Behind it stands the next layer's input.
                 feed_forward_norm: match places.and_then(|places| places.norm(layer + 1)).filter(|_| layer + 1 < reach.layers) {
-                    None => (all || !self.is_pre_norm() || layer + 1 == reach.layers).then(|| self.norm(layout, rows, h)),
+                    None => {
+                        let kept = all || !self.is_pre_norm() || layer + 1 == reach.layers;
+                        kept.then(|| layout.part("second norm", |layout| self.norm(layout, rows, h)))
+                    }
                     place => place,
                 },
             };
-            let own = |layout: &mut Layout| layout.matrix(self.tokens, h, self.precision.activation);
+            let own = |layout: &mut Layout| layout.part("layer's input", |layout| layout.matrix(self.tokens, h, self.precision.activation));
             let input = match places.and_then(|places| places.stream(layer)) {
                 None => (!all && (lowest || self.is_pre_norm())).then(|| own(layout)),
                 place => place,

@@ -13,25 +13,41 @@ pub struct Region {
     pub bytes: usize,
     /// Where the bytes come from, in symbols and numbers.
     pub formula: String,
+    /// What they are for, where that is more than one thing.
+    pub parts: Vec<(&'static str, usize)>,
 }
 
 #[derive(Default)]
 pub struct Layout {
     cursor: usize,
     regions: Vec<Region>,
+    /// Of the region that is being cut.
+    parts: Vec<(&'static str, usize)>,
 }
 
 impl Layout {
     /// Behind what is laid out already.
     pub fn starting_at(bytes: usize) -> Layout {
-        Layout { cursor: bytes.next_multiple_of(ALIGNMENT), regions: Vec::new() }
+        Layout { cursor: bytes.next_multiple_of(ALIGNMENT), ..Layout::default() }
     }
 
     /// Everything that `cut` takes is one region.
     pub fn region<R>(&mut self, name: &'static str, formula: String, cut: impl FnOnce(&mut Layout) -> R) -> R {
         let start = self.cursor;
         let result = cut(self);
-        self.regions.push(Region { name, bytes: self.cursor - start, formula });
+        self.regions.push(Region { name, bytes: self.cursor - start, formula, parts: std::mem::take(&mut self.parts) });
+        result
+    }
+
+    /// What `cut` takes belongs to a part of the region.
+    pub fn part<R>(&mut self, name: &'static str, cut: impl FnOnce(&mut Layout) -> R) -> R {
+        let start = self.cursor;
+        let result = cut(self);
+        let bytes = self.cursor - start;
+        match self.parts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum += bytes,
+            None => self.parts.push((name, bytes)),
+        }
         result
     }
 
@@ -94,7 +110,20 @@ mod tests {
         assert_eq!((c.offset, d.offset), (512, 512));
         let (total, regions) = layout.finish();
         assert_eq!(total, 512 + 4096);
-        assert_eq!(regions, [Region { name: "both", bytes: 512, formula: String::new() }]);
+        assert_eq!(regions, [Region { name: "both", bytes: 512, formula: String::new(), parts: Vec::new() }]);
+    }
+
+    #[test]
+    fn parts_of_a_name_add_up() {
+        let mut layout = Layout::default();
+        layout.region("all", String::new(), |layout| {
+            for (name, count) in [("a", 1), ("b", 65), ("a", 100)] {
+                layout.part(name, |layout| layout.vector(count, DType::F32));
+            }
+        });
+        layout.region("rest", String::new(), |layout| layout.vector(1, DType::F32));
+        let (_, regions) = layout.finish();
+        assert_eq!((&regions[0].parts, regions[1].parts.len()), (&vec![("a", 256 + 512), ("b", 512)], 0));
     }
 
     #[test]

@@ -317,7 +317,7 @@ impl Plan {
                 .unwrap_or(0),
         };
         let bytes = backend.scratch_bytes(&need)?;
-        let scratch = layout.region("backend scratch", backend.describe(), |layout| layout.vector(bytes.div_ceil(8), DType::F64));
+        let scratch = layout.region("backend scratch", backend.describe_scratch(), |layout| layout.vector(bytes.div_ceil(8), DType::F64));
         let report = layout.region("step report", "loss and gradient norm, two steps".into(), |layout| layout.matrix(2, 2, master));
 
         let (total, regions) = layout.finish();
@@ -448,6 +448,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for region in &self.regions {
             writeln!(formatter, "  {:<18} {:>10}  {}", region.name, Bytes(region.bytes).to_string(), region.formula)?;
+            for (name, bytes) in &region.parts {
+                writeln!(formatter, "    {name:<26} {:>10}", Bytes(*bytes).to_string())?;
+            }
         }
         writeln!(formatter, "  {:<18} {:>10}  one allocation", "arena", Bytes(self.total).to_string())?;
         if self.host > 0 {

@@ -66,6 +66,7 @@ pub fn prefix_tensors(spec: &Specification, options: &EngineOptions) -> Vec<(Str
 impl Trainables {
     pub fn lay_out(spec: &Specification, options: &EngineOptions, master: DType, training: bool, layout: &mut Layout) -> Trainables {
         let mut tensors = prefix_tensors(spec, options);
+        let of_prefix: usize = tensors.iter().map(|(_, [rows, cols], _)| rows * cols).sum();
         let mut head = Vec::new();
         for HeadLayer { name, shape, bias } in options.head.layers(spec.hidden_size) {
             head.push((tensors.len(), bias.then_some(tensors.len() + 1)));
@@ -76,7 +77,10 @@ impl Trainables {
         }
         let parameters: usize = tensors.iter().map(|(_, [rows, cols], _)| rows * cols).sum();
         let mut kind = |name: &'static str, kept: bool| {
-            let formula = if kept { format!("{parameters} parameters in {}", master.name()) } else { "nothing is trained".into() };
+            let formula = match kept {
+                true => format!("prefix {of_prefix} + head {} parameters in {}", parameters - of_prefix, master.name()),
+                false => "nothing is trained".into(),
+            };
             layout.region(name, formula, |layout| {
                 let count = if kept { parameters } else { 0 };
                 let all = layout.vector(count, master);

@@ -173,6 +173,10 @@ impl<T: Number> Sizing for Cpu<T> {
         let attention = attention::scratch_elements(need);
         Ok(self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>())
     }
+
+    fn describe_scratch(&self) -> String {
+        format!("{} threads: tiles of attention and of products", self.workers.threads)
+    }
 }
 
 impl<T: Number> Backend for Cpu<T> {

@@ -34,6 +34,10 @@ impl Sizing for Absent {
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
         Scratch::bytes(device::WORKSPACE, need)
     }
+
+    fn describe_scratch(&self) -> String {
+        Scratch::describe(device::WORKSPACE)
+    }
 }
 
 impl Instruments for Absent {

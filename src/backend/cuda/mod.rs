@@ -107,6 +107,10 @@ impl<D: Driver> Sizing for Cuda<D> {
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
         Scratch::bytes(self.driver.workspace_bytes(), need)
     }
+
+    fn describe_scratch(&self) -> String {
+        Scratch::describe(self.driver.workspace_bytes())
+    }
 }
 
 impl<D: Driver> Backend for Cuda<D> {

@@ -22,6 +22,10 @@ impl Scratch {
         Ok(workspace.next_multiple_of(ALIGNMENT) + elements * DType::F32.size())
     }
 
+    pub fn describe(workspace: usize) -> String {
+        format!("{:.1} MiB of workspace of matrix products, and partial sums of reductions", workspace as f64 / f64::from(1 << 20))
+    }
+
     /// `whole` is the region that [`Scratch::bytes`] asked for; the workspace is its start.
     pub fn new(workspace: usize, whole: View) -> Scratch {
         let (workspace, bytes) = (workspace.next_multiple_of(ALIGNMENT), whole.len() * whole.dtype.size());

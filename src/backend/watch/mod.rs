@@ -106,6 +106,10 @@ impl Sizing for Watched {
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
         self.inner.scratch_bytes(need)
     }
+
+    fn describe_scratch(&self) -> String {
+        self.inner.describe_scratch()
+    }
 }
 
 impl Backend for Watched {

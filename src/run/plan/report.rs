@@ -51,6 +51,9 @@ impl Target {
         line("mode", format!("{}; {batches} of up to {of} tokens", chosen.memory.describe()));
         for region in &chosen.regions {
             line(&format!("  {}", region.name), format!("{:>10}  {}", Bytes(region.bytes).to_string(), region.formula));
+            for (name, bytes) in &region.parts {
+                line("", format!("{:>10}  {name}: {}", "", Bytes(*bytes)));
+            }
         }
         if self.context > 0 {
             let how = if options.context.is_some() { "as given" } else { "assumed" };
@@ -103,9 +106,10 @@ impl Target {
     fn json(&self, options: &PlanOptions, found: &Found) -> Value {
         let chosen = &found.chosen;
         let parts = |candidate: &Candidate| {
+            let of_which = |(name, bytes): &(&str, usize)| json!({"name": name, "bytes": bytes});
             let regions = candidate.regions.iter();
             let mut parts: Vec<Value> =
-                regions.map(|part| json!({"name": part.name, "bytes": part.bytes, "formula": part.formula})).collect();
+                regions.map(|part| json!({"name": part.name, "bytes": part.bytes, "formula": part.formula, "of_which": part.parts.iter().map(of_which).collect::<Vec<_>>()})).collect();
             if self.context > 0 {
                 let formula = if options.context.is_some() { "given" } else { "assumed" };
                 parts.push(json!({"name": "CUDA context", "bytes": self.context, "formula": formula}));
