@@ -335,6 +335,9 @@ pub trait Backend: Sizing + Instruments + Send {
     /// data *= mask / (1 - rate), in place, on rows.
     fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows);
 
+    /// out\[n, k\] = scales\[n\] * weight\[n, k\], rounded to the 16-bit type of `out`; the weight is int8, scales are fp32 on
+    /// every backend, and so is the product: the same bits everywhere.
+    fn dequantize(&mut self, weight: View, scales: View, out: View);
     /// out\[T, N\] = x\[T, K\] weight\[N, K\]ᵀ + bias\[N\]; out is of activations' type, or without
     /// bias of master type.
     fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View);

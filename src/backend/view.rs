@@ -8,6 +8,8 @@ pub enum DType {
     F32,
     F64,
     I32,
+    /// Frozen matrices of 8 bits, which have a factor a row beside them.
+    I8,
 }
 
 impl DType {
@@ -17,6 +19,7 @@ impl DType {
             DType::F16 | DType::BF16 => 2,
             DType::F32 | DType::I32 => 4,
             DType::F64 => 8,
+            DType::I8 => 1,
         }
     }
 
@@ -27,6 +30,7 @@ impl DType {
             DType::F32 => "fp32",
             DType::F64 => "fp64",
             DType::I32 => "int32",
+            DType::I8 => "int8",
         }
     }
 }

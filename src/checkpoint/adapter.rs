@@ -5,6 +5,7 @@ use super::frozen::FrozenModel;
 use super::host::{HostTensor, read_tensors, write_tensors};
 use super::metadata::{Metadata, write_json};
 use super::peft::{self, PREFIX_TUNING, PROMPT_TUNING, PTUNE_PREFIX, PeftConfig};
+use super::quantise::WeightFormat;
 use crate::data::LongSentences;
 use crate::model::{HeadKind, HeadLayer, HeadSpec, Pooling, Readout, Specification, TaskKind, offers_head};
 use anyhow::{Context, Result, bail, ensure};
@@ -274,6 +275,7 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
         no_answer: false,
         null_threshold: None,
         verbalizer: None,
+        weight_format: WeightFormat::Fp16,
         base_model: peft.base_model.clone(),
         fingerprint: None,
     })

@@ -1,6 +1,7 @@
 //! `ptune.json`: what the engine knows of an adapter beyond PEFT's `adapter_config.json`.
 
 use super::atomic::write_atomically;
+use super::quantise::WeightFormat;
 use crate::data::{LongSentences, TagScheme};
 use crate::model::{HeadKind, HeadSpec, Specification, TaskKind};
 use anyhow::{Context, Result, bail};
@@ -55,10 +56,17 @@ pub struct Metadata {
     /// Cloze classification: the words that stand for the labels, in their order.
     #[serde(default)]
     pub verbalizer: Option<Vec<String>>,
+    /// How the base model's matrices were kept in training, where that is not in 16 bits.
+    #[serde(default, skip_serializing_if = "is_fp16")]
+    pub weight_format: WeightFormat,
     /// Path or name of the base model, for people.
     pub base_model: String,
     /// [`super::Checkpoint::fingerprint`] of the base model.
     pub fingerprint: Option<String>,
+}
+
+fn is_fp16(format: &WeightFormat) -> bool {
+    *format == WeightFormat::Fp16
 }
 
 fn is_zero(number: &usize) -> bool {
@@ -177,6 +185,7 @@ pub(super) mod tests {
             long_sentences: LongSentences::default(),
             null_threshold: None,
             verbalizer: None,
+            weight_format: WeightFormat::Fp16,
             base_model: "model".into(),
             fingerprint: None,
         }
@@ -190,6 +199,7 @@ pub(super) mod tests {
         let mut metadata = metadata(TaskKind::MultipleChoice, 4, 3);
         metadata.labels = Some(vec!["è".into(), "b".into()]);
         metadata.prefix_dropout = 0.1 + 0.2;
+        metadata.weight_format = WeightFormat::Int8;
         metadata.write(&file).unwrap();
         assert_eq!(Metadata::read(&file).unwrap(), Some(metadata.clone()));
 
@@ -205,6 +215,7 @@ pub(super) mod tests {
             ("\"attention_dropout\": 0.0", "\"attention_dropout\": 1.0", "attention_dropout"),
             ("\"è\"", "\"b\"", "twice"),
             ("\"prefix_projection\": null", "\"prefix_projection\": 0", "prefix_projection"),
+            ("\"int8\"", "\"int4\"", "int4"),
             ("\"task\"", "task", "line 3"),
         ];
         for (from, to, part) in cases {

@@ -23,7 +23,7 @@ pub enum NotFinite {
 
 /// Little-endian numbers of type `from`, rounded to nearest as `to` (fp16 or bf16).
 pub fn narrow(tensor: &str, bytes: &[u8], from: DType, to: DType, not_finite: NotFinite) -> Result<Vec<u8>> {
-    if from == DType::I32 || !matches!(to, DType::F16 | DType::BF16) {
+    if matches!(from, DType::I32 | DType::I8) || !matches!(to, DType::F16 | DType::BF16) {
         bail!("tensor {tensor} is {}, not a weight type", from.name());
     }
     let mut narrowed = vec![0; bytes.len() / from.size() * 2];

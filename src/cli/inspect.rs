@@ -1,7 +1,7 @@
 //! `ptune inspect`: what a model or an adapter is.
 
 use super::print;
-use crate::checkpoint::{Adapter, FrozenModel};
+use crate::checkpoint::{Adapter, FrozenModel, WeightFormat};
 use crate::engine::{Capacity, EngineOptions, MemoryMode, Plan, PrefixOptions};
 use crate::model::{HeadSpec, Pooling, Positions, Reads, TaskKind, default_head};
 use crate::run::memory::{grouped, readable};
@@ -108,12 +108,12 @@ fn model(directory: &Path) -> Result<String> {
         "trained",
         format!("{} parameters, {share:.2} % of the model, by a prefix of {PREFIX} and 2 labels", grouped(trained as u64)),
     );
-    text.push_str(&default_plan(&model, prefix, head)?);
+    text.push_str(&default_plan(&model, prefix, head, WeightFormat::default())?);
     Ok(text)
 }
 
 /// The memory plan of a training run at full length; nothing where the position table has no room behind the prefix.
-fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> Result<String> {
+fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec, weight_format: WeightFormat) -> Result<String> {
     let spec = &model.spec;
     let length = LENGTH.min(prefix.room(spec));
     if length == 0 {
@@ -130,6 +130,7 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec) -> R
         attention_dropout: spec.attention_dropout,
         seed: 0,
         memory: MemoryMode::default(),
+        weight_format,
     };
     let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto, model, &Terminal::new(true))?)?;
     Ok(format!("{title}{plan}\n"))
@@ -168,6 +169,13 @@ fn adapter(directory: &Path) -> Result<String> {
     if let Some(hidden) = metadata.prefix_projection {
         line(&mut text, "projection", format!("trained through {hidden} tanh units, stored flat"));
     }
+    if metadata.weight_format != WeightFormat::default() {
+        line(
+            &mut text,
+            "weights",
+            format!("{}: the base model's matrices, in training and wherever else is not said", metadata.weight_format.name()),
+        );
+    }
     if let Some(length) = metadata.max_length {
         line(&mut text, "lengths", format!("max-length {length}, doc-stride {}", metadata.doc_stride.unwrap_or(0)));
     }
@@ -194,7 +202,7 @@ fn adapter(directory: &Path) -> Result<String> {
             shifted: metadata.shifted_positions,
             dropout: metadata.prefix_dropout,
         };
-        text.push_str(&default_plan(&model, prefix, head)?);
+        text.push_str(&default_plan(&model, prefix, head, metadata.weight_format)?);
     }
     Ok(text)
 }

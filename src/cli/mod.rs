@@ -13,6 +13,7 @@ mod sweep;
 mod tasks;
 mod train;
 
+use crate::checkpoint::WeightFormat;
 use crate::data::{Columns, LongSentences};
 use crate::error::UsageError;
 use crate::run::spelling::translate_line;
@@ -128,6 +129,9 @@ struct ScoringArguments {
     /// Examples (qa: windows) of a batch
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Machine")]
     batch_size: usize,
+    /// How the model's matrices are kept: fp16, or int8 (half as large, and a little off) [default: as trained]
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true, help_heading = "Machine")]
+    weight_format: Option<WeightFormat>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
     device: Device,
@@ -160,6 +164,7 @@ impl ScoringArguments {
             doc_stride: self.doc_stride,
             null_threshold: self.null_threshold,
             batch_size: self.batch_size,
+            weight_format: self.weight_format,
             device: self.device,
             labelled: true,
             submission: false,

@@ -14,8 +14,8 @@ fn project_backward(backend: &mut dyn Backend, dy: View, parts: &[Linear], from:
         let rows = part.weight.rows;
         let (low, high) = (from.max(first), end.min(first + rows));
         if low < high {
-            let weight = part.outputs(low - first, high - low).weight;
-            backend.linear_backward_input(dy.col_range(low - from, high - low), weight, dx, accumulate);
+            let own = part.outputs(low - first, high - low);
+            own.backward_input(backend, dy.col_range(low - from, high - low), dx, accumulate);
             accumulate = true;
         }
         first += rows;
@@ -87,7 +87,7 @@ impl Engine {
         let norm = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
         let branch = self.norm_backward(norm, buffers.feed_forward_norm, Site::FeedForwardOutput, layer, queries, g_rows, stream_rows);
         let wide = wide.first_rows(count);
-        self.backend.linear_backward_input(branch, down.weight, wide, false);
+        down.backward_input(self.backend.as_mut(), branch, wide, false);
         let z = buffers.up.first_rows(count);
         let d_up = if self.spec.activation.arity() == 2 { z } else { wide };
         self.backend.activation_backward(self.spec.activation, z, wide, d_up);
@@ -102,7 +102,7 @@ impl Engine {
             delta: delta.first_rows(count),
             d_out: attention.first_rows(count),
         };
-        self.backend.linear_backward_input(branch, output.weight, saved.d_out, false);
+        output.backward_input(self.backend.as_mut(), branch, saved.d_out, false);
         self.backend.attention_delta(buffers.attention.first_rows(count), saved.d_out, self.spec.heads, saved.delta);
         // Below the lowest prefix nothing has a gradient, but a prompt.
         let ends = self.plan.reach.ends_at(layer);

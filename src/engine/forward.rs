@@ -16,7 +16,7 @@ pub(super) fn project(backend: &mut dyn Backend, x: View, parts: &[Linear], from
         let (low, high) = (from.max(first), end.min(first + rows));
         if low < high {
             let own = part.outputs(low - first, high - low);
-            backend.linear(x, own.weight, own.bias, out.col_range(low - from, high - low));
+            own.forward(backend, x, out.col_range(low - from, high - low));
         }
         first += rows;
     }
@@ -67,7 +67,7 @@ impl Engine {
         };
         self.backend.embed(&embed);
         if let Some(linear) = projection {
-            self.backend.linear(out, linear.weight, linear.bias, target);
+            linear.forward(self.backend.as_mut(), out, target);
         }
         if let Some((norm, keep)) = entry.zip(keep) {
             self.norm(norm, target, None, None, None, keep, hidden, count);
@@ -138,7 +138,7 @@ impl Engine {
         let attention = self.attention(mode, layer, queries, rows);
         let (context, branch) = (buffers.attention.first_rows(count), branch.first_rows(count));
         self.backend.attention_forward(&attention, context, buffers.log_sum_exp.first_rows(count));
-        self.backend.linear(context, output.weight, output.bias, branch);
+        output.forward(self.backend.as_mut(), context, branch);
         let site = Some((Site::AttentionOutput, layer, mode, queries));
         let (middle, sum) = (middle.first_rows(count), middle_stream.map(|stream| stream.first_rows(count)));
         self.norm(norm, residual, Some(branch), site, sum, buffers.attention_norm, middle, count);
@@ -163,7 +163,7 @@ impl Engine {
         let norm = self.plan.frozen.norm_after_feed_forward(&self.spec, layer);
         let (a, branch) = (feed_forward.first_rows(count), branch.first_rows(count));
         self.backend.activation_forward(self.spec.activation, buffers.up.first_rows(count), a);
-        self.backend.linear(a, down.weight, down.bias, branch);
+        down.forward(self.backend.as_mut(), a, branch);
         let next = self.here().inputs.get(layer + 1).copied();
         let next = next.unwrap_or(LayerInput { hidden: self.plan.head.input, stream: None });
         let (out, sum) = (next.hidden.first_rows(count), next.stream.map(|stream| stream.first_rows(count)));

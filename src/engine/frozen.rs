@@ -1,32 +1,18 @@
-//! The frozen model's tensors: where each lies, and how it gets there. Where the backend reads files, a 16-bit matrix
-//! stays where its file is mapped, unless it is stored transposed or interleaved; every other is copied into the arena
-//! once, in 16 bits. Norms (under 0.1 % of the bytes) are widened to the master type, so that kernels read them without
-//! conversion; biases have the type of what they are added to, as products that end with a bias want them. Random
-//! weights are drawn where they are to lie.
+//! The frozen model's tensors: where each lies. Where the backend reads files, a 16-bit matrix stays where its file is
+//! mapped, unless it is stored transposed or interleaved, or wanted in 8 bits; every other is copied into the arena once, in
+//! 16 bits or (the layers' alone) in 8 and with a factor a row. Norms (under 0.1 % of the bytes) are widened to the master
+//! type, so that kernels read them without conversion; biases have the type of what they are added to, as products that end
+//! with a bias want them. `loading` brings them there, `linear` knows how a matrix of 8 bits is read.
 
 use super::layout::Layout;
-use super::numbers::{self, CHUNK};
-use super::options::Residency;
+pub use super::linear::{Linear, Quantised};
+use super::options::{EngineOptions, Residency};
 use super::streaming::Ring;
 use super::words::WordHead;
-use crate::backend::{ARENA, Backend, BufferId, DType, HOST, Precision, Site, Sizing, Stream, View, stream_key};
-use crate::checkpoint::{Checkpoint, FrozenModel, Tensor, Weights};
-use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification, Storage};
-use anyhow::{Result, anyhow, bail};
-
-/// A linear layer: \[N, K\] and \[N\].
-#[derive(Clone, Copy, Debug)]
-pub struct Linear {
-    pub weight: View,
-    pub bias: Option<View>,
-}
-
-impl Linear {
-    /// Output features `from..from + count`.
-    pub fn outputs(self, from: usize, count: usize) -> Linear {
-        Linear { weight: self.weight.row_range(from, count), bias: self.bias.map(|bias| bias.col_range(from, count)) }
-    }
-}
+use crate::backend::{ARENA, BufferId, DType, HOST, Precision, Sizing, View};
+use crate::checkpoint::{FrozenModel, Tensor, WeightFormat, Weights};
+use crate::model::{NormPlace, Output, Pooling, Slot, Specification};
+use anyhow::{Result, bail};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Norm {
@@ -64,7 +50,7 @@ pub struct Frozen {
     /// What scores the words of a head.
     pub words: Option<WordHead>,
     /// What has to be brought into the arena, or to its home in host memory.
-    uploads: Vec<(Slot, Part, View)>,
+    pub(super) uploads: Vec<(Slot, Part, View)>,
     /// How layers come from home to the arena, where they do not stay there.
     pub ring: Option<Ring>,
     /// Bytes of host memory that are homes.
@@ -72,17 +58,28 @@ pub struct Frozen {
 }
 
 impl LayerWeights {
-    /// Weights of the linear layers.
-    pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut View> {
+    /// The linear layers.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let joined = self.query_key_value.iter().chain(&self.up);
+        joined.chain([&self.attention_output, &self.down]).chain(self.relative.iter().flatten())
+    }
+
+    /// As [`LayerWeights::linears`], for those who give them their places.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let joined = self.query_key_value.iter_mut().chain(&mut self.up);
         let others = [&mut self.attention_output, &mut self.down].into_iter().chain(self.relative.iter_mut().flatten());
-        joined.chain(others).map(|linear| &mut linear.weight)
+        joined.chain(others)
+    }
+
+    /// Weights of the linear layers, with what belongs to them.
+    pub fn matrices_mut(&mut self) -> impl Iterator<Item = &mut View> {
+        self.linears_mut().flat_map(Linear::parts_mut)
     }
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Part {
-    Matrix,
+pub(super) enum Part {
+    Matrix(Option<Quantised>),
     /// Gamma, beta or bias.
     Vector {
         bias: bool,
@@ -103,6 +100,8 @@ pub(super) struct Placer<'a> {
     /// Host memory, and whether matrices go there at the moment.
     host: Layout,
     at_home: bool,
+    /// How matrices are kept at the moment.
+    format: WeightFormat,
 }
 
 impl Placer<'_> {
@@ -116,7 +115,8 @@ impl Placer<'_> {
     fn stays(&self, slot: Slot, tensor: &Tensor) -> Option<usize> {
         let [rows, _] = self.model.spec.shape(slot)?;
         let first = self.model.storage(slot).first_row(rows)?;
-        (self.reads_files && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2)).then_some(first)
+        (self.reads_files && self.format == WeightFormat::Fp16 && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2))
+            .then_some(first)
     }
 
     /// A matrix's element type, and its place where it stays in the mapped file.
@@ -137,15 +137,35 @@ impl Placer<'_> {
         Ok((tensor.dtype, place))
     }
 
+    /// A matrix that is no linear layer's: always of 16 bits.
     fn matrix(&mut self, layout: &mut Layout, slot: Slot) -> Result<View> {
+        assert!(self.format == WeightFormat::Fp16);
+        Ok(self.placed(layout, slot)?.weight)
+    }
+
+    /// A matrix where it stays, or where it is copied to; no bias.
+    fn placed(&mut self, layout: &mut Layout, slot: Slot) -> Result<Linear> {
         let (dtype, place) = self.stored(slot)?;
-        if let Some(place) = place {
-            return Ok(place);
+        if let Some(weight) = place {
+            return Ok(Linear { weight, bias: None, quantised: None });
         }
         let [rows, cols] = self.model.spec.shape(slot).unwrap_or([1, 1]);
-        let view = self.room(layout, rows, cols, self.precision.frozen(dtype));
-        self.uploads.push((slot, Part::Matrix, view));
-        Ok(view)
+        let placed = self.copied(layout, rows, cols, self.precision.frozen(dtype));
+        self.uploads.push((slot, Part::Matrix(placed.quantised), placed.weight));
+        Ok(placed)
+    }
+
+    /// Room for a matrix that products read in a 16-bit type; no bias.
+    fn copied(&mut self, layout: &mut Layout, rows: usize, cols: usize, used: DType) -> Linear {
+        match self.format {
+            WeightFormat::Fp16 => Linear { weight: self.room(layout, rows, cols, used), bias: None, quantised: None },
+            WeightFormat::Int8 => {
+                let (weight, scales) = (self.room(layout, rows, cols, DType::I8), self.room(layout, 1, rows, DType::F32));
+                // Where, is decided when the largest is known.
+                let widened = View { buffer: ARENA, offset: 0, rows: 1, cols: rows * cols, stride: rows * cols, dtype: used };
+                Linear { weight, bias: None, quantised: Some(Quantised { scales, widened }) }
+            }
+        }
     }
 
     fn vector(&mut self, layout: &mut Layout, slot: Slot, bias: bool, count: usize, dtype: DType) -> View {
@@ -155,9 +175,10 @@ impl Placer<'_> {
     }
 
     pub fn linear(&mut self, layout: &mut Layout, slot: Slot) -> Result<Linear> {
-        let weight = self.matrix(layout, slot)?;
-        let bias = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, weight.rows, self.precision.activation));
-        Ok(Linear { weight, bias })
+        let placed = self.placed(layout, slot)?;
+        let rows = placed.weight.rows;
+        let bias = self.model.spec.has_bias(slot).then(|| self.vector(layout, slot, true, rows, self.precision.activation));
+        Ok(Linear { bias, ..placed })
     }
 
     /// A linear layer that not every model has.
@@ -187,36 +208,41 @@ impl Placer<'_> {
         if !joined && apart {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
-        let weight = match joined {
-            true => View { rows: rows.iter().sum(), ..self.matrix(layout, slots[0])? },
-            false => self.room(layout, rows.iter().sum(), spec.hidden_size, dtype),
+        let whole = match joined {
+            true => {
+                let first = self.placed(layout, slots[0])?;
+                Linear { weight: View { rows: rows.iter().sum(), ..first.weight }, ..first }
+            }
+            false => self.copied(layout, rows.iter().sum(), spec.hidden_size, dtype),
         };
         // The part of one that has no bias stays zero, as the arena begins.
-        let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(weight.rows, self.precision.activation));
+        let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(whole.weight.rows, self.precision.activation));
         let mut from = 0;
         for (&slot, rows) in slots.iter().zip(rows) {
             if !joined {
-                self.uploads.push((slot, Part::Matrix, weight.row_range(from, rows)));
+                let own = whole.outputs(from, rows);
+                self.uploads.push((slot, Part::Matrix(own.quantised), own.weight));
             }
             if let Some(bias) = bias.filter(|_| spec.has_bias(slot)) {
                 self.uploads.push((slot, Part::Vector { bias: true }, bias.col_range(from, rows)));
             }
             from += rows;
         }
-        Ok(vec![Linear { weight, bias }])
+        Ok(vec![Linear { bias, ..whole }])
     }
 }
 
 impl Frozen {
     /// Decides where every tensor lies, of those that a head needs besides too.
-    /// Streamed layers get their places in the arena by [`Frozen::stream`].
-    pub fn lay_out(model: &FrozenModel, backend: &dyn Sizing, head: &HeadSpec, weights: Residency, layout: &mut Layout) -> Result<Frozen> {
-        let (spec, precision) = (&model.spec, backend.precision());
-        let (host, at_home) = (Layout::default(), false);
-        let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new(), host, at_home };
+    /// Streamed layers get their places in the arena by [`Frozen::stream`], and 8-bit ones theirs to be widened to by
+    /// [`Frozen::widen`].
+    pub fn lay_out(model: &FrozenModel, backend: &dyn Sizing, options: &EngineOptions, layout: &mut Layout) -> Result<Frozen> {
+        let (spec, precision, head) = (&model.spec, backend.precision(), &options.head);
+        let (host, at_home, format) = (Layout::default(), false, WeightFormat::Fp16);
+        let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new(), host, at_home, format };
         let has = |slot| spec.shape(slot).is_some();
         // Of the table only a batch's rows travel, where no head reads all of it.
-        placer.at_home = weights == Residency::Streamed && !(spec.tied_head && head.output == Output::Vocabulary);
+        placer.at_home = options.memory.weights == Residency::Streamed && !(spec.tied_head && head.output == Output::Vocabulary);
         let word = placer.matrix(layout, Slot::WordEmbedding)?;
         placer.at_home = false;
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
@@ -225,7 +251,7 @@ impl Frozen {
         let embedding_projection = placer.projection(layout, Slot::EmbeddingProjection)?;
         let relative = has(Slot::RelativeEmbedding).then(|| placer.matrix(layout, Slot::RelativeEmbedding)).transpose()?;
         let mut layers = Vec::new();
-        placer.at_home = weights == Residency::Streamed;
+        (placer.at_home, placer.format) = (options.memory.weights == Residency::Streamed, options.weight_format);
         for set in 0..spec.weight_sets() {
             let up = [Slot::Gate(set), Slot::Up(set)];
             layers.push(LayerWeights {
@@ -240,7 +266,7 @@ impl Frozen {
                 relative: [placer.projection(layout, Slot::RelativeKey(set))?, placer.projection(layout, Slot::RelativeQuery(set))?],
             });
         }
-        placer.at_home = false;
+        (placer.at_home, placer.format) = (false, WeightFormat::Fp16);
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
         let predicting = if spec.tied_head { Slot::WordEmbedding } else { Slot::LanguageHead };
         if !head.is_trained() && spec.embedding_size != spec.hidden_size {
@@ -262,6 +288,7 @@ impl Frozen {
             (true, false) => Some(Linear {
                 weight: layout.matrix(spec.hidden_size, spec.hidden_size, precision.frozen(DType::F32)),
                 bias: Some(layout.vector(spec.hidden_size, precision.activation)),
+                quantised: None,
             }),
         };
         let (uploads, host) = (placer.uploads, placer.host.finish().0);
@@ -286,6 +313,20 @@ impl Frozen {
     /// Gives streamed layers their places in the arena.
     pub fn stream(&mut self, layout: &mut Layout) {
         self.ring = Some(Ring::lay_out(&mut self.layers, layout));
+    }
+
+    /// Elements of the largest matrix of 8 bits; 0 where there is none.
+    pub fn largest_quantised(&self) -> usize {
+        let linears = self.layers.iter().flat_map(LayerWeights::linears);
+        linears.filter_map(|linear| linear.quantised).map(|own| own.widened.len()).max().unwrap_or(0)
+    }
+
+    /// Gives 8-bit matrices the one place that each is widened to.
+    pub fn widen(&mut self, layout: &mut Layout) {
+        let place = layout.vector(self.largest_quantised(), DType::F16);
+        let linears = self.layers.iter_mut().flat_map(LayerWeights::linears_mut).filter_map(|linear| linear.quantised.as_mut());
+        let uploads = self.uploads.iter_mut().filter_map(|(_, part, _)| if let Part::Matrix(own) = part { own.as_mut() } else { None });
+        linears.chain(uploads).for_each(|own| own.widened.offset = place.offset);
     }
 
     /// The norm in front of layer 0, where the model normalises before each branch.
@@ -314,11 +355,7 @@ impl Frozen {
 
     /// Bytes of matrices that are read in their files.
     pub fn mapped_bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|layer| {
-            let joined = layer.query_key_value.iter().chain(&layer.up);
-            let others = [&layer.attention_output, &layer.down].into_iter().chain(layer.relative.iter().flatten());
-            joined.chain(others).map(|linear| linear.weight)
-        });
+        let layers = self.layers.iter().flat_map(LayerWeights::linears).map(|linear| linear.weight);
         let transform = self.words.as_ref().and_then(|words| words.transform.as_ref()).map(|transform| transform.dense);
         let linears = [self.embedding_projection, self.pooler, transform].into_iter().flatten().map(|linear| linear.weight);
         let language_head = self.language_head.filter(|&head| head != self.word);
@@ -330,133 +367,8 @@ impl Frozen {
 
     /// Bytes that loading brings into the arena.
     pub fn loaded_bytes(&self) -> usize {
-        self.uploads.iter().map(|(.., view)| view.len() * view.dtype.size()).sum()
-    }
-
-    /// Fills the arena, in the order of the layers. What is read next is asked of the disk ahead of time, and what has
-    /// been copied is given back, so that the host holds a window of each file and no tensor whole. A value that the
-    /// 16-bit type cannot hold is an error that names its tensor.
-    pub fn load(&self, model: &FrozenModel, backend: &mut dyn Backend) -> Result<()> {
-        let checkpoint = match &model.source {
-            Weights::Files(checkpoint) => checkpoint,
-            Weights::Random { seed, .. } => {
-                self.draw(*seed, &model.spec, backend);
-                return Ok(());
-            }
-        };
-        let tensor_of = |&(slot, part, _): &(Slot, Part, View)| match part {
-            Part::Vector { bias: true } => {
-                model.bias(slot)?.ok_or_else(|| anyhow!("{slot:?} has no bias in {}", model.directory.display()))
-            }
-            _ => model.weight(slot),
-        };
-        for (index, upload) in self.uploads.iter().enumerate() {
-            let (slot, part, view) = *upload;
-            let tensor = tensor_of(upload)?;
-            if let Some(next) = self.uploads.get(index + 1) {
-                checkpoint.read_ahead(tensor_of(next)?, 0..AHEAD);
-            }
-            let (data, size) = (checkpoint.data(tensor), tensor.dtype.size());
-            match part {
-                Part::Matrix => match model.storage(slot) {
-                    storage if storage.transposed => load_transposed(tensor, data, storage, view, backend)?,
-                    storage => load_matrix(checkpoint, tensor, storage, view, backend)?,
-                },
-                Part::Vector { .. } => {
-                    let part = if slot.is_norm() { 0 } else { model.bias_storage(slot).part };
-                    let own = &data[part * view.len() * size..][..view.len() * size];
-                    let values = numbers::widen_frozen(&tensor.name, own, tensor.dtype)?;
-                    backend.write(view, &numbers::to_bytes(&values, view.dtype));
-                }
-            }
-            checkpoint.release(tensor);
-        }
-        self.words.as_ref().map_or(Ok(()), |words| words.load(model, checkpoint, backend))
-    }
-}
-
-impl Frozen {
-    /// Weights of a new model: matrices from N(0, initializer_range), each of a stream of its own, gammas 1, the rest 0.
-    fn draw(&self, seed: u64, spec: &Specification, backend: &mut dyn Backend) {
-        let slots = spec.slots();
-        // The pooler and language-model heads are none of the slots, and come after them.
-        let beside = [Slot::Pooler, Slot::LanguageHead, Slot::HeadTransform];
-        let number = |slot| slots.iter().chain(&beside).position(|&known| known == slot).unwrap_or(slots.len());
-        let key = |slot| stream_key(seed, 0, Site::Weights, number(slot));
-        for &(slot, part, view) in &self.uploads {
-            match part {
-                Part::Matrix => backend.fill_normal(view, key(slot), spec.initializer_range),
-                Part::Vector { bias: false } => backend.write(view, &numbers::to_bytes(&vec![1.0; view.len()], view.dtype)),
-                Part::Vector { bias: true } => backend.zero(view),
-            }
-        }
-        if let Some(words) = &self.words {
-            words.draw(self.word, Stream::new(key(words.slot())), spec.initializer_range, backend);
-        }
-    }
-}
-
-/// Bytes that are asked of the disk before they are needed.
-const AHEAD: usize = 32 << 20;
-
-/// Copies a matrix, or its rows of a larger one, run by run and chunk by chunk.
-fn load_matrix(checkpoint: &Checkpoint, tensor: &Tensor, storage: Storage, view: View, backend: &mut dyn Backend) -> Result<()> {
-    let (width, data) = (tensor.dtype.size(), checkpoint.data(tensor));
-    for (to, from, count) in storage.runs(view.rows) {
-        let mut at = from * view.cols * width;
-        for to in view.row_range(to, count).chunks(CHUNK) {
-            let end = at + to.len() * width;
-            checkpoint.read_ahead(tensor, at + AHEAD..end + AHEAD);
-            write(tensor, &data[at..end], to, backend)?;
-            checkpoint.release_part(tensor, at..end);
-            at = end;
-        }
-    }
-    Ok(())
-}
-
-/// From \[input, outputs of all parts\], some outputs at a time.
-fn load_transposed(tensor: &Tensor, data: &[u8], storage: Storage, view: View, backend: &mut dyn Backend) -> Result<()> {
-    let step = (CHUNK / view.cols).max(1);
-    for first in (0..view.rows).step_by(step) {
-        let rows = step.min(view.rows - first);
-        let from = storage.part * view.rows + first;
-        let values = transposed_rows(data, tensor.dtype.size(), view.cols, from, rows);
-        write(tensor, &values, view.row_range(first, rows), backend)?;
-    }
-    Ok(())
-}
-
-/// Columns `from..from + count` of a matrix of `rows` rows of elements of `size` bytes, as rows.
-fn transposed_rows(data: &[u8], size: usize, rows: usize, from: usize, count: usize) -> Vec<u8> {
-    let mut out = vec![0; count * rows * size];
-    for (row, line) in data.chunks_exact(data.len() / rows).enumerate() {
-        for (column, value) in line[from * size..][..count * size].chunks_exact(size).enumerate() {
-            out[(column * rows + row) * size..][..size].copy_from_slice(value);
-        }
-    }
-    out
-}
-
-/// Writes values of the tensor's type, rounded where the view has another.
-fn write(tensor: &Tensor, values: &[u8], to: View, backend: &mut dyn Backend) -> Result<()> {
-    if tensor.dtype == to.dtype {
-        backend.write(to, values);
-    } else {
-        backend.write(to, &numbers::round(&tensor.name, values, tensor.dtype, to.dtype)?);
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::transposed_rows;
-
-    #[test]
-    fn columns_become_rows() {
-        // [2, 3] of 16-bit elements.
-        let data = [1, 0, 2, 0, 3, 0, 4, 1, 5, 1, 6, 1];
-        assert_eq!(transposed_rows(&data, 2, 2, 1, 2), [2, 0, 5, 1, 3, 0, 6, 1]);
-        assert_eq!(transposed_rows(&data, 2, 2, 0, 1), [1, 0, 4, 1]);
+        let bytes = |view: View| view.len() * view.dtype.size();
+        let scales = |part: &Part| if let Part::Matrix(Some(own)) = part { bytes(own.scales) } else { 0 };
+        self.uploads.iter().map(|(_, part, view)| bytes(*view) + scales(part)).sum()
     }
 }

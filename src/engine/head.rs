@@ -44,7 +44,7 @@ impl Engine {
         let last = match (self.options.head.pooling, pooled) {
             (Pooling::Frozen, Some([sum, pooled])) => {
                 if let Some(pooler) = self.plan.frozen.pooler {
-                    self.backend.linear(input, pooler.weight, pooler.bias, sum);
+                    pooler.forward(self.backend.as_mut(), input, sum);
                 }
                 self.backend.activation_forward(Activation::Tanh, sum, pooled);
                 pooled

@@ -9,6 +9,8 @@ mod frozen;
 mod generate;
 mod head;
 mod layout;
+mod linear;
+mod loading;
 mod numbers;
 mod offload;
 mod options;

@@ -19,7 +19,7 @@ pub fn widen_frozen(tensor: &str, bytes: &[u8], dtype: DType) -> Result<Vec<f64>
         DType::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
         DType::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
         DType::F32 => widen_frozen(tensor, &round(tensor, bytes, DType::F32, DType::F16)?, DType::F16)?,
-        DType::F64 | DType::I32 => bail!("tensor {tensor} is {}, not a weight type", dtype.name()),
+        DType::F64 | DType::I32 | DType::I8 => bail!("tensor {tensor} is {}, not a weight type", dtype.name()),
     })
 }
 
@@ -31,6 +31,7 @@ pub fn to_bytes(values: &[f64], dtype: DType) -> Vec<u8> {
         DType::F32 => values.iter().flat_map(|&value| (value as f32).to_le_bytes()).collect(),
         DType::F64 => values.iter().flat_map(|&value| value.to_le_bytes()).collect(),
         DType::I32 => values.iter().flat_map(|&value| (value as i32).to_le_bytes()).collect(),
+        DType::I8 => values.iter().flat_map(|&value| (value as i8).to_le_bytes()).collect(),
     }
 }
 
@@ -41,6 +42,7 @@ pub fn from_bytes(bytes: &[u8], dtype: DType) -> Vec<f64> {
         DType::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])).collect(),
         DType::F16 | DType::BF16 => widen_frozen("", bytes, dtype).unwrap_or_default(),
         DType::I32 => bytes.chunks_exact(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect(),
+        DType::I8 => bytes.iter().map(|&b| f64::from(b as i8)).collect(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is to be trained, on what, and how large a batch may be.
 
+use crate::checkpoint::WeightFormat;
 use crate::data::{FeatureSet, Grouping};
 use crate::model::{HeadSpec, Positions, Specification};
 use anyhow::{Result, bail};
@@ -121,6 +122,8 @@ pub struct EngineOptions {
     pub attention_dropout: f64,
     pub seed: u64,
     pub memory: MemoryMode,
+    /// How the layers' matrices are kept. No memory mode: 8 bits change what is computed.
+    pub weight_format: WeightFormat,
 }
 
 /// How time is spent to save memory. No mode changes a bit of what is computed, given the same micro-batches.

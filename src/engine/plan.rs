@@ -12,7 +12,7 @@ use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use super::vocabulary::VocabularyBuffers;
 use crate::backend::{DType, HOST, Precision, ScratchNeed, Sizing, View};
-use crate::checkpoint::FrozenModel;
+use crate::checkpoint::{FrozenModel, WeightFormat};
 use crate::data::Grouping;
 use crate::model::{MaskKind, Output, Pooling, Positions, Specification};
 use anyhow::Result;
@@ -196,13 +196,20 @@ impl Plan {
         let (h, f, up, q, kv) = (spec.hidden_size, spec.ffn_size, spec.up_size(), spec.query_size(), spec.kv_size());
         let mut layout = Layout::default();
 
-        let formula = format!("norms in {}, matrices of fp32 files as fp16; {} parameters in all", master.name(), spec.parameters());
+        let kept = match options.weight_format {
+            WeightFormat::Fp16 => "matrices of fp32 files as fp16",
+            WeightFormat::Int8 => "the layers' matrices in int8 with a factor a row, others of fp32 files as fp16",
+        };
+        let formula = format!("norms in {}, {kept}; {} parameters in all", master.name(), spec.parameters());
         let weights = options.memory.weights;
-        let mut frozen =
-            layout.region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, &options.head, weights, layout))?;
+        let mut frozen = layout.region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, options, layout))?;
         if weights == Residency::Streamed {
             let formula = format!("two of {} layers at a time", spec.weight_sets());
             layout.region("streamed layers", formula, |layout| frozen.stream(layout));
+        }
+        if options.weight_format == WeightFormat::Int8 {
+            let formula = format!("16 bits of one matrix at a time, of {} elements at most", frozen.largest_quantised());
+            layout.region("dequantised weights", formula, |layout| frozen.widen(layout));
         }
         let trainables = Trainables::lay_out(spec, options, master, capacity.training, &mut layout);
         let together = if capacity.training { options.memory.together.max(1) } else { 1 };

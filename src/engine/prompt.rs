@@ -64,7 +64,7 @@ impl Engine {
         }
         if let (Some(linear), Some(narrow)) = (self.plan.frozen.embedding_projection, d_embedded) {
             let narrow = narrow.first_rows(count);
-            self.backend.linear_backward_input(d, linear.weight, narrow, false);
+            linear.backward_input(self.backend.as_mut(), d, narrow, false);
             d = narrow;
         }
         if let Some(dropout) = self.hidden_mask(Mode::Train, Site::Embedding, 0) {

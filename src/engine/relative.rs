@@ -96,7 +96,7 @@ impl Engine {
         let projected = relative.projected[if relative.cached { set } else { 0 }];
         for (linear, out) in self.plan.frozen.layers[set].relative.into_iter().zip(projected) {
             if let (Some(linear), Some(out)) = (linear, out) {
-                self.backend.linear(table, linear.weight, linear.bias, out);
+                linear.forward(self.backend.as_mut(), table, out);
             }
         }
     }

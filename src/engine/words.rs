@@ -47,7 +47,7 @@ impl WordHead {
         }
         let weight = layout.matrix(tokens.len(), model.spec.hidden_size, master);
         let bias = masked.then(|| layout.vector(tokens.len(), master));
-        Ok(WordHead { slot, tokens: tokens.to_vec(), rows: Linear { weight, bias }, transform })
+        Ok(WordHead { slot, tokens: tokens.to_vec(), rows: Linear { weight, bias, quantised: None }, transform })
     }
 
     pub fn slot(&self) -> Slot {
@@ -105,11 +105,11 @@ impl Engine {
         let (input, logits) = (head.input.first_rows(count), head.logits.first_rows(count));
         if let (Some(transform), Some(pooled), Some(keep)) = (transform, head.pooled, head.norm) {
             let [sum, activated] = pooled.map(|view| view.first_rows(count));
-            self.backend.linear(input, transform.dense.weight, transform.dense.bias, sum);
+            transform.dense.forward(self.backend.as_mut(), input, sum);
             self.backend.activation_forward(transform.activation, sum, activated);
             self.norm(transform.norm, activated, None, None, None, keep, input, count);
         }
-        self.backend.linear(input, rows.weight, rows.bias, logits);
+        rows.forward(self.backend.as_mut(), input, logits);
     }
 
     /// From the logits' gradient to that of the head's input.
@@ -118,12 +118,12 @@ impl Engine {
         let Some(&WordHead { rows, transform, .. }) = self.plan.frozen.words.as_ref() else { return };
         let (d_logits, d_input) = (head.d_logits.first_rows(count), self.here().d_input.first_rows(count));
         let (Some(transform), Some([sum, _]), Some(d_pooled), Some(keep)) = (transform, head.pooled, head.d_pooled, head.norm) else {
-            return self.backend.linear_backward_input(d_logits, rows.weight, d_input, false);
+            return rows.backward_input(self.backend.as_mut(), d_logits, d_input, false);
         };
         let (sum, d) = (sum.first_rows(count), d_pooled.first_rows(count));
-        self.backend.linear_backward_input(d_logits, rows.weight, d, false);
+        rows.backward_input(self.backend.as_mut(), d_logits, d, false);
         self.plain_norm_backward(transform.norm, keep, d, None);
         self.backend.activation_backward(transform.activation, sum, d, d);
-        self.backend.linear_backward_input(d, transform.dense.weight, d_input, false);
+        transform.dense.backward_input(self.backend.as_mut(), d, d_input, false);
     }
 }

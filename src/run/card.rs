@@ -2,7 +2,7 @@
 
 use super::train::Prepared;
 use super::values::Method;
-use crate::checkpoint::Export;
+use crate::checkpoint::{Export, WeightFormat};
 use crate::model::TaskKind;
 use serde_json::{Map, Value};
 use std::fmt::Write;
@@ -74,8 +74,12 @@ pub(super) fn text(run: &Prepared, root: &Path, steps: u64, scores: Option<&Map<
     line(format!("```\nptune predict --model MODEL --adapter {name} --input new.jsonl --output predictions.jsonl\n```"));
     if is_peft {
         let (class, arguments) = class(kind, labels.len());
+        let logits = match settings.weight_format {
+            WeightFormat::Fp16 => "in float32, for equal logits",
+            WeightFormat::Int8 => "its logits differ a little: the base model's matrices had 8 bits in training",
+        };
         line(format!(
-            "\nWith Hugging Face PEFT (in float32, for equal logits):\n\n```python\nimport torch\nfrom peft import PeftModel\nfrom transformers import {class}\n\n\
+            "\nWith Hugging Face PEFT ({logits}):\n\n```python\nimport torch\nfrom peft import PeftModel\nfrom transformers import {class}\n\n\
              base = {class}.from_pretrained(\"MODEL\", dtype=torch.float32{arguments})\nmodel = PeftModel.from_pretrained(base, {}).eval()\n```",
             quoted(&name)
         ));
@@ -86,7 +90,7 @@ pub(super) fn text(run: &Prepared, root: &Path, steps: u64, scores: Option<&Map<
 }
 
 /// Options that a reader looks for.
-const SHOWN: [&str; 17] = [
+const SHOWN: [&str; 18] = [
     "method",
     "prefix-length",
     "prefix-layers",
@@ -101,6 +105,7 @@ const SHOWN: [&str; 17] = [
     "warmup",
     "batch-size",
     "gradient-accumulation",
+    "weight-format",
     "max-length",
     "template",
     "seed",

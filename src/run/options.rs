@@ -7,6 +7,7 @@ use super::spelling::translate_table;
 use super::values::{
     ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
 };
+use crate::checkpoint::WeightFormat;
 use crate::data::{LongSentences, TagScheme};
 use crate::engine::{Recompute, Residency};
 use crate::error::UsageError;
@@ -209,6 +210,10 @@ pub struct TrainOptions {
     /// them. Changes no result [default: what --memory-budget wants; else 1]
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub layer_major: Option<usize>,
+    /// How the layers' matrices are kept: fp16 (16 bits, or the checkpoint's bf16), or int8 (8 bits and a factor a row, which
+    /// halves them and changes results a little) [default: fp16; that of --init-adapter]
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true, help_heading = "Memory")]
+    pub weight_format: Option<WeightFormat>,
     /// Examples that go through the model at a time [default: --batch-size, or what --memory-budget wants]
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub micro_batch_size: Option<usize>,

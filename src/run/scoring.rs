@@ -9,7 +9,7 @@ use super::prepare::{self, Reader, Split};
 use super::settings::{DEFAULT_DOC_STRIDE, check_language_task, check_size, check_stride, default_max_length};
 use super::terminal::Terminal;
 use super::values::{Device, LabelWords};
-use crate::checkpoint::{Adapter, FrozenModel};
+use crate::checkpoint::{Adapter, FrozenModel, WeightFormat};
 use crate::data::{Columns, LongSentences, TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
 use crate::model::TaskKind;
@@ -40,6 +40,8 @@ pub struct ScoringOptions {
     /// Of "no answer"; None: as the adapter says.
     pub null_threshold: Option<f32>,
     pub batch_size: usize,
+    /// Of the frozen matrices; None: as the adapter was trained.
+    pub weight_format: Option<WeightFormat>,
     pub device: Device,
     /// Whether every example must be labelled.
     pub labelled: bool,
@@ -155,8 +157,15 @@ impl Scoring {
             let prompts = Capacity::for_items(&prompts.set, &head, options.batch_size, false);
             capacity = capacity.union(Capacity { generated: generate, ..prompts });
         }
-        let engine_options =
-            EngineOptions { prefix, head, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0, memory: MemoryMode::default() };
+        let engine_options = EngineOptions {
+            prefix,
+            head,
+            hidden_dropout: 0.0,
+            attention_dropout: 0.0,
+            seed: 0,
+            memory: MemoryMode::default(),
+            weight_format: options.weight_format.unwrap_or(metadata.weight_format),
+        };
         let mut engine = Engine::new(device::open(options.device, &model, terminal)?, &model, engine_options, capacity)?;
         terminal.line(loading_line(engine.loading()));
         engine.load_adapter(&adapter)?;

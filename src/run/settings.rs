@@ -9,7 +9,7 @@ use super::schedule::Schedule;
 use super::values::{
     ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
 };
-use crate::checkpoint::Adapter;
+use crate::checkpoint::{Adapter, WeightFormat};
 use crate::data::{Columns, FeatureSet, LongSentences, TagScheme};
 use crate::engine::{Recompute, Residency};
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
@@ -66,6 +66,7 @@ pub struct Settings {
     pub weights: Option<Residency>,
     pub offload_activations: Option<bool>,
     pub layer_major: Option<usize>,
+    pub weight_format: WeightFormat,
     pub micro_batch_size: Option<usize>,
     pub micro_batch_tokens: Option<usize>,
     pub epochs: Option<u64>,
@@ -392,6 +393,7 @@ impl TrainOptions {
             agree("head", &mut self.head, Some(metadata.head))?;
             let shifted = metadata.shifted_positions && spec.shifts();
             self.positions.get_or_insert(if shifted { Offset::Shifted } else { Offset::Unshifted });
+            self.weight_format.get_or_insert(metadata.weight_format);
             let known = metadata.words().map(|(labels, words)| LabelWords { labels, words });
             if !adapter.foreign && self.verbalizer.is_some() && self.verbalizer != known {
                 usage!(
@@ -404,6 +406,7 @@ impl TrainOptions {
                 usage!("--task is missing: the files of the adapter do not tell its task");
             }
         }
+        self.weight_format.get_or_insert_default();
         let length = *self.prefix_length.get_or_insert(20);
         let of_length = if length == 0 { Method::Head } else { Method::Prefix };
         let of_adapter = adapter.map(|adapter| if adapter.metadata.is_prompt() { Method::Prompt } else { of_length });

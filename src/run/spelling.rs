@@ -76,6 +76,8 @@ const FOREIGN: &[(&str, Meaning)] = &[
     ("fp16", Refused("leave it out: the frozen model has the checkpoint's 16 bits, what is trained has 32")),
     ("bf16", Refused("leave it out: the frozen model has the checkpoint's 16 bits, what is trained has 32")),
     ("gradient-checkpointing", Refused("give --recompute layer, which changes no result; or --memory-budget, which chooses")),
+    ("load-in-8bit", Refused("give --weight-format int8")),
+    ("quantization-bit", Refused("give --weight-format int8: 8 bits are what there is below 16")),
     ("no-cuda", Refused("give --device cpu")),
     ("use-cpu", Refused("give --device cpu")),
     ("report-to", Refused("leave it out: records are always written to --output")),

@@ -48,7 +48,7 @@ pub struct Shared {
 }
 
 /// Options that change nothing of what is read and how it is encoded.
-const NOT_OF_DATA: [&str; 35] = [
+const NOT_OF_DATA: [&str; 36] = [
     "output",
     "method",
     "prefix-length",
@@ -73,6 +73,7 @@ const NOT_OF_DATA: [&str; 35] = [
     "weights",
     "offload-activations",
     "layer-major",
+    "weight-format",
     "micro-batch-size",
     "micro-batch-tokens",
     "epochs",
@@ -352,6 +353,7 @@ impl Prepared {
                 attention_dropout: settings.attention_dropout,
                 seed: settings.seed,
                 memory: self.memory,
+                weight_format: settings.weight_format,
             },
             validation: self.validation.as_ref().map(|split| &split.encoding.set),
             least_tokens: self.prefix_tokens.as_ref().map_or(0, Vec::len),
@@ -433,6 +435,7 @@ impl Prepared {
             long_sentences: settings.long_sentences.unwrap_or_default(),
             null_threshold: settings.null_threshold.and_then(NullThreshold::fixed),
             verbalizer: settings.verbalizer.as_ref().map(|words| words.words.clone()),
+            weight_format: settings.weight_format,
             base_model: settings.base().description(),
             fingerprint: Some(self.model.fingerprint()),
         }

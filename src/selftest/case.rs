@@ -10,6 +10,10 @@ pub enum Kind {
     Activation,
     /// 16 bits on every backend.
     Frozen,
+    /// A frozen matrix of 8 bits.
+    Quantised,
+    /// fp32 on every backend: the factors of a matrix of 8 bits.
+    Scale,
     Master,
     Integer,
 }
@@ -137,7 +141,12 @@ impl Views<'_> {
 
 /// What lies around views, and in outputs before they are written.
 fn poison(kind: Kind) -> f64 {
-    if kind == Kind::Integer { f64::from(i32::MIN) } else { f64::NAN }
+    match kind {
+        Kind::Integer => f64::from(i32::MIN),
+        // No value of a matrix.
+        Kind::Quantised => f64::from(i8::MIN),
+        _ => f64::NAN,
+    }
 }
 
 impl Case {

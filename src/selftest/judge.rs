@@ -253,8 +253,9 @@ fn largest_error(values: &[f64], exact: &[f64]) -> f64 {
 /// What the plain implementation is off by, once stored.
 fn plain_error(case: &Case, kind: Kind, plain: &[f64], exact: &[f64]) -> f64 {
     let stored = match kind {
-        Kind::Master => DType::F32,
+        Kind::Master | Kind::Scale => DType::F32,
         Kind::Integer => DType::I32,
+        Kind::Quantised => DType::I8,
         Kind::Activation | Kind::Frozen => case.dtype,
     };
     let plain: Vec<f64> = plain.iter().map(|&value| rounded(stored, value)).collect();

@@ -7,6 +7,7 @@ pub const OPERATIONS: &[Operation] = &[
     ("linear, frozen", frozen_matrices),
     ("linear, frozen, to fp32", frozen_matrices_with_wide_outputs),
     ("linear, trained", trained_matrices),
+    ("int8 to 16 bits", quantised_matrices),
 ];
 
 /// Sizes around tiles and packs, of rows, outputs and inputs.
@@ -31,6 +32,34 @@ pub fn frozen_matrices(judge: &mut Judge) {
             backend.linear_backward_input(view[dy], view[weight], view[dx], accumulate);
         });
     }
+}
+
+/// Every byte that a matrix has, steps from those that 16 bits round to nothing up, rows of zeros; columns around packs of
+/// 16 and rows in every place. Then its product, as an engine runs them.
+pub fn quantised_matrices(judge: &mut Judge) {
+    const WIDTHS: [usize; 7] = [1, 15, 16, 24, 129, 255, 1040];
+    let sizes = [ROWS.len(), WIDTHS.len(), TYPES.len(), PLACES.len()];
+    for [rows, width, dtype, place] in judge.extent.combinations(sizes, |_| true) {
+        let (rows, width) = (ROWS[rows], WIDTHS[width]);
+        let mut case = Case::new(format!("int8 {rows} {width}"), TYPES[dtype], PLACES[place]);
+        let bytes = (0..rows * width).map(|index| (index * 37 % 255) as f64 - 127.0).collect();
+        let weight = case.given(Quantised, rows, width, bytes);
+        let scales = (0..rows).map(|row| rounded(DType::F32, if row % 5 == 4 { 0.0 } else { 0.3 / 127.0 / 30f64.powi(row as i32 % 5) }));
+        let scales = scales.collect();
+        let scales = case.tight(Scale, 1, rows, scales);
+        let out = case.output(Frozen, rows, width, Rounding::Activation);
+        judge.check_exactly(&case, |backend, view| backend.dequantize(view[weight], view[scales], view[out]));
+    }
+    let mut case = Case::new("int8, and a product", DType::F16, Place::Tight);
+    let (x, weight) =
+        (case.input(Activation, 33, 48, 1.0), case.given(Quantised, 24, 48, (0..24 * 48).map(|i| (i % 201) as f64 - 100.0).collect()));
+    let scales = case.tight(Scale, 1, 24, vec![rounded(DType::F32, 0.01); 24]);
+    let widened = case.output(Frozen, 24, 48, Rounding::Activation);
+    let out = case.output(Activation, 33, 24, Rounding::Activation);
+    judge.check(&case, |backend, view| {
+        backend.dequantize(view[weight], view[scales], view[widened]);
+        backend.linear(view[x], view[widened], None, view[out]);
+    });
 }
 
 /// Logits of a frozen language-model head are kept in fp32.

@@ -10,6 +10,7 @@ pub fn rounded(dtype: DType, value: f64) -> f64 {
         DType::BF16 => bf16::from_f64(value).to_f64(),
         DType::F32 => f64::from(value as f32),
         DType::I32 => f64::from(value as i32),
+        DType::I8 => f64::from(value as i8),
         DType::F64 => value,
     }
 }
@@ -31,6 +32,7 @@ pub fn to_bytes(dtype: DType, values: impl Iterator<Item = f64>) -> Vec<u8> {
         DType::F32 => values.flat_map(|value| (value as f32).to_le_bytes()).collect(),
         DType::F64 => values.flat_map(f64::to_le_bytes).collect(),
         DType::I32 => values.flat_map(|value| (value as i32).to_le_bytes()).collect(),
+        DType::I8 => values.flat_map(|value| (value as i8).to_le_bytes()).collect(),
     }
 }
 
@@ -42,5 +44,6 @@ pub fn from_bytes(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         DType::F32 => bytes.as_chunks().0.iter().map(|&b| f64::from(f32::from_le_bytes(b))).collect(),
         DType::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect(),
         DType::I32 => bytes.as_chunks().0.iter().map(|&b| f64::from(i32::from_le_bytes(b))).collect(),
+        DType::I8 => bytes.iter().map(|&b| f64::from(b as i8)).collect(),
     }
 }

@@ -61,6 +61,8 @@ impl Runner {
                 Kind::Frozen => case.dtype,
                 Kind::Master => precision.master,
                 Kind::Integer => DType::I32,
+                Kind::Quantised => DType::I8,
+                Kind::Scale => DType::F32,
             };
             let whole = buffer.whole(cursor, dtype);
             cursor = whole.end();

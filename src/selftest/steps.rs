@@ -5,7 +5,7 @@ use super::judge::{Opener, Row};
 use super::models::Model;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DType, Stream};
-use crate::checkpoint::{FrozenModel, StateTensors};
+use crate::checkpoint::{FrozenModel, StateTensors, WeightFormat};
 use crate::data::FeatureSet;
 use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, StepReport, Update};
 use anyhow::{Context, Result, ensure};
@@ -44,11 +44,18 @@ struct Outcome {
 }
 
 fn engine(model: &Model, frozen: &FrozenModel, set: &FeatureSet, backend: Box<dyn Backend>) -> Result<Engine> {
-    engine_in(MemoryMode::default(), model, frozen, set, backend)
+    engine_in(MemoryMode::default(), WeightFormat::Fp16, model, frozen, set, backend)
 }
 
-fn engine_in(memory: MemoryMode, model: &Model, frozen: &FrozenModel, set: &FeatureSet, backend: Box<dyn Backend>) -> Result<Engine> {
-    let options = EngineOptions { memory, ..model.options() };
+fn engine_in(
+    memory: MemoryMode,
+    weight_format: WeightFormat,
+    model: &Model,
+    frozen: &FrozenModel,
+    set: &FeatureSet,
+    backend: Box<dyn Backend>,
+) -> Result<Engine> {
+    let options = EngineOptions { memory, weight_format, ..model.options() };
     let capacity = Capacity::for_items(set, &options.head, set.features.len(), true);
     let mut engine = Engine::new(backend, frozen, options, capacity)?;
     // Larger than the initial values, so that the prefix matters.
@@ -112,26 +119,35 @@ pub fn check(model: &Model, open: &Opener, repetitions: u32) -> Row {
 }
 
 fn attempt(model: &Model, open: &Opener, repetitions: u32, row: &mut Row) -> Result<()> {
+    attempt_in(WeightFormat::Fp16, model, open, repetitions, row)?;
+    attempt_in(WeightFormat::Int8, model, open, 1, row).context("with matrices of 8 bits")
+}
+
+/// With matrices of either format, which on every backend have the same bits.
+fn attempt_in(format: WeightFormat, model: &Model, open: &Opener, repetitions: u32, row: &mut Row) -> Result<()> {
     let frozen = FrozenModel::synthetic(model.spec.clone(), model.dtype, DEVIATION, 3)?;
     let set = model.features();
     // The type that `--device` would choose for such a file.
     let activation = if model.dtype == DType::BF16 { DType::BF16 } else { DType::F16 };
-    let (expected, exact) = gradients(&mut engine(model, &frozen, &set, Box::new(Cpu::<f64>::new()))?, &set)?;
+    let engine = |memory, backend| engine_in(memory, format, model, &frozen, &set, backend);
+    let plain = MemoryMode::default();
+    let (expected, exact) = gradients(&mut engine(plain, Box::new(Cpu::<f64>::new()))?, &set)?;
     let mut first = None;
     for repetition in 0..repetitions {
         let backend = open(activation, repetition)?;
         let bounds = Bounds::of(backend.precision().activation);
-        let mut engine = engine(model, &frozen, &set, backend)?;
+        let mut engine = engine(plain, backend)?;
         let (found, gradient) = gradients(&mut engine, &set)?;
         let loss = (found.loss / expected.loss - 1.0).abs() / bounds.loss;
         let distance = gradient.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
         let distance = distance / expected.grad_norm / bounds.gradient;
         for (what, part) in [("loss", loss), ("gradient", distance)] {
             if part.is_nan() || part > 1.0 {
-                row.failures.push(format!("{}: the {what} is off by {part:.2} times what is allowed", model.name));
+                let name = format.name();
+                row.failures.push(format!("{} in {name}: the {what} is off by {part:.2} times what is allowed", model.name));
             }
             if part > row.worst || part.is_nan() {
-                (row.worst, row.worst_case) = (part, format!("{what} of {}", model.name));
+                (row.worst, row.worst_case) = (part, format!("{what} of {} in {}", model.name, format.name()));
             }
         }
         let outcome = train(&mut engine, &set)?;
@@ -145,7 +161,7 @@ fn attempt(model: &Model, open: &Opener, repetitions: u32, row: &mut Row) -> Res
     let modes = MemoryMode::every().flat_map(|mode| [1, 2].map(|together| MemoryMode { together, ..mode }));
     for mode in modes.filter(|&mode| mode != MemoryMode::default()) {
         // On the emulated device of tests: transfers end as late as is legal.
-        let mut engine = engine_in(mode, model, &frozen, &set, open(activation, 1)?)?;
+        let mut engine = engine(mode, open(activation, 1)?)?;
         gradients(&mut engine, &set)?;
         ensure!(first == Some(train(&mut engine, &set)?), "{mode:?} gives other bits than the plain mode");
         row.cases += 1;

@@ -1,7 +1,7 @@
 //! Golden bundles: what reference software computed for small models (`tests/golden/README.md` gives the format).
 
 use ptune::backend::Backend;
-use ptune::checkpoint::{Adapter, FrozenModel};
+use ptune::checkpoint::{Adapter, FrozenModel, WeightFormat};
 use ptune::data::{Feature, FeatureSet, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
 use ptune::model::{HeadSpec, TaskKind};
@@ -222,6 +222,7 @@ impl Bundle {
             attention_dropout: 0.0,
             seed: 42,
             memory: MemoryMode::default(),
+            weight_format: WeightFormat::default(),
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::bundle::Bundle;
 use ptune::backend::cpu::Cpu;
 use ptune::backend::{Activation, DType, NormKind, Stream};
-use ptune::checkpoint::FrozenModel;
+use ptune::checkpoint::{FrozenModel, WeightFormat};
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Update};
 use ptune::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Rotary, Specification, TaskKind};
@@ -220,6 +220,7 @@ fn one_forward_and_backward_serve_every_specification() {
                 attention_dropout: 0.1,
                 seed: 7,
                 memory: MemoryMode::default(),
+                weight_format: WeightFormat::default(),
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("{name} {task:?}"));
         }
@@ -278,6 +279,7 @@ fn frozen_language_model_heads() {
             attention_dropout: 0.1,
             seed: 7,
             memory: MemoryMode::default(),
+            weight_format: WeightFormat::default(),
         };
         check_gradients(&model, options, &set, &name);
     }
@@ -303,6 +305,7 @@ fn relative_positions() {
                 attention_dropout: 0.1,
                 seed: 7,
                 memory: MemoryMode::default(),
+                weight_format: WeightFormat::default(),
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("span {span} {keys} {queries} {task:?}"));
         }
@@ -350,6 +353,7 @@ fn prompts() {
                 attention_dropout: 0.1,
                 seed: 7,
                 memory,
+                weight_format: WeightFormat::default(),
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("prompt {number} {projection:?} {memory:?}"));
         }

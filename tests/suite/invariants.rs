@@ -3,7 +3,7 @@
 
 use crate::bundle::{BUNDLES, Bundle};
 use ptune::backend::cpu::Cpu;
-use ptune::checkpoint::StateTensors;
+use ptune::checkpoint::{StateTensors, WeightFormat};
 use ptune::data::FeatureSet;
 use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, StepReport, Update};
 use std::collections::BTreeMap;
@@ -72,18 +72,18 @@ fn three_steps(bundle: &Bundle, options: EngineOptions, micro_batch: usize) -> (
     (State::of(&mut engine), reports)
 }
 
-/// Every family, a prefix that begins above the lowest layer too.
+/// Every family, a prefix that begins above the lowest layer too, matrices of 16 and of 8 bits.
 #[test]
 fn memory_modes_give_the_same_bits() {
     for name in BUNDLES {
         let bundle = Bundle::open(name);
-        for lowest in [0, 1] {
-            let mut options = options(&bundle);
+        for (lowest, weight_format) in [(0, WeightFormat::Fp16), (1, WeightFormat::Fp16), (0, WeightFormat::Int8)] {
+            let mut options = EngineOptions { weight_format, ..options(&bundle) };
             options.prefix.layers.retain(|&layer| layer >= lowest);
             let plain = three_steps(&bundle, options.clone(), 3);
             for memory in MemoryMode::every().flat_map(|mode| [1, 2, 3].map(|together| MemoryMode { together, ..mode })) {
                 let options = EngineOptions { memory, ..options.clone() };
-                assert!(three_steps(&bundle, options, 3) == plain, "{name} from layer {lowest}: {memory:?}");
+                assert!(three_steps(&bundle, options, 3) == plain, "{name} from layer {lowest} in {weight_format:?}: {memory:?}");
             }
         }
     }

@@ -5,7 +5,7 @@ use crate::bundle::Bundle;
 use crate::gradients::{random_model, synthetic};
 use ptune::backend::DType;
 use ptune::backend::cpu::Cpu;
-use ptune::checkpoint::FrozenModel;
+use ptune::checkpoint::{FrozenModel, WeightFormat};
 use ptune::data::{Batch, Feature, FeatureSet, Packing, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Update};
 use ptune::model::{HeadSpec, MaskKind, NormPlace, Positions, Specification};
@@ -32,6 +32,7 @@ fn options(layers: usize, length: usize, head: HeadSpec) -> EngineOptions {
         attention_dropout: 0.0,
         seed: 3,
         memory: MemoryMode::default(),
+        weight_format: WeightFormat::default(),
     }
 }
 

@@ -29,4 +29,5 @@ mod resume;
 mod sweep;
 mod tags;
 mod transformers;
+mod weight_format;
 mod words;

@@ -38,11 +38,12 @@ fn model(report: &Value) -> String {
     let recompute = report.pointer("/settings/recompute").and_then(Value::as_str).filter(|&what| what != "none");
     let weights = report.pointer("/settings/weights").and_then(Value::as_str).filter(|&what| what != "resident");
     let offloaded = (report["settings"]["offload_activations"] == true).then_some("offloaded");
-    let together =
-        number(report, "/settings/layer_major").filter(|&count| count > 1.0).map(|count| format!("{count} micro-batches a layer"));
+    let format = report.pointer("/settings/weight_format").and_then(Value::as_str).filter(|&what| what != "fp16");
+    let together = number(report, "/settings/layer_major").filter(|&count| count > 1.0);
     let recompute = recompute.map(|what| format!("recompute {what}"));
-    let mode: Vec<String> =
-        recompute.into_iter().chain([offloaded, weights].into_iter().flatten().map(String::from)).chain(together).collect();
+    let others = [offloaded, weights, format].into_iter().flatten().map(String::from);
+    let together = together.map(|count| format!("{count} micro-batches a layer"));
+    let mode: Vec<String> = recompute.into_iter().chain(others).chain(together).collect();
     if mode.is_empty() { name.into() } else { format!("{name} ({})", mode.join(", ")) }
 }
 

@@ -5,7 +5,7 @@ use crate::command::{Run, files, json, program};
 use ptune::backend::cpu::Cpu;
 use ptune::backend::cuda::Absent;
 use ptune::backend::{Activation, DType, NormKind, Stream};
-use ptune::checkpoint::FrozenModel;
+use ptune::checkpoint::{FrozenModel, WeightFormat};
 use ptune::data::{Feature, FeatureSet, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, Plan, PrefixOptions, Update};
 use ptune::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Specification, TaskKind};
@@ -238,7 +238,15 @@ fn random_models_in_every_mode() {
         let task = [TaskKind::Classification, TaskKind::Tagging][random.below(2)];
         let prefix = PrefixOptions { length: 1 + random.below(5), layers, projection: None, shifted: true, dropout: 0.2 };
         let head = HeadSpec::new(task, HeadKind::Linear, 3, &spec);
-        let options = EngineOptions { prefix, head, hidden_dropout: 0.1, attention_dropout: 0.1, seed: 5, memory: MemoryMode::default() };
+        let options = EngineOptions {
+            prefix,
+            head,
+            hidden_dropout: 0.1,
+            attention_dropout: 0.1,
+            seed: 5,
+            memory: MemoryMode::default(),
+            weight_format: WeightFormat::default(),
+        };
         let mut set = FeatureSet { examples: 4, ..FeatureSet::default() };
         for example in 0..4 {
             let length = 1 + random.below(30) as u32;
@@ -251,8 +259,10 @@ fn random_models_in_every_mode() {
         let model = FrozenModel::synthetic(spec.clone(), DType::F32, 0.3, number).unwrap();
         let capacity = Capacity::for_items(&set, &options.head, 4, true);
         let mut first = None;
+        // Every other model has matrices of 8 bits.
+        let weight_format = if number % 2 == 0 { WeightFormat::Fp16 } else { WeightFormat::Int8 };
         for memory in MemoryMode::every().flat_map(|mode| [1, 2, 3].map(|together| MemoryMode { together, ..mode })) {
-            let options = EngineOptions { memory, ..options.clone() };
+            let options = EngineOptions { memory, weight_format, ..options.clone() };
             for plan in [
                 Plan::new(&model, &options, capacity, &Cpu::<f32>::new()).unwrap(),
                 Plan::new(&model, &options, capacity, &Absent::new(DType::F16)).unwrap(),

@@ -141,6 +141,9 @@ impl Element for f64 {
 impl Element for i32 {
     const DTYPE: DType = DType::I32;
 }
+impl Element for i8 {
+    const DTYPE: DType = DType::I8;
+}
 impl Element for half::f16 {
     const DTYPE: DType = DType::F16;
 }

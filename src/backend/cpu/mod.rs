@@ -3,6 +3,7 @@
 //! number of threads.
 
 mod attention;
+mod dequantize;
 mod embed;
 mod fill;
 mod instruments;
@@ -302,6 +303,14 @@ impl<T: Number> Backend for Cpu<T> {
 
     fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows) {
         pointwise::dropout(self.matrix(data), dropout, self.rows(rows));
+    }
+
+    fn dequantize(&mut self, weight: View, scales: View, out: View) {
+        let (weight, scales) = (self.buffers.matrix::<i8>(weight), self.buffers.vector::<f32>(scales));
+        match out.dtype {
+            DType::BF16 => dequantize::dequantize(weight, scales, self.buffers.matrix(out), half::bf16::from_f32),
+            _ => dequantize::dequantize(weight, scales, self.buffers.matrix(out), half::f16::from_f32),
+        }
     }
 
     fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View) {

@@ -95,6 +95,7 @@ impl Backend for Absent {
     fn norm_output(&mut self, _: View, _: View, _: Option<View>, _: View) {}
     fn norm_backward(&mut self, _: &NormBackward) {}
     fn dropout(&mut self, _: View, _: Dropout, _: &Rows) {}
+    fn dequantize(&mut self, _: View, _: View, _: View) {}
     fn linear(&mut self, _: View, _: View, _: Option<View>, _: View) {}
     fn linear_backward_input(&mut self, _: View, _: View, _: View, _: bool) {}
     fn linear_backward_weight(&mut self, _: View, _: View, _: View, _: Option<View>) {}

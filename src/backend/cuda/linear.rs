@@ -1,8 +1,8 @@
 //! Linear layers. A frozen matrix has the activations' 16-bit type: a product of the driver's library, which adds the bias
-//! while the sums are still in registers. What is trained
+//! while the sums are still in registers; one of 8 bits is brought to that type by `dequantize.cu` first. What is trained
 //! (head, projection) is small and in fp32, with inputs and outputs of either type: the kernels of `matmul.cu`.
 
-use super::{Cuda, Driver, Operand, Product};
+use super::{Cuda, Driver, Operand, Product, for_type};
 use crate::backend::*;
 
 /// Rows and columns of the tile of the output that a block of `matmul.cu` computes.
@@ -57,6 +57,15 @@ impl<D: Driver> Cuda<D> {
         self.attempt(|driver| unsafe { driver.product(&product) });
         self.log("product");
     }
+}
+
+/// A thread 16 bytes of the weight.
+pub fn dequantize<D: Driver>(cuda: &mut Cuda<D>, weight: View, scales: View, out: View) {
+    let t = cuda.activation;
+    assert!(scales.len() == weight.rows && (out.rows, out.cols) == (weight.rows, weight.cols));
+    let arguments = cuda.arguments().matrix(DType::I8, weight).vector(DType::F32, scales).matrix(t, out).int(weight.rows).int(weight.cols);
+    let blocks = (weight.rows * weight.cols.div_ceil(16)).div_ceil(THREADS[0]);
+    cuda.launch(for_type!(t, "dequantize"), [blocks, 1, 1], THREADS, 0, arguments);
 }
 
 pub fn forward<D: Driver>(cuda: &mut Cuda<D>, x: View, weight: View, bias: Option<View>, out: View) {

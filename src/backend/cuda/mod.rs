@@ -237,6 +237,10 @@ impl<D: Driver> Backend for Cuda<D> {
         rowwise::dropout(self, data, dropout, rows);
     }
 
+    fn dequantize(&mut self, weight: View, scales: View, out: View) {
+        linear::dequantize(self, weight, scales, out);
+    }
+
     fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View) {
         linear::forward(self, x, weight, bias, out);
     }

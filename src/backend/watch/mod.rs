@@ -188,6 +188,10 @@ impl Backend for Watched {
         self.around(|_| work::dropout(data), |inner| inner.dropout(data, dropout, rows));
     }
 
+    fn dequantize(&mut self, weight: View, scales: View, out: View) {
+        self.around(|_| work::dequantize(weight, scales, out), |inner| inner.dequantize(weight, scales, out));
+    }
+
     fn linear(&mut self, x: View, weight: View, bias: Option<View>, out: View) {
         self.around(|_| work::linear(x, weight, out), |inner| inner.linear(x, weight, bias, out));
     }

@@ -109,6 +109,11 @@ pub fn dropout(data: View) -> Operation {
     Operation::new("dropout", 2 * bytes(data))
 }
 
+/// A byte and its row's share of a factor are read, 16 bits are written.
+pub fn dequantize(weight: View, scales: View, out: View) -> Operation {
+    Operation::new("dequantize", bytes(weight) + bytes(scales) + bytes(out))
+}
+
 /// A product over matrices of `rows`, K and N; `trained` weights are no part of the frozen model.
 fn product(name: &'static str, label: String, moved: usize, [rows, k, n]: [usize; 3], trained: bool) -> Operation {
     let flops = 2.0 * rows as f64 * k as f64 * n as f64;
@@ -295,6 +300,9 @@ mod tests {
         let forward = linear(x, weight, out);
         assert_eq!((forward.work.flops, forward.useful, forward.work.bytes), (210.0, 210.0, 2.0 * (35.0 + 15.0 + 21.0)));
         assert_eq!(forward.label, "linear 5 to 3");
+        let (narrow, scales) = (View { dtype: DType::I8, ..weight }, matrix(0, 1, 3, DType::F32));
+        let widened = dequantize(narrow, scales, weight);
+        assert_eq!((widened.work.flops, widened.useful, widened.work.bytes), (0.0, 0.0, 15.0 + 12.0 + 30.0));
         let back = linear_backward_input(out, weight, x, true);
         assert_eq!((back.work.flops, back.work.bytes), (210.0, 2.0 * (21.0 + 15.0 + 70.0)));
         assert_eq!(linear(x, View { dtype: DType::F32, ..weight }, out).useful, 0.0);

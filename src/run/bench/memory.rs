@@ -3,6 +3,7 @@
 
 use super::step::{StepOptions, step};
 use super::{Report, now, with_unit};
+use crate::checkpoint::WeightFormat;
 use crate::engine::{Bytes, MemoryMode};
 use crate::run::base::BaseOptions;
 use crate::run::device;
@@ -32,6 +33,9 @@ pub struct MemoryOptions {
         help_heading = "Cases"
     )]
     pub modes: Vec<MemoryMode>,
+    /// How the layers' matrices are kept in all of them: fp16, or int8 (8 bits and a factor a row)
+    #[arg(long, value_name = "FORMAT", default_value = "fp16", hide_possible_values = true, help_heading = "Cases")]
+    pub weight_format: WeightFormat,
     /// Plan alone; nothing runs
     #[arg(long, help_heading = "Cases")]
     pub plan_only: bool,
@@ -88,6 +92,7 @@ pub fn memory(options: &MemoryOptions, terminal: &Terminal) -> Result<Report> {
             weights: None,
             offload_activations: None,
             layer_major: None,
+            weight_format: options.weight_format,
             micro_batch_tokens: None,
             context: None,
             // What is not measured is planned for a GPU.
@@ -122,7 +127,13 @@ pub fn memory(options: &MemoryOptions, terminal: &Terminal) -> Result<Report> {
         "date": now(),
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("PTUNE_COMMIT"),
-        "settings": {"tokens": options.tokens, "length": options.length, "prefix_length": options.prefix_length, "steps": options.steps},
+        "settings": {
+            "tokens": options.tokens,
+            "length": options.length,
+            "prefix_length": options.prefix_length,
+            "weight_format": options.weight_format.name(),
+            "steps": options.steps,
+        },
         "cases": cases,
         "others": others,
     });
@@ -159,6 +170,7 @@ fn measure(
         offload_activations: mode.offload,
         micro_batch_tokens: None,
         layer_major: mode.together,
+        weight_format: options.weight_format,
         profile_steps: None,
         print_config: false,
         device,

@@ -3,6 +3,7 @@
 use super::table::{Row, rows, table};
 use super::{Rates, Report, header, joined, machine_line, with_unit};
 use crate::backend::watch;
+use crate::checkpoint::WeightFormat;
 use crate::data::{Feature, FeatureSet, Sequence};
 use crate::engine::{Engine, EngineOptions, MemoryMode, PrefixOptions, Recompute, Residency, StepReport, Update};
 use crate::model::{HeadSpec, Slot, Specification, TaskKind, default_head, describe};
@@ -77,6 +78,9 @@ pub struct StepOptions {
     /// Micro-batches that go through a layer before the next layer comes
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Step")]
     pub layer_major: usize,
+    /// How the layers' matrices are kept: fp16, or int8 (8 bits and a factor a row)
+    #[arg(long, value_name = "FORMAT", default_value = "fp16", hide_possible_values = true, help_heading = "Step")]
+    pub weight_format: WeightFormat,
     /// Let a CUDA profiler see steps A to B of the timed ones alone, counted from 1
     #[arg(long, value_name = "A:B", help_heading = "Step")]
     pub profile_steps: Option<StepRange>,
@@ -139,6 +143,7 @@ impl StepOptions {
             attention_dropout: self.attention_dropout.unwrap_or(spec.attention_dropout),
             seed: self.seed,
             memory: self.memory(),
+            weight_format: self.weight_format,
         }
     }
 
@@ -442,6 +447,7 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
                 "offload_activations": options.offload_activations,
                 "micro_batch_tokens": options.micro_batch_tokens,
                 "layer_major": options.layer_major,
+                "weight_format": options.weight_format.name(),
                 "steps": options.steps,
                 "seed": options.seed,
             },
@@ -508,6 +514,7 @@ mod tests {
             offload_activations: false,
             micro_batch_tokens: None,
             layer_major: 1,
+            weight_format: WeightFormat::Fp16,
             profile_steps: None,
             print_config: false,
             device: Device::Cpu,

@@ -3,7 +3,7 @@
 
 use crate::backend::cuda::Absent;
 use crate::backend::{Sizing, watch};
-use crate::checkpoint::FrozenModel;
+use crate::checkpoint::{FrozenModel, WeightFormat};
 use crate::data::FeatureSet;
 use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Plan, Recompute, Region, Residency, Update};
 use crate::model::Slot;
@@ -169,14 +169,26 @@ pub fn fastest(
     match best {
         Some((_, candidate)) => Ok(candidate),
         None => bail!(
-            "a budget of {} is too small: at least {} are needed ({}, micro-batches of {} tokens{})",
+            "a budget of {} is too small: at least {} are needed ({}, micro-batches of {} tokens{}){}",
             Bytes(budget),
             Bytes(least.bytes + context),
             least.memory.describe(),
             least.micro_batch_tokens,
-            if context > 0 { format!(", {} of CUDA context included", Bytes(context)) } else { String::new() }
+            if context > 0 { format!(", {} of CUDA context included", Bytes(context)) } else { String::new() },
+            if fits_in_int8(target, model, work, &least, budget)? {
+                "; it fits with --weight-format int8, which changes results a little"
+            } else {
+                ""
+            }
         ),
     }
+}
+
+/// Whether what takes least would fit with matrices of 8 bits, where they have 16.
+fn fits_in_int8(target: &Target, model: &FrozenModel, work: &Workload, least: &Candidate, budget: usize) -> Result<bool> {
+    let options = EngineOptions { memory: least.memory, weight_format: WeightFormat::Int8, ..work.options.clone() };
+    let plan = Plan::new(model, &options, work.capacity(least.micro_batch), target.sizing.as_ref())?;
+    Ok(work.options.weight_format == WeightFormat::Fp16 && plan.total + target.context <= budget)
 }
 
 /// What is said of the memory mode; the rest is free, where somebody chooses.

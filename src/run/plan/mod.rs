@@ -14,6 +14,7 @@ use super::settings::check_size;
 use super::values::{ByteSize, Device, Offset};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Absent;
+use crate::checkpoint::WeightFormat;
 use crate::engine::{Bytes, EngineOptions, MemoryMode, PrefixOptions, Recompute, Residency};
 use crate::model::{HeadSpec, Slot, TaskKind, default_head};
 use crate::run::device::{self, ASSUMED_CONTEXT};
@@ -68,6 +69,10 @@ pub struct PlanOptions {
     /// them. [default: what --budget wants; else 1]
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub layer_major: Option<usize>,
+    /// How the layers' matrices are kept: fp16, or int8 (8 bits and a factor a row, which changes results a little; no budget
+    /// chooses it by itself)
+    #[arg(long, value_name = "FORMAT", default_value = "fp16", hide_possible_values = true, help_heading = "Memory")]
+    pub weight_format: WeightFormat,
     /// Tokens of a micro-batch at most [default: the step's, or what --budget wants]
     #[arg(long, value_name = "N", help_heading = "Memory")]
     pub micro_batch_tokens: Option<usize>,
@@ -200,6 +205,7 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
         attention_dropout: spec.attention_dropout,
         seed: 0,
         memory: MemoryMode::default(),
+        weight_format: options.weight_format,
     };
     let lengths = options.lengths();
     let set = random_batch(spec, &lengths, 0);

@@ -18,7 +18,7 @@ const KINDS: [&str; 5] = ["weights", "gradients and optimizer", "saved activatio
 /// Which of them a part of a plan belongs to.
 fn kind(part: &str) -> usize {
     match part {
-        "frozen weights" | "streamed layers" | "weights and gradients" => 0,
+        "frozen weights" | "streamed layers" | "dequantised weights" | "weights and gradients" => 0,
         "trained tensors" | "gradients" | "first moments" | "second moments" | "projected prefix" => 1,
         "optimizer" | "trained parameters" | "prefix of every sequence" => 1,
         "saved activations" => 2,
@@ -48,7 +48,8 @@ impl Target {
         line("step", format!("{tokens} tokens in sequences of {length}; prefix {}", options.prefix_length));
         let batches = format!("{} micro-batch{}", found.batches, if found.batches == 1 { "" } else { "es" });
         let of = grouped(chosen.micro_batch_tokens as u64);
-        line("mode", format!("{}; {batches} of up to {of} tokens", chosen.memory.describe()));
+        let format = options.weight_format.name();
+        line("mode", format!("{} in {format}; {batches} of up to {of} tokens", chosen.memory.describe()));
         for region in &chosen.regions {
             line(&format!("  {}", region.name), format!("{:>10}  {}", Bytes(region.bytes).to_string(), region.formula));
             for (name, bytes) in &region.parts {
@@ -154,6 +155,7 @@ impl Target {
             "weights": chosen.memory.weights.name(),
             "offload_activations": chosen.memory.offload,
             "layer_major": chosen.memory.together,
+            "weight_format": options.weight_format.name(),
             "micro_batch_tokens": chosen.micro_batch_tokens,
             "micro_batches": found.batches,
             "device_peak_bytes": device_peak(chosen),

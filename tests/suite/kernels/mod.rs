@@ -65,6 +65,7 @@ tests! {
     linear_frozen: "linear, frozen",
     linear_frozen_wide: "linear, frozen, to fp32",
     linear_trained: "linear, trained",
+    linear_quantised: "int8 to 16 bits",
     attention_forward: "attention, forward",
     attention_backward: "attention, backward",
     cross_entropy: "cross-entropy",
