@@ -25,7 +25,7 @@ pub(super) const METADATA: &str = "ptune.json";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     pub metadata: Metadata,
-    /// By their names in the file: [`PREFIX`], the head's layers ([`HeadSpec::layers`]), perhaps [`POOLER`].
+    /// By their names in the file: [`PREFIX`], the heads' layers ([`HeadSpec::layers`]), perhaps [`POOLER`].
     pub tensors: BTreeMap<String, HostTensor>,
     /// Not written by ptune: there is no `ptune.json`.
     pub foreign: bool,
@@ -110,12 +110,20 @@ impl Adapter {
 
     /// Whether the adapter can stand on a model; what is odd but possible comes back as warnings.
     pub fn check(&self, model: &FrozenModel) -> Result<Vec<String>> {
+        if !self.metadata.heads.is_empty() {
+            let mut warnings = Vec::new();
+            for (name, head) in self.of_heads() {
+                let found = head.check(model).with_context(|| format!("head {name}"))?;
+                warnings.extend(found.into_iter().filter(|warning| !warnings.contains(warning)).collect::<Vec<_>>());
+            }
+            return Ok(warnings);
+        }
         let name = model.directory.display();
         let used = self.fits(&model.spec).with_context(|| format!("the adapter does not fit {name}"))?;
         let mut warnings = vec![];
-        if self.metadata.task.is_none() {
+        if self.metadata.task.is_none() && self.foreign {
             warnings.push("the adapter's files do not tell its task; its head was not checked".to_string());
-        } else {
+        } else if self.metadata.has_head() {
             let unused: Vec<&str> = self.tensors.keys().filter(|key| !used.contains(*key)).map(String::as_str).collect();
             if !unused.is_empty() {
                 warnings.push(format!("tensors of the adapter that are not used: {}", unused.join(", ")));
@@ -182,6 +190,9 @@ impl Adapter {
         let (what, expected) = if metadata.is_prompt() { ("embeddings", spec.embedding_size) } else { ("keys and values", spec.kv_size()) };
         if let Some(width) = self.prefix_width()?.filter(|&width| width != expected) {
             bail!("the adapter's {what} have size {width}, the model's {expected}");
+        }
+        for (name, head) in self.of_heads() {
+            head.fits(spec).with_context(|| format!("head {name}"))?;
         }
         let mut used = BTreeSet::from([PREFIX.to_string()]);
         let (Some(task), Some(head)) = (metadata.task, self.head(spec)) else { return Ok(used) };
@@ -278,6 +289,7 @@ fn foreign_metadata(peft: &PeftConfig, tensors: &BTreeMap<String, HostTensor>) -
         weight_format: WeightFormat::Fp16,
         base_model: peft.base_model.clone(),
         fingerprint: None,
+        heads: BTreeMap::new(),
     })
 }
 

@@ -7,10 +7,12 @@ use crate::model::{HeadKind, HeadSpec, Specification, TaskKind};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Version of the file's layout.
+/// Version of the file's layout; of an adapter with several heads.
 const FORMAT: u64 = 1;
+const FORMAT_OF_HEADS: u64 = 2;
 
 /// How an adapter was made and how it is to be read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +65,15 @@ pub struct Metadata {
     pub base_model: String,
     /// [`super::Checkpoint::fingerprint`] of the base model.
     pub fingerprint: Option<String>,
+    /// Of an adapter with several heads, by name: each with what the file of an adapter with that head alone says. What belongs
+    /// to a head is then empty outside.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub heads: BTreeMap<String, Metadata>,
+}
+
+/// Whether heads and adapters may be called so.
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_".contains(letter))
 }
 
 fn is_fp16(format: &WeightFormat) -> bool {
@@ -77,6 +88,35 @@ impl Metadata {
     /// Whether it is a prompt in front of the input and no prefix in the layers.
     pub fn is_prompt(&self) -> bool {
         self.prefix_length > 0 && self.prefix_layers.is_empty()
+    }
+
+    /// Whether a head is told of.
+    pub fn has_head(&self) -> bool {
+        self.task.is_some()
+    }
+
+    /// What heads on the same prefix have in common.
+    pub fn without_head(&self) -> Metadata {
+        Metadata {
+            task: None,
+            named_task: None,
+            template: 0,
+            labels: None,
+            head: HeadKind::Linear,
+            max_length: None,
+            doc_stride: None,
+            no_answer: false,
+            tag_scheme: None,
+            long_sentences: LongSentences::default(),
+            null_threshold: None,
+            verbalizer: None,
+            heads: BTreeMap::new(),
+            ..self.clone()
+        }
+    }
+
+    fn format(&self) -> u64 {
+        if self.heads.is_empty() { FORMAT } else { FORMAT_OF_HEADS }
     }
 
     /// Labels and their words, of a cloze classification.
@@ -102,19 +142,24 @@ impl Metadata {
         }
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         let mut value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{}: not valid JSON", file.display()))?;
-        match value.as_object_mut().and_then(|fields| fields.shift_remove("format")).as_ref().and_then(Value::as_u64) {
-            Some(FORMAT) => {}
-            Some(other) => bail!("{}: field format is {other}; this version of ptune reads {FORMAT}", file.display()),
+        let format = match value.as_object_mut().and_then(|fields| fields.shift_remove("format")).as_ref().and_then(Value::as_u64) {
+            Some(format @ (FORMAT | FORMAT_OF_HEADS)) => format,
+            Some(other) => {
+                bail!("{}: field format is {other}; this version of ptune reads {FORMAT} and {FORMAT_OF_HEADS}", file.display())
+            }
             None => bail!("{}: field format is missing; this is not a file of ptune", file.display()),
-        }
+        };
         let metadata: Metadata = serde_json::from_value(value).with_context(|| format!("{}: wrong field", file.display()))?;
+        if metadata.format() != format {
+            bail!("{}: field format is {format}, which does not go with {} heads", file.display(), metadata.heads.len());
+        }
         metadata.validate().with_context(|| file.display().to_string())?;
         Ok(Some(metadata))
     }
 
     pub(super) fn write(&self, file: &Path) -> Result<()> {
         self.validate()?;
-        let mut fields = serde_json::Map::from_iter([("format".to_string(), FORMAT.into())]);
+        let mut fields = serde_json::Map::from_iter([("format".to_string(), self.format().into())]);
         if let Value::Object(own) = serde_json::to_value(self)? {
             fields.extend(own);
         }
@@ -146,6 +191,15 @@ impl Metadata {
         let labels = self.labels.as_deref().unwrap_or_default();
         if let Some(twice) = labels.iter().enumerate().find(|(index, label)| labels[..*index].contains(label)) {
             bail!("field labels has {:?} twice", twice.1);
+        }
+        for (name, head) in &self.heads {
+            head.validate().with_context(|| format!("field heads, {name}"))?;
+            if !is_name(name) || head.task.is_none() || !head.heads.is_empty() {
+                bail!("field heads: {name:?} is no head of a name (letters, digits, - and _) with a task");
+            }
+            if head.without_head() != self.without_head() {
+                bail!("field heads: {name} has another prefix, model or dropout than the adapter");
+            }
         }
         Ok(())
     }
@@ -188,6 +242,7 @@ pub(super) mod tests {
             weight_format: WeightFormat::Fp16,
             base_model: "model".into(),
             fingerprint: None,
+            heads: BTreeMap::new(),
         }
     }
 

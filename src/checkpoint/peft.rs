@@ -74,10 +74,12 @@ pub fn config(metadata: &Metadata, spec: &Specification, peft_type: &str) -> Res
         Some(TaskKind::Classification | TaskKind::MultipleChoice) => ("SEQ_CLS", ["classifier", "score"].repeat(2)),
         Some(TaskKind::Tagging) => ("TOKEN_CLS", ["classifier", "score"].repeat(2)),
         Some(TaskKind::Qa) => ("QUESTION_ANS", ["qa_outputs"].repeat(2)),
+        None if !metadata.heads.is_empty() => ("", vec![]),
         None => bail!("the adapter's task is not known; give it with --task"),
     };
-    // It has none for masked-language-model heads.
-    let task_type = (metadata.verbalizer.is_none() || spec.mask != MaskKind::Full).then_some(task_type);
+    // It has none for masked-language-model heads, nor for several.
+    let known = metadata.has_head() && (metadata.verbalizer.is_none() || spec.mask != MaskKind::Full);
+    let task_type = known.then_some(task_type);
     if metadata.is_prompt() {
         return Ok(json!({
             "auto_mapping": null,
@@ -126,6 +128,9 @@ pub fn obstacles(metadata: &Metadata, spec: &Specification, stored_pooler: bool)
     let mut reasons = vec![];
     if spec.mask == MaskKind::Separator {
         reasons.push("transformers has no class for the GLM of 2021".into());
+    }
+    if !metadata.heads.is_empty() {
+        reasons.push(format!("it has the heads of {} data sets", metadata.heads.len()));
     }
     let prompt = metadata.is_prompt();
     if family.model_types.contains(&"deberta") && !prompt {

@@ -30,6 +30,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    arguments.scoring.one_adapter("give one")?;
     set_threads(arguments.scoring.threads)?;
     let terminal = Terminal::new(arguments.json);
     let options = ScoringOptions { tag_scheme: arguments.tag_scheme, ..arguments.scoring.options(&arguments.data, &arguments.split) };

@@ -1,7 +1,7 @@
 //! `ptune inspect`: what a model or an adapter is.
 
 use super::print;
-use crate::checkpoint::{Adapter, FrozenModel, WeightFormat};
+use crate::checkpoint::{Adapter, FrozenModel, Metadata, WeightFormat};
 use crate::engine::{Capacity, EngineOptions, MemoryMode, Plan, PrefixOptions};
 use crate::model::{HeadSpec, Pooling, Positions, Reads, TaskKind, default_head};
 use crate::run::memory::{grouped, readable};
@@ -108,24 +108,24 @@ fn model(directory: &Path) -> Result<String> {
         "trained",
         format!("{} parameters, {share:.2} % of the model, by a prefix of {PREFIX} and 2 labels", grouped(trained as u64)),
     );
-    text.push_str(&default_plan(&model, prefix, head, WeightFormat::default())?);
+    text.push_str(&default_plan(&model, prefix, vec![head], WeightFormat::default())?);
     Ok(text)
 }
 
 /// The memory plan of a training run at full length; nothing where the position table has no room behind the prefix.
-fn default_plan(model: &FrozenModel, prefix: PrefixOptions, head: HeadSpec, weight_format: WeightFormat) -> Result<String> {
+fn default_plan(model: &FrozenModel, prefix: PrefixOptions, heads: Vec<HeadSpec>, weight_format: WeightFormat) -> Result<String> {
     let spec = &model.spec;
     let length = LENGTH.min(prefix.room(spec));
     if length == 0 {
         return Ok(String::new());
     }
     let title = format!("\nmemory plan of training it: prefix {}, batch {BATCH} x {length} tokens\n", prefix.length);
-    let rows = if head.reads == Reads::Sequences { BATCH } else { BATCH * length };
+    let rows = if heads.iter().all(|head| head.reads == Reads::Sequences) { BATCH } else { BATCH * length };
     let capacity =
         Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
     let options = EngineOptions {
         prefix,
-        head,
+        heads,
         hidden_dropout: 0.1,
         attention_dropout: spec.attention_dropout,
         seed: 0,
@@ -143,18 +143,13 @@ fn adapter(directory: &Path) -> Result<String> {
     line(&mut text, "adapter", directory.display());
     line(&mut text, "made by", if adapter.foreign { "another program (PEFT's files alone)" } else { "ptune" });
     line(&mut text, "base model", &metadata.base_model);
-    let named = metadata.named_task.as_deref();
-    line(&mut text, "task", named.unwrap_or(metadata.task.map_or("not told by the files", TaskKind::name)));
-    match &metadata.labels {
-        Some(labels) => line(&mut text, "labels", format!("{}: {}", labels.len(), labels.join(", "))),
-        None => line(&mut text, "labels", "none stored"),
+    if metadata.heads.is_empty() {
+        head_lines(&mut text, metadata);
     }
-    let head = match (&metadata.verbalizer, metadata.task) {
-        (Some(words), _) => format!("none trained: the words {words:?} in the blank [MASK]"),
-        (None, Some(TaskKind::CausalLm)) => "none trained: the model's language-model head".to_string(),
-        (None, _) => metadata.head.name().to_string(),
-    };
-    line(&mut text, "head", head);
+    for (name, head) in &metadata.heads {
+        line(&mut text, "named head", name);
+        head_lines(&mut text, head);
+    }
     let layers = crate::run::LayerSet::from_indices(&metadata.prefix_layers);
     let positions = if metadata.shifted_positions { "shifted" } else { "unshifted" };
     line(
@@ -176,9 +171,6 @@ fn adapter(directory: &Path) -> Result<String> {
             format!("{}: the base model's matrices, in training and wherever else is not said", metadata.weight_format.name()),
         );
     }
-    if let Some(length) = metadata.max_length {
-        line(&mut text, "lengths", format!("max-length {length}, doc-stride {}", metadata.doc_stride.unwrap_or(0)));
-    }
     let total: usize = adapter.tensors.values().map(|tensor| tensor.values.len()).sum();
     line(&mut text, "parameters", grouped(total as u64));
     for (name, tensor) in &adapter.tensors {
@@ -194,7 +186,10 @@ fn adapter(directory: &Path) -> Result<String> {
         line(&mut text, "warning", warning);
     }
     line(&mut text, "share", format!("{:.2} % of the model", 100.0 * total as f64 / model.spec.parameters() as f64));
-    if let Some(head) = metadata.head_spec(metadata.labels.as_ref().map_or(2, Vec::len), &model.spec) {
+    let spec = |head: &Metadata| head.head_spec(head.labels.as_ref().map_or(2, Vec::len), &model.spec);
+    let several = metadata.heads.iter().filter_map(|(name, head)| Some(spec(head)?.named(name)));
+    let heads: Vec<HeadSpec> = spec(metadata).into_iter().chain(several).collect();
+    if !heads.is_empty() {
         let prefix = PrefixOptions {
             length: metadata.prefix_length,
             layers: metadata.prefix_layers.clone(),
@@ -202,7 +197,26 @@ fn adapter(directory: &Path) -> Result<String> {
             shifted: metadata.shifted_positions,
             dropout: metadata.prefix_dropout,
         };
-        text.push_str(&default_plan(&model, prefix, head, metadata.weight_format)?);
+        text.push_str(&default_plan(&model, prefix, heads, metadata.weight_format)?);
     }
     Ok(text)
+}
+
+/// What there is to tell of a head.
+fn head_lines(text: &mut String, metadata: &Metadata) {
+    let named = metadata.named_task.as_deref();
+    line(text, "task", named.unwrap_or(metadata.task.map_or("not told by the files", TaskKind::name)));
+    match &metadata.labels {
+        Some(labels) => line(text, "labels", format!("{}: {}", labels.len(), labels.join(", "))),
+        None => line(text, "labels", "none stored"),
+    }
+    let head = match (&metadata.verbalizer, metadata.task) {
+        (Some(words), _) => format!("none trained: the words {words:?} in the blank [MASK]"),
+        (None, Some(TaskKind::CausalLm)) => "none trained: the model's language-model head".to_string(),
+        (None, _) => metadata.head.name().to_string(),
+    };
+    line(text, "head", head);
+    if let Some(length) = metadata.max_length {
+        line(text, "lengths", format!("max-length {length}, doc-stride {}", metadata.doc_stride.unwrap_or(0)));
+    }
 }

@@ -88,8 +88,11 @@ struct ScoringArguments {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Folder of the adapter (of ptune or of PEFT)
-    #[arg(long, value_name = "DIR")]
-    adapter: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    adapter: Vec<PathBuf>,
+    /// Head of an adapter that has several (ptune inspect lists them)
+    #[arg(long, value_name = "NAME")]
+    head: Option<String>,
     /// Task (as for train); needed only where a foreign adapter's files do not tell
     #[arg(long, value_name = "TASK")]
     task: Option<TaskName>,
@@ -141,11 +144,20 @@ struct ScoringArguments {
 }
 
 impl ScoringArguments {
-    /// Of labelled data; `predict` says otherwise.
+    /// Refuses several adapters.
+    fn one_adapter(&self, remedy: &str) -> Result<()> {
+        if let [_, second, ..] = self.adapter.as_slice() {
+            usage!("--adapter {}: is the second one; {remedy}", second.display());
+        }
+        Ok(())
+    }
+
+    /// Of labelled data and the first adapter; `predict` says otherwise.
     fn options(&self, data: &std::path::Path, split: &str) -> crate::run::scoring::ScoringOptions {
         crate::run::scoring::ScoringOptions {
             model: self.model.clone(),
-            adapter: self.adapter.clone(),
+            adapter: self.adapter.first().cloned().unwrap_or_default(),
+            head: self.head.clone(),
             data: data.to_path_buf(),
             split: split.to_string(),
             task: self.task,
@@ -157,6 +169,7 @@ impl ScoringArguments {
                 word: self.word_column,
                 tag: self.tag_column,
                 ignore_labels: false,
+                choice: None,
             },
             tag_scheme: None,
             long_sentences: self.long_sentences,

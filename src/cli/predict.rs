@@ -4,10 +4,11 @@ use super::{ScoringArguments, set_threads};
 use crate::checkpoint::write_atomically;
 use crate::data::TagScheme;
 use crate::run::interrupt::Interrupt;
+use crate::run::routing;
 use crate::run::scoring::{Scoring, ScoringOptions};
 use crate::run::terminal::Terminal;
-use crate::task::With;
 use crate::task::named::{self, TEST};
+use crate::task::{Prediction, With};
 use crate::usage;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -28,6 +29,9 @@ pub struct Arguments {
     output: PathBuf,
     #[command(flatten)]
     scoring: ScoringArguments,
+    /// Column by which each record chooses one of several adapters, given as --adapter NAME=DIR (.jsonl, .json, .csv, .tsv)
+    #[arg(long, value_name = "COLUMN")]
+    adapter_column: Option<String>,
     /// Also write a submission of a named task in its official form: SuperGLUE's JSONL, GLUE's TSV, SQuAD's JSON
     #[arg(long, value_name = "FILE")]
     submission: Option<PathBuf>,
@@ -93,12 +97,23 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         logits: wants(Extra::Logits),
         ..arguments.scoring.options(&arguments.input, &arguments.split)
     };
-    let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
-    let scheme = arguments.tag_scheme.and_then(|Spelling(scheme)| scheme.or(scoring.tag_scheme));
-    let with = With { logits: wants(Extra::Logits), input_ids: wants(Extra::InputIds), scheme };
-    let predictions = scoring.predict();
+    let interrupt = Interrupt::install()?;
+    let scorings = match &arguments.adapter_column {
+        Some(column) => routing::run(&options, &arguments.scoring.adapter, column, &terminal, &interrupt)?,
+        None => {
+            arguments.scoring.one_adapter("several need --adapter-column COLUMN, by which each record chooses")?;
+            vec![Scoring::run(&options, &terminal, &interrupt)?]
+        }
+    };
+    let of = |scoring: &Scoring| arguments.tag_scheme.and_then(|Spelling(scheme)| scheme.or(scoring.tag_scheme));
+    let mut found: Vec<(Option<TagScheme>, Prediction)> =
+        scorings.iter().flat_map(|scoring| scoring.predict().into_iter().map(move |prediction| (of(scoring), prediction))).collect();
+    // In the order of the input.
+    found.sort_by_key(|(_, prediction)| prediction.example.record);
+    let (schemes, predictions): (Vec<_>, Vec<_>) = found.into_iter().unzip();
     write_atomically(&arguments.output, |writer| {
-        for (index, prediction) in predictions.iter().enumerate() {
+        for (index, (scheme, prediction)) in schemes.iter().zip(&predictions).enumerate() {
+            let with = With { logits: wants(Extra::Logits), input_ids: wants(Extra::InputIds), scheme: *scheme };
             let mut line = prediction.to_json(index, &with);
             if arguments.n_best > 0 {
                 line["n_best"] = prediction.best_answers(arguments.n_best);
@@ -108,7 +123,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Ok(())
     })?;
-    if let Some(submission) = &arguments.submission {
+    if let (Some(submission), [scoring]) = (&arguments.submission, scorings.as_slice()) {
         let form = scoring.task.named().map_or(named::Submission::None, |task| task.submission);
         let examples = &scoring.split.examples;
         write_atomically(submission, |writer| named::write_submission(form, writer, examples, &predictions))?;

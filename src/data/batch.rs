@@ -45,6 +45,8 @@ impl RowArrays {
 
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
+    /// The head that it goes through, among the engine's.
+    pub head: usize,
     pub ids: Vec<i32>,
     pub positions: Vec<i32>,
     pub types: Vec<i32>,
@@ -74,6 +76,8 @@ pub struct Packing {
     pub shift: usize,
     /// Rows of a prompt in front of each sequence: tokens to everything but the head, with ids -1, -2, ...
     pub prompt: usize,
+    /// The head, among the engine's.
+    pub head: usize,
     pub grouping: Grouping,
     /// Columns of the head's logits.
     pub columns: usize,
@@ -84,6 +88,7 @@ impl Batch {
     /// Errors: an index that lies outside the table that the model looks it up in; a sequence without tokens.
     pub fn pack(&mut self, packing: &Packing, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
         self.clear();
+        self.head = packing.head;
         let mut ordinal = first_ordinal as i32;
         for &feature in features {
             let (first_row, first_sequence) = (self.readout.count(), self.readout.offsets.len() - 1);
@@ -232,7 +237,7 @@ mod tests {
 
     fn pack_as(mask: MaskKind, sequence: Sequence, targets: Vec<i32>) -> Result<Batch> {
         let spec = Specification { vocabulary: 10, token_types: 2, mask, ..Specification::tiny() };
-        let packing = Packing { spec, shift: 3, prompt: 0, grouping: Grouping::PerRow, columns: 2 };
+        let packing = Packing { spec, shift: 3, prompt: 0, head: 0, grouping: Grouping::PerRow, columns: 2 };
         let feature = Feature { example: 4, first_sequence: 0, sequences: 1, targets };
         let set = FeatureSet { sequences: vec![sequence], features: vec![feature], examples: 5 };
         let mut batch = Batch::default();
@@ -253,7 +258,7 @@ mod tests {
     #[test]
     fn a_prompt_is_rows_in_front() {
         let spec = Specification { vocabulary: 10, token_types: 2, mask: MaskKind::Separator, ..Specification::tiny() };
-        let packing = Packing { spec, shift: 2, prompt: 2, grouping: Grouping::PerRow, columns: 2 };
+        let packing = Packing { spec, shift: 2, prompt: 2, head: 0, grouping: Grouping::PerRow, columns: 2 };
         let sequence = Sequence { ids: vec![5, 6, 7], types: vec![0, 1, 1], readout: vec![0, 2], separator: 1, ..Sequence::default() };
         let feature = |first_sequence| Feature { first_sequence, sequences: 1, ..Feature::default() };
         let long = Sequence { ids: vec![1; 63], readout: vec![0], ..Sequence::default() };
@@ -294,7 +299,7 @@ mod tests {
             token_types: 0,
             ..Specification::tiny()
         };
-        let packing = Packing { spec: spec.clone(), shift: 0, prompt: 0, grouping: Grouping::PerSequence, columns: 1 };
+        let packing = Packing { spec: spec.clone(), shift: 0, prompt: 0, head: 0, grouping: Grouping::PerSequence, columns: 1 };
         let frame =
             Sequence { ids: vec![5, 6, 7, 8, 9], separator: 3, blank: Some(1), readout: vec![3, 4], predicts: vec![2, 3], types: vec![] };
         let whole = Sequence { readout: vec![2], predicts: vec![4], ..Sequence::text(vec![5, 6, 7], vec![], vec![]) };
@@ -312,7 +317,7 @@ mod tests {
     #[test]
     fn rows_that_predict_tokens() {
         let spec = Specification { mask: MaskKind::Causal, ..Specification::tiny() };
-        let packing = Packing { spec: spec.clone(), shift: 0, prompt: 0, grouping: Grouping::PerToken, columns: 0 };
+        let packing = Packing { spec: spec.clone(), shift: 0, prompt: 0, head: 0, grouping: Grouping::PerToken, columns: 0 };
         let pack = |targets: Vec<i32>| {
             let sequence = Sequence { ids: vec![1, 2, 3], readout: vec![1, 2], ..Sequence::default() };
             let feature = Feature { sequences: 1, targets, ..Feature::default() };

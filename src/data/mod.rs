@@ -12,7 +12,7 @@ pub use feature::{Feature, FeatureSet, Grouping, Sequence};
 pub use order::epoch_order;
 #[cfg(test)]
 pub(crate) use read::mutated;
-pub use read::{Columns, Expand, Layout, Official, Record, official_examples, read_examples};
+pub use read::{Choice, Columns, Expand, Layout, Official, Record, official_examples, read_examples};
 pub(crate) use read::{cell_label, describe, label, objects, string, take};
 pub use scheme::{TagScheme, scheme_of, to_iob2};
 pub use tokenizer::{Encoded, TextTokenizer, Window};
@@ -120,12 +120,14 @@ pub struct Origin {
 pub struct Example {
     pub content: Content,
     pub place: String,
+    /// Number of its record in the file, from 1; 0 in files without records.
+    pub record: usize,
     /// Of examples of a named task.
     pub origin: Option<Origin>,
 }
 
 impl Example {
     pub fn new(content: Content, place: String) -> Example {
-        Example { content, place, origin: None }
+        Example { content, place, record: 0, origin: None }
     }
 }

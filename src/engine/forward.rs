@@ -165,7 +165,7 @@ impl Engine {
         self.backend.activation_forward(self.spec.activation, buffers.up.first_rows(count), a);
         down.forward(self.backend.as_mut(), a, branch);
         let next = self.here().inputs.get(layer + 1).copied();
-        let next = next.unwrap_or(LayerInput { hidden: self.plan.head.input, stream: None });
+        let next = next.unwrap_or(LayerInput { hidden: self.head_buffers().input, stream: None });
         let (out, sum) = (next.hidden.first_rows(count), next.stream.map(|stream| stream.first_rows(count)));
         let residual = middle_stream.unwrap_or(middle).first_rows(count);
         let site = Some((Site::FeedForwardOutput, layer, mode, queries));

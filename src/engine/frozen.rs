@@ -11,7 +11,7 @@ use super::streaming::Ring;
 use super::words::WordHead;
 use crate::backend::{ARENA, BufferId, DType, HOST, Precision, Sizing, View};
 use crate::checkpoint::{FrozenModel, Tensor, WeightFormat, Weights};
-use crate::model::{NormPlace, Output, Pooling, Slot, Specification};
+use crate::model::{HeadSpec, NormPlace, Output, Pooling, Slot, Specification};
 use anyhow::{Result, bail};
 
 #[derive(Clone, Copy, Debug)]
@@ -233,16 +233,16 @@ impl Placer<'_> {
 }
 
 impl Frozen {
-    /// Decides where every tensor lies, of those that a head needs besides too.
+    /// Decides where every tensor lies, of those that heads need besides too; a head that is not trained is the only one.
     /// Streamed layers get their places in the arena by [`Frozen::stream`], and 8-bit ones theirs to be widened to by
     /// [`Frozen::widen`].
     pub fn lay_out(model: &FrozenModel, backend: &dyn Sizing, options: &EngineOptions, layout: &mut Layout) -> Result<Frozen> {
-        let (spec, precision, head) = (&model.spec, backend.precision(), &options.head);
+        let (spec, precision, heads) = (&model.spec, backend.precision(), &options.heads);
         let (host, at_home, format) = (Layout::default(), false, WeightFormat::Fp16);
         let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new(), host, at_home, format };
         let has = |slot| spec.shape(slot).is_some();
         // Of the table only a batch's rows travel, where no head reads all of it.
-        placer.at_home = options.memory.weights == Residency::Streamed && !(spec.tied_head && head.output == Output::Vocabulary);
+        placer.at_home = options.memory.weights == Residency::Streamed && !(spec.tied_head && heads[0].output == Output::Vocabulary);
         let word = placer.matrix(layout, Slot::WordEmbedding)?;
         placer.at_home = false;
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
@@ -269,19 +269,20 @@ impl Frozen {
         (placer.at_home, placer.format) = (false, WeightFormat::Fp16);
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
         let predicting = if spec.tied_head { Slot::WordEmbedding } else { Slot::LanguageHead };
-        if !head.is_trained() && spec.embedding_size != spec.hidden_size {
+        if !heads.iter().all(HeadSpec::is_trained) && spec.embedding_size != spec.hidden_size {
             bail!("a language-model head behind a projection of embeddings is not supported ({})", spec.family);
         }
-        let language_head = match &head.output {
+        let output = &heads[0].output;
+        let language_head = match output {
             Output::Vocabulary if spec.tied_head => Some(word),
             Output::Vocabulary => Some(placer.matrix(layout, predicting)?),
             _ => None,
         };
-        let words = match &head.output {
-            Output::Words(tokens) => Some(WordHead::lay_out(&mut placer, head.pooling, tokens, layout)?),
+        let words = match output {
+            Output::Words(tokens) => Some(WordHead::lay_out(&mut placer, heads[0].pooling, tokens, layout)?),
             _ => None,
         };
-        let pooler = match (head.pooling == Pooling::Frozen, model.has_pooler()) {
+        let pooler = match (heads.iter().any(|head| head.pooling == Pooling::Frozen), model.has_pooler()) {
             (false, _) => None,
             (true, true) => Some(placer.linear(layout, Slot::Pooler)?),
             // Made by the engine, or brought by an adapter.

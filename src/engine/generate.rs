@@ -135,7 +135,7 @@ impl Engine {
 
     /// The likeliest token of each of the head's rows.
     fn likeliest(&mut self, count: usize) -> Result<Vec<u32>> {
-        let best = self.plan.head.vocabulary.context("the head does not predict tokens")?.best;
+        let best = self.head_buffers().vocabulary.context("the head does not predict tokens")?.best;
         let values = self.read_values(best.col_range(0, count));
         self.backend.check()?;
         Ok(values.into_iter().map(|value| value as u32).collect())

@@ -72,6 +72,20 @@ impl Layout {
         (a, b)
     }
 
+    /// Sets of buffers of which one is in use at a time share their memory.
+    pub fn one_of<T, R>(&mut self, items: &[T], mut cut: impl FnMut(&mut Layout, &T) -> R) -> Vec<R> {
+        let (start, mut end) = (self.cursor, self.cursor);
+        let sets = items.iter().map(|item| {
+            self.cursor = start;
+            let set = cut(self, item);
+            end = end.max(self.cursor);
+            set
+        });
+        let sets = sets.collect();
+        self.cursor = end;
+        sets
+    }
+
     pub fn finish(self) -> (usize, Vec<Region>) {
         (self.cursor, self.regions)
     }
@@ -108,8 +122,10 @@ mod tests {
         assert_eq!((a.offset, a.end(), b.offset), (0, 60, 256));
         let (c, d) = layout.either(|layout| layout.vector(1000, DType::F32), |layout| layout.vector(10, DType::F32));
         assert_eq!((c.offset, d.offset), (512, 512));
+        let sets = layout.one_of(&[10, 300], |layout, &count| layout.vector(count, DType::F32));
+        assert_eq!(sets.iter().map(|set| set.offset).collect::<Vec<_>>(), [4608, 4608]);
         let (total, regions) = layout.finish();
-        assert_eq!(total, 512 + 4096);
+        assert_eq!(total, 512 + 4096 + 1280);
         assert_eq!(regions, [Region { name: "both", bytes: 512, formula: String::new(), parts: Vec::new() }]);
     }
 

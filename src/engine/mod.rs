@@ -36,14 +36,14 @@ pub use step::{StepReport, Update};
 use crate::backend::{Backend, DType, Dropout, Instruments, Rows, Scope, Site, View, stream_key};
 use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Grouping, Packing, RowArrays};
-use crate::model::{MaskKind, Positions, Specification};
+use crate::model::{HeadSpec, MaskKind, Positions, Specification};
 use anyhow::{Result, ensure};
-use plan::{RowViews, Slot};
+use plan::{HeadBuffers, RowViews, Slot};
 use scale::LossScale;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// A frozen model, its prefixes and its head on a backend.
+/// A frozen model, its prefixes and its heads on a backend.
 pub struct Engine {
     backend: Box<dyn Backend>,
     spec: Specification,
@@ -120,7 +120,18 @@ impl Engine {
     /// Lays out the run, loads the frozen weights and makes the initial head and prefix (N(0, 0.02)).
     /// Errors: a tensor that fp16 cannot hold, a capacity beyond the position table, not enough memory.
     pub fn new(backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
-        let mut engine = Engine::empty(backend, model, options, capacity)?;
+        Engine::in_turns(backend, model, options, capacity, &[])
+    }
+
+    /// [`Engine::new`] with room for other prefixes and capacities, which [`Engine::turn_to`] lays out on the same weights.
+    pub fn in_turns(
+        backend: Box<dyn Backend>,
+        model: &FrozenModel,
+        options: EngineOptions,
+        capacity: Capacity,
+        turns: &[(PrefixOptions, Capacity)],
+    ) -> Result<Engine> {
+        let mut engine = Engine::laid_out(backend, model, options, capacity, turns)?;
         let started = Instant::now();
         engine.plan.frozen.load(model, engine.backend.as_mut())?;
         engine.loading.time = started.elapsed();
@@ -134,7 +145,17 @@ impl Engine {
     }
 
     /// Lays out the run and loads nothing: for those who want to know what a step has to do, not what it computes.
-    pub fn empty(mut backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
+    pub fn empty(backend: Box<dyn Backend>, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<Engine> {
+        Engine::laid_out(backend, model, options, capacity, &[])
+    }
+
+    fn laid_out(
+        mut backend: Box<dyn Backend>,
+        model: &FrozenModel,
+        options: EngineOptions,
+        capacity: Capacity,
+        turns: &[(PrefixOptions, Capacity)],
+    ) -> Result<Engine> {
         let spec = model.spec.clone();
         options.prefix.check_positions(&spec, capacity.longest + capacity.generated)?;
         let files = if backend.reads_files() { model.files() } else { &[] };
@@ -142,7 +163,12 @@ impl Engine {
             let buffer = backend.attach(file.clone());
             assert_eq!(buffer, frozen::file_buffer(number));
         }
-        let plan = Plan::new(model, &options, capacity, backend.as_ref())?;
+        let mut plan = Plan::new(model, &options, capacity, backend.as_ref())?;
+        for (prefix, capacity) in turns {
+            prefix.check_positions(&spec, capacity.longest + capacity.generated)?;
+            let options = EngineOptions { prefix: prefix.clone(), ..options.clone() };
+            plan.cover(&Plan::new(model, &options, *capacity, backend.as_ref())?);
+        }
         let used_before = backend.machine().memory_used_bytes;
         backend.allocate(plan.total, plan.scratch)?;
         if plan.host > 0 {
@@ -171,6 +197,21 @@ impl Engine {
             bare: false,
             used_before,
         })
+    }
+
+    /// Lays out another prefix and capacity, which [`Engine::in_turns`] made room for, on the frozen weights that are there. What
+    /// is trained begins anew.
+    pub fn turn_to(&mut self, model: &FrozenModel, prefix: &PrefixOptions, capacity: Capacity) -> Result<()> {
+        ensure!(self.options.memory.weights == Residency::Resident, "streamed weights serve one plan");
+        let options = EngineOptions { prefix: prefix.clone(), ..self.options.clone() };
+        self.plan = Plan::new(model, &options, capacity, self.backend.as_ref())?.in_arena_of(&self.plan)?;
+        self.options = options;
+        // As a new arena is.
+        self.backend.zero(self.plan.unfrozen());
+        self.write_rotations();
+        self.initialise(PrefixInit::Normal);
+        self.cache_relative();
+        Ok(())
     }
 
     pub fn plan(&self) -> &Plan {
@@ -211,19 +252,23 @@ impl Engine {
         self.plan.trainables.list.iter().map(|t| TrainableInfo { name: t.name.clone(), shape: t.shape }).collect()
     }
 
-    /// How batches for [`Engine::forward_packed`] and [`Engine::accumulate_packed`] are to be packed: with a copy of it
-    /// another thread can pack the next batch while this one is being computed.
-    pub fn packing(&self) -> Packing {
-        Packing {
-            spec: self.spec.clone(),
-            shift: self.shift(),
-            prompt: self.prompt(),
-            grouping: self.options.head.grouping,
-            columns: self.options.head.columns,
-        }
+    /// How batches for [`Engine::forward_packed`] and [`Engine::accumulate_packed`] that go through a head are to be packed:
+    /// with a copy of it another thread can pack the next batch while this one is being computed.
+    pub fn packing(&self, head: usize) -> Packing {
+        let HeadSpec { grouping, columns, .. } = self.options.heads[head];
+        Packing { spec: self.spec.clone(), shift: self.shift(), prompt: self.prompt(), head, grouping, columns }
     }
 
-    /// Logits of features, without dropout: for each, \[rows, columns\] row-major. Of rows that predict tokens, pairs: the
+    /// The head that the batch at hand goes through.
+    fn head(&self) -> &HeadSpec {
+        &self.options.heads[self.batch.head]
+    }
+
+    fn head_buffers(&self) -> &HeadBuffers {
+        &self.plan.heads[self.batch.head]
+    }
+
+    /// Logits of features by the first head, without dropout: for each, \[rows, columns\] row-major. Of rows that predict tokens, pairs: the
     /// target's log-probability, and 1 where it is the likeliest token, else 0.
     pub fn forward(&mut self, set: &FeatureSet, features: &[usize]) -> Result<Vec<Vec<f64>>> {
         let rows = self.load_batch(set, features, 0)?;
@@ -241,7 +286,7 @@ impl Engine {
     fn evaluate(&mut self, rows: BatchRows) -> Result<Vec<Vec<f64>>> {
         ensure!(self.group.is_empty(), "an evaluation in the middle of a step");
         self.run_forward(Mode::Evaluate, std::slice::from_ref(&rows));
-        let (values, columns) = match (self.options.head.grouping, self.plan.head.vocabulary) {
+        let (values, columns) = match (self.head().grouping, self.head_buffers().vocabulary) {
             (Grouping::PerToken, Some(buffers)) => {
                 let of_rows = |view: View| view.col_range(0, rows.readout.count);
                 let log_probabilities = self.read_values(of_rows(buffers.log_probability));
@@ -251,7 +296,7 @@ impl Engine {
             }
             _ => {
                 let count = self.batch.feature_rows.iter().sum();
-                (self.read_values(self.plan.head.logits.first_rows(count)), self.options.head.columns)
+                (self.read_values(self.head_buffers().logits.first_rows(count)), self.head().columns)
             }
         };
         self.backend.check()?;
@@ -268,9 +313,9 @@ impl Engine {
             .collect())
     }
 
-    /// Packs features and brings them to the backend.
+    /// Packs features for the first head and brings them to the backend.
     fn load_batch(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<BatchRows> {
-        let packing = self.packing();
+        let packing = self.packing(0);
         self.batch.pack(&packing, set, features, first_ordinal)?;
         self.load_packed()
     }
@@ -316,7 +361,7 @@ impl Engine {
         upload(buffers.types, &batch.types);
         upload(buffers.readout_rows, &batch.readout_rows);
         upload(buffers.groups, &batch.groups);
-        if self.plan.head.vocabulary.is_some() {
+        if self.plan.heads[batch.head].vocabulary.is_some() {
             upload(buffers.targets, &batch.row_targets);
         }
         let readout_positions = if self.plan.rotary.is_some() { batch.readout_positions.as_slice() } else { &[] };

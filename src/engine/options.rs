@@ -115,7 +115,8 @@ impl PrefixOptions {
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
     pub prefix: PrefixOptions,
-    pub head: HeadSpec,
+    /// One a data set: a batch goes through one of them, by its place in this list.
+    pub heads: Vec<HeadSpec>,
     /// Rate in the frozen model and before the head's last layer.
     pub hidden_dropout: f64,
     /// Rate on attention probabilities.

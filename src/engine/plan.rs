@@ -14,8 +14,8 @@ use super::vocabulary::VocabularyBuffers;
 use crate::backend::{DType, HOST, Precision, ScratchNeed, Sizing, View};
 use crate::checkpoint::{FrozenModel, WeightFormat};
 use crate::data::Grouping;
-use crate::model::{MaskKind, Output, Pooling, Positions, Specification};
-use anyhow::Result;
+use crate::model::{HeadSpec, MaskKind, Output, Pooling, Positions, Specification};
+use anyhow::{Result, ensure};
 use std::fmt;
 
 /// Token counts are rounded up to a multiple of this, so that shapes of large products recur.
@@ -144,7 +144,8 @@ pub struct Plan {
     pub(super) forward: ForwardScratch,
     pub(super) entry: EntryScratch,
     pub(super) backward: BackwardScratch,
-    pub(super) head: HeadBuffers,
+    /// One a head, in the same memory.
+    pub(super) heads: Vec<HeadBuffers>,
     /// Keys and values of generated text.
     pub(super) cache: Option<CacheBuffers>,
     /// \[positions, D\]: cosines and sines by which queries and keys are rotated.
@@ -181,10 +182,12 @@ impl Plan {
         let spec = &model.spec;
         let precision = backend.precision();
         let master = precision.master;
+        let trained = options.heads.iter().all(HeadSpec::is_trained);
+        ensure!(!options.heads.is_empty() && (trained || options.heads.len() == 1), "only trained heads can be several");
         let prompt = options.prefix.prompt();
         let capacity = options.prefix.widened(capacity);
-        // A head that reads every token reads none of a prompt's rows.
-        let tail = !options.head.reads_every_token() || prompt > 0;
+        // Heads that read every token read none of a prompt's rows.
+        let tail = !options.heads.iter().all(HeadSpec::reads_every_token) || prompt > 0;
         let tokens = capacity.tokens.next_multiple_of(TOKEN_GRANULE);
         let rows = if tail { capacity.rows } else { tokens };
         let sizes = Sizes { spec, precision, tokens, rows };
@@ -216,7 +219,7 @@ impl Plan {
         let times = if together > 1 { format!("{together} x ") } else { String::new() };
         let formula = format!("int32: {times}(5 x {tokens} tokens, 3 x {rows} head rows, {} groups)", capacity.groups);
         let formula = formula + if frozen.word.buffer == HOST { ", and the tokens' embeddings" } else { "" };
-        let predicts = options.head.output == Output::Vocabulary;
+        let predicts = options.heads.iter().any(|head| head.output == Output::Vocabulary);
         let batch = |layout: &mut Layout| sizes.batch(layout, capacity, predicts, frozen.word);
         let batches: Vec<BatchBuffers> = layout.region("batch", formula, |layout| (0..together).map(|_| batch(layout)).collect());
 
@@ -256,10 +259,11 @@ impl Plan {
                 layout.region("remade activations", formula, |layout| sizes.remade(layout, reach))
             }
         };
-        let formula = format!("{rows} rows x (2H + logits {} + pooled)", options.head.columns);
-        let (head, d_inputs) = layout.region("head", formula, |layout| {
+        let columns = options.heads.iter().map(|head| head.columns).max().unwrap_or(0);
+        let formula = format!("{rows} rows x (2H + logits {columns} + pooled)");
+        let (mut heads, d_inputs) = layout.region("head", formula, |layout| {
             let d_inputs: Vec<View> = (0..together).map(|_| layout.matrix(rows, h, precision.activation)).collect();
-            (sizes.head(layout, options, capacity.sequences), d_inputs)
+            (layout.one_of(&options.heads, |layout, head| sizes.head(layout, head, capacity.sequences)), d_inputs)
         });
         let vocabulary = predicts.then(|| {
             let chunk = match capacity.logit_rows {
@@ -270,7 +274,7 @@ impl Plan {
             let lay_out = |layout: &mut Layout| VocabularyBuffers::lay_out(layout, precision, rows, chunk, spec.vocabulary);
             layout.region("vocabulary logits", formula, lay_out)
         });
-        let head = HeadBuffers { vocabulary, ..head };
+        heads.iter_mut().for_each(|head| head.vocabulary = vocabulary);
         let prompts = sizes.prompts(&mut layout, reach);
         let cache = (capacity.generated > 0).then(|| {
             let length = capacity.longest + capacity.generated;
@@ -318,14 +322,15 @@ impl Plan {
             sequences: capacity.sequences * if capacity.generated > 0 { 2 } else { 1 },
             groups: capacity.groups,
             parameters: trainables.gradients.len(),
-            widest: [h, f, up, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, options.head.columns]
+            widest: [h, f, up, q + 2 * kv, options.prefix.projection.unwrap_or(0), spec.embedding_size, columns]
                 .into_iter()
                 .max()
                 .unwrap_or(0),
         };
         let bytes = backend.scratch_bytes(&need)?;
-        let scratch = layout.region("backend scratch", backend.describe_scratch(), |layout| layout.vector(bytes.div_ceil(8), DType::F64));
         let report = layout.region("step report", "loss and gradient norm, two steps".into(), |layout| layout.matrix(2, 2, master));
+        // Last, so that plans of one arena have it in one place: see [`Plan::cover`].
+        let scratch = layout.region("backend scratch", backend.describe_scratch(), |layout| layout.vector(bytes.div_ceil(8), DType::F64));
 
         let (total, regions) = layout.finish();
         let mapped = frozen.mapped_bytes();
@@ -345,13 +350,39 @@ impl Plan {
             forward,
             entry,
             backward,
-            head,
+            heads,
             cache,
             rotary,
             rotated,
             report,
             scratch,
         })
+    }
+}
+
+impl Plan {
+    /// Makes room in the arena for another plan of the same model and heads, which then may take turns with this one.
+    pub(super) fn cover(&mut self, other: &Plan) {
+        let count = self.scratch.len().max(other.scratch.len());
+        let offset = self.scratch.offset.max(other.scratch.offset);
+        self.scratch = View { offset, cols: count, stride: count, ..self.scratch };
+        self.total = self.scratch.end();
+    }
+
+    /// Puts this plan in the arena of one that covers it.
+    pub(super) fn in_arena_of(mut self, covering: &Plan) -> Result<Plan> {
+        let [own, there] = [&self, covering].map(|plan| (plan.regions[0].bytes, plan.host));
+        let fits = self.scratch.offset <= covering.scratch.offset && self.scratch.len() <= covering.scratch.len();
+        ensure!(own == there && fits, "the memory that was allocated has no room for this plan");
+        (self.scratch, self.total) = (covering.scratch, covering.total);
+        Ok(self)
+    }
+
+    /// Everything behind the frozen weights.
+    pub(super) fn unfrozen(&self) -> View {
+        let (offset, dtype) = (self.regions[0].bytes, self.report.dtype);
+        let count = (self.total - offset) / dtype.size();
+        View { offset, rows: 1, cols: count, stride: count, dtype, ..self.scratch }
     }
 }
 
@@ -433,19 +464,19 @@ impl Sizes<'_> {
         }
     }
 
-    fn head(&self, layout: &mut Layout, options: &EngineOptions, sequences: usize) -> HeadBuffers {
-        let scored = if options.head.grouping == Grouping::PerSequence { sequences } else { self.rows };
+    fn head(&self, layout: &mut Layout, head: &HeadSpec, sequences: usize) -> HeadBuffers {
+        let scored = if head.grouping == Grouping::PerSequence { sequences } else { self.rows };
         let Precision { activation, master } = self.precision;
         let (rows, h) = (self.rows, self.spec.hidden_size);
-        let pools = options.head.pooling != Pooling::None;
+        let pools = head.pooling != Pooling::None;
         HeadBuffers {
             input: layout.matrix(rows, h, activation),
             pooled: pools.then(|| [layout.matrix(rows, h, activation), layout.matrix(rows, h, activation)]),
-            logits: layout.matrix(scored, options.head.columns, master),
-            d_logits: layout.matrix(scored, options.head.columns, master),
+            logits: layout.matrix(scored, head.columns, master),
+            d_logits: layout.matrix(scored, head.columns, master),
             vocabulary: None,
             d_pooled: pools.then(|| layout.matrix(rows, h, activation)),
-            norm: (options.head.pooling == Pooling::Masked).then(|| self.norm(layout, rows, h)),
+            norm: (head.pooling == Pooling::Masked).then(|| self.norm(layout, rows, h)),
         }
     }
 }

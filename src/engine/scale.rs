@@ -23,8 +23,8 @@ pub struct LossScale {
     value: f64,
     /// Steps without overflow since the scale changed.
     clean: u32,
-    /// Whether finished steps overflowed, oldest first, where not applied yet.
-    outcomes: VecDeque<bool>,
+    /// Of finished steps, oldest first, where not applied yet: whether they overflowed, and through which head they went.
+    outcomes: VecDeque<(bool, usize)>,
 }
 
 impl Default for LossScale {
@@ -38,20 +38,20 @@ impl LossScale {
         self.value
     }
 
-    /// Takes the outcome of the next finished step, which ran at `scale`. True if it overflowed and a smaller scale is
+    /// Takes the outcome of the next finished step, which ran at `scale` through `head`. True if it overflowed and a smaller scale is
     /// left to try.
-    pub fn record(&mut self, scale: f64, overflow: bool) -> bool {
-        self.outcomes.push_back(overflow);
+    pub fn record(&mut self, scale: f64, overflow: bool, head: usize) -> bool {
+        self.outcomes.push_back((overflow, head));
         overflow && scale > SMALLEST
     }
 
     /// Before a step: applies the outcomes of all finished steps but the last; `unread` of them are not recorded yet.
-    /// Returns how many of the applied ones overflowed.
-    pub fn advance(&mut self, unread: usize) -> usize {
-        let mut overflows = 0;
+    /// Returns the heads of those of the applied ones that overflowed.
+    pub fn advance(&mut self, unread: usize) -> Vec<usize> {
+        let mut overflows = Vec::new();
         while self.outcomes.len() + unread > 1 {
-            let Some(overflow) = self.outcomes.pop_front() else { break };
-            overflows += usize::from(overflow);
+            let Some((overflow, head)) = self.outcomes.pop_front() else { break };
+            overflows.extend(overflow.then_some(head));
             self.clean = if overflow { 0 } else { self.clean + 1 };
             if overflow {
                 self.value = (self.value / 2.0).max(SMALLEST);
@@ -63,9 +63,9 @@ impl LossScale {
     }
 
     /// For the saved state, after a step whose outcome is recorded: scale, good steps, and the outcomes of the last two
-    /// steps, which are not applied yet; -1 where there were not as many.
+    /// steps, which are not applied yet: twice the head, and 1 more for an overflow; -1 where there were not as many.
     pub fn to_values(&self) -> [f32; 4] {
-        let outcome = |index: usize| self.outcomes.get(index).map_or(-1.0, |&overflow| f32::from(u8::from(overflow)));
+        let outcome = |index: usize| self.outcomes.get(index).map_or(-1.0, |&(overflow, head)| (2 * head + usize::from(overflow)) as f32);
         [self.value as f32, self.clean as f32, outcome(0), outcome(1)]
     }
 
@@ -74,7 +74,7 @@ impl LossScale {
         let &[value, clean, ref outcomes @ ..] = values else { return None };
         let outcomes = outcomes.iter().filter(|&&outcome| outcome >= 0.0);
         let value = f64::from(value);
-        let outcomes: VecDeque<bool> = outcomes.map(|&outcome| outcome > 0.0).collect();
+        let outcomes: VecDeque<_> = outcomes.map(|&outcome| (outcome as usize % 2 == 1, outcome as usize / 2)).collect();
         let fits = (SMALLEST..=LARGEST).contains(&value) && (0.0..GROWTH_INTERVAL as f32).contains(&clean);
         (fits && outcomes.len() <= 2).then_some(LossScale { value, clean: clean as u32, outcomes })
     }
@@ -90,13 +90,13 @@ mod tests {
         let mut found = Vec::new();
         for &overflow in overflows {
             while unread.len() > 1 {
-                scale.record(START, unread.pop_front().expect("not empty"));
+                scale.record(START, unread.pop_front().expect("not empty"), 0);
             }
             scale.advance(unread.len());
             found.push(scale.value());
             unread.push_back(overflow);
             if !late {
-                scale.record(START, unread.pop_front().expect("not empty"));
+                scale.record(START, unread.pop_front().expect("not empty"), 0);
             }
         }
         found
@@ -118,19 +118,18 @@ mod tests {
         assert_eq!(found.last(), Some(&(4.0 * START)));
         let found = scales(&[true; 40], true);
         assert_eq!(found.last(), Some(&SMALLEST));
-        assert!(LossScale::default().record(2.0, true) && !LossScale::default().record(SMALLEST, true));
+        assert!(LossScale::default().record(2.0, true, 0) && !LossScale::default().record(SMALLEST, true, 0));
     }
 
     #[test]
     fn a_saved_scale_goes_on_as_it_was() {
         let mut scale = LossScale::default();
-        for overflow in [false, true, true] {
+        for (overflow, head) in [(false, 0), (true, 3), (true, 0)] {
             scale.advance(0);
-            scale.record(START, overflow);
+            scale.record(START, overflow, head);
         }
         let mut again = LossScale::from_values(&scale.to_values()).expect("its own values");
-        scale.advance(0);
-        again.advance(0);
+        assert_eq!((scale.advance(0), again.advance(0)), (vec![3], vec![3]));
         assert_eq!(again, scale);
         assert_eq!(LossScale::from_values(&[0.0, 0.0, 0.0]), None);
     }

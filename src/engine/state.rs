@@ -6,6 +6,7 @@ use super::trainable::Trainable;
 use super::{Engine, PrefixInit};
 use crate::backend::{DType, Site, Stream, View, stream_key};
 use crate::checkpoint::{Adapter, HostTensor, POOLER, PREFIX, StateTensors};
+use crate::model::HeadSpec;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 
@@ -111,15 +112,27 @@ impl Engine {
         Ok(values.into_iter().map(|value| value / self.scale).collect())
     }
 
-    /// Takes prefix, head and (where the checkpoint has none) pooler from an adapter whose fit was checked.
+    /// Takes prefix, first head and (where the checkpoint has none) pooler from an adapter of one head whose fit was checked.
     pub fn load_adapter(&mut self, adapter: &Adapter) -> Result<()> {
-        ensure!(
-            self.options.prefix.projection.is_none() || self.options.prefix.length == 0,
-            "an adapter holds the prefix itself, not the projection that made it: leave out --prefix-projection to tune it further"
-        );
+        self.load_prefix(adapter)?;
+        self.load_head(0, adapter)
+    }
+
+    /// Takes a head from an adapter of one head whose fit was checked.
+    pub fn load_head(&mut self, head: usize, adapter: &Adapter) -> Result<()> {
+        self.load_trainables(adapter, Some(head))
+    }
+
+    /// The values of trainables of one owner; an adapter of one head does not name it.
+    fn load_trainables(&mut self, adapter: &Adapter, owner: Option<usize>) -> Result<()> {
+        let scope = owner.and_then(|head| self.options.heads[head].name.as_deref()).map(HeadSpec::scope).unwrap_or_default();
         for index in 0..self.plan.trainables.list.len() {
-            let Trainable { name, shape, master, .. } = self.plan.trainables.list[index].clone();
-            let Some(tensor) = adapter.tensors.get(&name) else { bail!("the adapter has no tensor {name}") };
+            let Trainable { name, shape, head, master, .. } = self.plan.trainables.list[index].clone();
+            if head != owner {
+                continue;
+            }
+            let name = name.strip_prefix(&scope).unwrap_or(&name);
+            let Some(tensor) = adapter.tensors.get(name) else { bail!("the adapter has no tensor {name}") };
             let expected = shape[0] * shape[1];
             ensure!(
                 tensor.values.len() == expected,
@@ -129,6 +142,16 @@ impl Engine {
             self.write_f32(master, &tensor.values);
         }
         self.prefix_stale = true;
+        Ok(())
+    }
+
+    /// Takes prefix and (where the checkpoint has none) pooler from an adapter whose fit was checked.
+    pub fn load_prefix(&mut self, adapter: &Adapter) -> Result<()> {
+        ensure!(
+            self.options.prefix.projection.is_none() || self.options.prefix.length == 0,
+            "an adapter holds the prefix itself, not the projection that made it: leave out --prefix-projection to tune it further"
+        );
+        self.load_trainables(adapter, None)?;
         if let (true, Some(pooler)) = (self.made_pooler, self.plan.frozen.pooler) {
             for (part, view) in [("weight", Some(pooler.weight)), ("bias", pooler.bias)] {
                 let (Some(tensor), Some(view)) = (adapter.tensors.get(&format!("{POOLER}.{part}")), view) else { continue };
@@ -143,7 +166,7 @@ impl Engine {
         Ok(())
     }
 
-    /// What an adapter holds: the flat prefix table (a projection is collapsed into it), the head, and a pooler that
+    /// What an adapter holds: the flat prefix table (a projection is collapsed into it), the heads, and a pooler that
     /// was made here.
     pub fn adapter_tensors(&mut self) -> BTreeMap<String, HostTensor> {
         self.refresh_prefix();

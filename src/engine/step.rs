@@ -32,6 +32,8 @@ pub struct StepReport {
 pub(super) struct Unread {
     step: u64,
     scale: f64,
+    /// The head that it went through.
+    head: usize,
     /// Whether trainables were updated, if the gradients were finite.
     updated: bool,
     report: Readback,
@@ -42,10 +44,8 @@ impl Engine {
     pub fn begin_step(&mut self, step: u64, targets: usize) {
         self.settle(1);
         if let Some(scaling) = &mut self.scaling {
-            for _ in 0..scaling.advance(self.unread.len()) {
-                for trainable in &mut self.plan.trainables.list {
-                    trainable.steps -= 1;
-                }
+            for head in scaling.advance(self.unread.len()) {
+                self.plan.trainables.used_by(head).for_each(|trainable| trainable.steps -= 1);
             }
             self.scale = scaling.value();
         }
@@ -63,26 +63,30 @@ impl Engine {
         }
     }
 
-    /// Forward and backward of a micro-batch, gradients added; together with those that follow it, where several go through a
-    /// layer together. `first_ordinal` counts the step's sequences before it.
+    /// Forward and backward of a micro-batch through the first head, gradients added; together with those that follow it, where
+    /// several go through a layer together. `first_ordinal` counts the step's sequences before it.
     pub fn accumulate(&mut self, set: &FeatureSet, features: &[usize], first_ordinal: usize) -> Result<()> {
-        self.check_training()?;
+        self.check_training(0)?;
         let rows = self.scoped(Scope::Batch, |engine| engine.load_batch(set, features, first_ordinal))?;
         self.accumulate_loaded(rows);
         Ok(())
     }
 
-    /// [`Engine::accumulate`] of a batch that was packed before; another one comes back in its place.
+    /// [`Engine::accumulate`] of a batch that was packed before, through the head that it was packed for, which is the same for
+    /// all batches of a step; another one comes back in its place.
     pub fn accumulate_packed(&mut self, batch: &mut Batch) -> Result<()> {
-        self.check_training()?;
+        self.check_training(batch.head)?;
         std::mem::swap(&mut self.batch, batch);
         let rows = self.scoped(Scope::Batch, Engine::load_packed)?;
         self.accumulate_loaded(rows);
         Ok(())
     }
 
-    fn check_training(&self) -> Result<()> {
+    fn check_training(&self, head: usize) -> Result<()> {
         ensure!(self.plan.capacity.training, "this engine was laid out for evaluation only");
+        let mut others =
+            self.plan.trainables.list.iter().filter_map(|trainable| trainable.head.filter(|&own| own != head && trainable.used));
+        ensure!(others.next().is_none(), "the batches of a step go through one head");
         self.backend.check()
     }
 
@@ -106,9 +110,7 @@ impl Engine {
         self.run_forward(Mode::Train, &group);
         self.scoped(Scope::Backward, |engine| engine.run_backward(&group));
         self.slot = 0;
-        for trainable in &mut self.plan.trainables.list {
-            trainable.used = true;
-        }
+        self.plan.trainables.used_by(self.batch.head).for_each(|trainable| trainable.used = true);
     }
 
     /// Norm, clipping and AdamW over what the step used; what it did not use keeps its moments and step count.
@@ -142,7 +144,7 @@ impl Engine {
         }
         self.prefix_stale = true;
         let report = self.backend.read_later(self.plan.report.row_range(slot, 1));
-        self.unread.push_back(Unread { step: self.step, scale: self.scale, updated, report });
+        self.unread.push_back(Unread { step: self.step, scale: self.scale, head: self.batch.head, updated, report });
         self.backend.leave();
         self.backend.leave();
     }
@@ -150,11 +152,11 @@ impl Engine {
     /// Waits for reports until no more than `left` are on their way.
     pub(super) fn settle(&mut self, left: usize) {
         while self.unread.len() > left {
-            let Some(Unread { step, scale, updated, report }) = self.unread.pop_front() else { return };
+            let Some(Unread { step, scale, head, updated, report }) = self.unread.pop_front() else { return };
             let values = numbers::from_bytes(&report(), self.plan.report.dtype);
             let (loss, grad_norm) = (values[0] / scale, values[1].sqrt() / scale);
             let overflow = updated && !values[1].is_finite();
-            let skipped = self.scaling.as_mut().is_some_and(|scaling| scaling.record(scale, overflow));
+            let skipped = self.scaling.as_mut().is_some_and(|scaling| scaling.record(scale, overflow, head));
             let scale = self.scaling.is_some().then_some(scale);
             self.reports.push_back(StepReport { step, loss, grad_norm, scale, skipped });
         }

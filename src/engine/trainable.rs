@@ -11,6 +11,8 @@ pub struct Trainable {
     /// As the adapter's file (or, for a projection, the released code's module) names it.
     pub name: String,
     pub shape: [usize; 2],
+    /// Whose it is, among the heads; None: the prefix's.
+    pub head: Option<usize>,
     /// Whether initial values are drawn; else they are zero (biases).
     pub drawn: bool,
     pub master: View,
@@ -41,8 +43,8 @@ pub enum PrefixBuffers {
 pub struct Trainables {
     pub list: Vec<Trainable>,
     pub prefix: Option<PrefixBuffers>,
-    /// Indices of the head's layers: (weight, bias), first to last.
-    pub head: Vec<(usize, Option<usize>)>,
+    /// Indices of each head's layers: (weight, bias), first to last.
+    pub heads: Vec<Vec<(usize, Option<usize>)>>,
     /// All gradients as one vector; empty where nothing is trained.
     pub gradients: View,
 }
@@ -67,13 +69,19 @@ impl Trainables {
     pub fn lay_out(spec: &Specification, options: &EngineOptions, master: DType, training: bool, layout: &mut Layout) -> Trainables {
         let mut tensors = prefix_tensors(spec, options);
         let of_prefix: usize = tensors.iter().map(|(_, [rows, cols], _)| rows * cols).sum();
-        let mut head = Vec::new();
-        for HeadLayer { name, shape, bias } in options.head.layers(spec.hidden_size) {
-            head.push((tensors.len(), bias.then_some(tensors.len() + 1)));
-            tensors.push((format!("{name}.weight"), shape, true));
-            if bias {
-                tensors.push((format!("{name}.bias"), [1, shape[0]], false));
+        let mut owners = vec![None; tensors.len()];
+        let mut heads = Vec::new();
+        for (index, head) in options.heads.iter().enumerate() {
+            let mut layers = Vec::new();
+            for HeadLayer { name, shape, bias } in head.layers(spec.hidden_size) {
+                layers.push((tensors.len(), bias.then_some(tensors.len() + 1)));
+                tensors.push((format!("{name}.weight"), shape, true));
+                if bias {
+                    tensors.push((format!("{name}.bias"), [1, shape[0]], false));
+                }
             }
+            owners.resize(tensors.len(), Some(index));
+            heads.push(layers);
         }
         let parameters: usize = tensors.iter().map(|(_, [rows, cols], _)| rows * cols).sum();
         let mut kind = |name: &'static str, kept: bool| {
@@ -106,6 +114,7 @@ impl Trainables {
             .map(|(i, (name, shape, drawn))| Trainable {
                 name,
                 shape,
+                head: owners[i],
                 drawn,
                 master: masters[i],
                 gradient: gradient_views[i],
@@ -129,7 +138,12 @@ impl Trainables {
                 }
             }),
         });
-        Trainables { list, prefix, head, gradients }
+        Trainables { list, prefix, heads, gradients }
+    }
+
+    /// What a step through a head uses: the prefix and that head.
+    pub fn used_by(&mut self, head: usize) -> impl Iterator<Item = &mut Trainable> {
+        self.list.iter_mut().filter(move |trainable| trainable.head.is_none_or(|own| own == head))
     }
 
     /// \[P, 2 L kv\] as attention reads it, and its gradient.

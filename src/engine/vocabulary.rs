@@ -56,8 +56,8 @@ struct Descent {
 impl Engine {
     /// Over all of the head's rows: log-probabilities and likeliest tokens; and the gradient of the head's input.
     fn vocabulary_pass(&mut self, rows: &BatchRows, descent: Option<Descent>) {
-        let (Some(buffers), Some(weight)) = (self.plan.head.vocabulary, self.plan.frozen.language_head) else { return };
-        let (input, d_input, targets) = (self.plan.head.input, self.here().d_input, self.here().batch.targets);
+        let (Some(buffers), Some(weight)) = (self.head_buffers().vocabulary, self.plan.frozen.language_head) else { return };
+        let (input, d_input, targets) = (self.head_buffers().input, self.here().d_input, self.here().batch.targets);
         let count = rows.readout.count;
         for first in (0..count).step_by(buffers.logits.rows) {
             let rows = buffers.logits.rows.min(count - first);
@@ -85,8 +85,8 @@ impl Engine {
     /// Where sequences are scored, their scores are in the head's logits afterwards.
     pub(super) fn forward_vocabulary(&mut self, rows: &BatchRows) {
         self.vocabulary_pass(rows, None);
-        if let (Grouping::PerSequence, Some(buffers)) = (self.options.head.grouping, self.plan.head.vocabulary) {
-            let scores = self.plan.head.logits.first_rows(rows.readout.sequences());
+        if let (Grouping::PerSequence, Some(buffers)) = (self.head().grouping, self.head_buffers().vocabulary) {
+            let scores = self.head_buffers().logits.first_rows(rows.readout.sequences());
             let values = buffers.log_probability.col_range(0, rows.readout.count);
             self.backend.sum_segments(values, rows.readout.offsets, scores.reshape(1, scores.len()));
         }
@@ -95,14 +95,14 @@ impl Engine {
     /// Loss, and the gradient of the head's input. Tokens: the mean over the step's targets of -log p; sequences: the
     /// cross-entropy of their scores (which [`Engine::forward_vocabulary`] made), whose gradient weighs the rows'.
     pub(super) fn backward_vocabulary(&mut self, rows: &BatchRows, loss: View) {
-        let Some(buffers) = self.plan.head.vocabulary else { return };
+        let Some(buffers) = self.head_buffers().vocabulary else { return };
         let count = rows.readout.count;
         let scale = self.scale / self.step_targets as f64;
-        if self.options.head.grouping != Grouping::PerSequence {
+        if self.head().grouping != Grouping::PerSequence {
             return self.vocabulary_pass(rows, Some(Descent { weights: None, scale, loss: Some(loss) }));
         }
         let sequences = rows.readout.sequences();
-        let [logits, d_logits] = [self.plan.head.logits, self.plan.head.d_logits].map(|view| view.first_rows(sequences));
+        let [logits, d_logits] = [self.head_buffers().logits, self.head_buffers().d_logits].map(|view| view.first_rows(sequences));
         self.backend.cross_entropy(&CrossEntropy { logits, groups: rows.groups, scale, loss, d_logits });
         // A score is a sum of log-probabilities, and d(-log p) = softmax - [target].
         let weights = buffers.weights.col_range(0, count);

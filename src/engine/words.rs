@@ -100,7 +100,7 @@ impl Engine {
     /// Logits of the words. The transform's output takes the place of the head's input, which nothing else reads: no
     /// gradient of a frozen layer's weight is asked for.
     pub(super) fn forward_words(&mut self, count: usize) {
-        let head = &self.plan.head;
+        let head = self.head_buffers();
         let Some(&WordHead { rows, transform, .. }) = self.plan.frozen.words.as_ref() else { return };
         let (input, logits) = (head.input.first_rows(count), head.logits.first_rows(count));
         if let (Some(transform), Some(pooled), Some(keep)) = (transform, head.pooled, head.norm) {
@@ -114,7 +114,7 @@ impl Engine {
 
     /// From the logits' gradient to that of the head's input.
     pub(super) fn backward_words(&mut self, count: usize) {
-        let head = &self.plan.head;
+        let head = self.head_buffers();
         let Some(&WordHead { rows, transform, .. }) = self.plan.frozen.words.as_ref() else { return };
         let (d_logits, d_input) = (head.d_logits.first_rows(count), self.here().d_input.first_rows(count));
         let (Some(transform), Some([sum, _]), Some(d_pooled), Some(keep)) = (transform, head.pooled, head.d_pooled, head.norm) else {

@@ -118,6 +118,8 @@ pub enum Output {
 /// A head as the engine builds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadSpec {
+    /// Its name where an adapter has several heads; None: it is the only one.
+    pub name: Option<String>,
     pub pooling: Pooling,
     pub output: Output,
     /// Outputs of the last layer.
@@ -156,6 +158,7 @@ impl HeadSpec {
         };
         let module = if score { "score" } else { "classifier" };
         let whole = HeadSpec {
+            name: None,
             pooling,
             output: Output::Trained,
             columns: classes,
@@ -203,7 +206,17 @@ impl HeadSpec {
 
     fn frozen(output: Output, columns: usize, grouping: Grouping) -> HeadSpec {
         let reads = if grouping == Grouping::PerRow { Reads::Sequences } else { Reads::Words };
-        HeadSpec { pooling: Pooling::None, output, columns, bias: false, reads, grouping, dropout: false, module: "" }
+        HeadSpec { name: None, pooling: Pooling::None, output, columns, bias: false, reads, grouping, dropout: false, module: "" }
+    }
+
+    /// The same as one of several heads.
+    pub fn named(self, name: &str) -> HeadSpec {
+        HeadSpec { name: Some(name.to_string()), ..self }
+    }
+
+    /// What stands in front of the names of a head's tensors where an adapter has several.
+    pub fn scope(name: &str) -> String {
+        format!("heads.{name}.")
     }
 
     /// Whether anything of the head is trained.
@@ -221,14 +234,15 @@ impl HeadSpec {
         if !self.is_trained() {
             return Vec::new();
         }
-        let module = format!("base_model.{}", self.module);
+        let scope = self.name.as_deref().map(HeadSpec::scope).unwrap_or_default();
+        let module = format!("{scope}base_model.{}", self.module);
         let layer = |name, outputs, bias| HeadLayer { name, shape: [outputs, hidden_size], bias };
         match self.pooling {
             Pooling::Dense => {
                 vec![layer(format!("{module}.dense"), hidden_size, true), layer(format!("{module}.out_proj"), self.columns, self.bias)]
             }
             Pooling::Context => {
-                vec![layer("base_model.pooler.dense".into(), hidden_size, true), layer(module, self.columns, self.bias)]
+                vec![layer(format!("{scope}base_model.pooler.dense"), hidden_size, true), layer(module, self.columns, self.bias)]
             }
             Pooling::None | Pooling::Frozen | Pooling::Masked => vec![layer(module, self.columns, self.bias)],
         }

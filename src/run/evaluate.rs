@@ -10,9 +10,10 @@ use crate::task::{Encoding, Prediction, Scores, Task};
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 
-/// Logits of every feature, in order, rows * columns row-major; None where a signal asked to stop before the end.
+/// Logits of every feature by a head, in order, rows * columns row-major; None where a signal asked to stop before the end.
 pub fn forward(
     engine: &mut Engine,
+    head: usize,
     set: &FeatureSet,
     batch: Size,
     terminal: &Terminal,
@@ -22,14 +23,14 @@ pub fn forward(
     let mut logits = Vec::with_capacity(features.len());
     let mut progress = terminal.progress("evaluated", 0, features.len() as u64, false);
     let mut pipeline = Pipeline::new(engine);
-    let contents = |features: &[usize]| Contents { features: features.to_vec(), first_ordinal: 0 };
+    let contents = |features: &[usize]| Contents { head, features: features.to_vec(), first_ordinal: 0 };
     let mut batches = batch.batches(set, &features).into_iter().map(contents).peekable();
     while let Some(batch) = batches.next() {
         if interrupt.pending().is_some() {
             return Ok(None);
         }
         // Exact: the backends for use compute logits in f32.
-        let values = pipeline.run(set, batch, batches.peek().cloned(), |batch| engine.forward_packed(batch))?;
+        let values = pipeline.run((set, batch), batches.peek().cloned().map(|next| (set, next)), |batch| engine.forward_packed(batch))?;
         logits.extend(values.into_iter().map(|values| values.into_iter().map(|value| value as f32).collect()));
         progress.update(logits.len() as u64, String::new);
     }

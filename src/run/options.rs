@@ -2,7 +2,9 @@
 //! names, the keys of its configuration file. All are optional here; `settings` decides what holds.
 
 use super::base::BaseOptions;
+use super::sampling::Sampling;
 use super::schedule::Schedule;
+use super::several;
 use super::spelling::translate_table;
 use super::values::{
     ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
@@ -35,9 +37,10 @@ pub struct TrainOptions {
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub tokenizer: Option<PathBuf>,
     /// classification, multiple-choice, tagging, qa, causal-lm, or a data set's name that ptune tasks lists; needed unless
-    /// --init-adapter tells
+    /// --init-adapter tells. Several pairs of --task and --data train one prefix with a head for each
     #[arg(long, value_name = "TASK", help_heading = "Files")]
-    pub task: Option<TaskName>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "several")]
+    pub task: Vec<TaskName>,
     /// Template by which a named task's inputs are built, of those that ptune tasks lists [default: 0]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub template: Option<usize>,
@@ -46,18 +49,24 @@ pub struct TrainOptions {
     #[serde(skip_serializing)]
     pub recipe: Option<String>,
     /// Training data: JSONL, JSON, CSV, TSV, CoNLL columns, SQuAD JSON; of a named task the official file, or the folder
-    /// with the training and the validation file
+    /// with the training and the validation file. Of several, NAME=FILE names the head [default: after its task]
     #[arg(long, value_name = "FILE", help_heading = "Files")]
-    pub data: Option<PathBuf>,
-    /// Validation data; the best adapter by --metric is then the one kept
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "several")]
+    pub data: Vec<PathBuf>,
+    /// Validation data, one for each --data; the best adapter by --metric is then the one kept
     #[arg(long, value_name = "FILE", help_heading = "Files")]
-    pub validation: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "several")]
+    pub validation: Vec<PathBuf>,
     /// Folder for the adapter, checkpoints and records
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub output: Option<PathBuf>,
     /// Adapter to start from; supplies prefix length, layers, head and labels
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub init_adapter: Option<PathBuf>,
+    /// The head to start from where --init-adapter has several, or none, to take the prefix alone [default: of the task's name;
+    /// else none]
+    #[arg(long, value_name = "NAME", help_heading = "Files")]
+    pub init_head: Option<String>,
     /// Go on from the latest checkpoint in --output
     #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "Files")]
     #[serde(skip_serializing)]
@@ -100,6 +109,10 @@ pub struct TrainOptions {
     /// Use only the first N training examples
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_train_samples: Option<usize>,
+    /// How many steps of an epoch are of each of several data sets: proportional (to their sizes), uniform, sqrt, or
+    /// NAME=WEIGHT,... [default: proportional]
+    #[arg(long, value_name = "HOW", help_heading = "Data")]
+    pub sampling: Option<Sampling>,
     /// Order of the training data: shuffled or sequential [default: shuffled]
     #[arg(long, value_name = "ORDER", hide_possible_values = true, help_heading = "Data")]
     pub data_order: Option<DataOrder>,
@@ -178,7 +191,7 @@ pub struct TrainOptions {
     /// Evaluate on --validation every epoch or every N steps [default: epoch]
     #[arg(long, value_name = "epoch|N", help_heading = "Evaluation and checkpoints")]
     pub eval_every: Option<Every>,
-    /// Score that chooses the best adapter, or loss [default: the task's own]
+    /// Score that chooses the best adapter, or loss; of several data sets its mean [default: the task's own]
     #[arg(long, value_name = "NAME", help_heading = "Evaluation and checkpoints")]
     pub metric: Option<String>,
     /// Stop after N evaluations without a better score

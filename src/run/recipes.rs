@@ -196,7 +196,7 @@ impl Recipe {
     pub fn options(&self) -> TrainOptions {
         let named = NamedTask::find(self.task);
         TrainOptions {
-            task: Some(named.map_or(TaskName::Kind(self.kind), TaskName::Named)),
+            task: vec![named.map_or(TaskName::Kind(self.kind), TaskName::Named)],
             template: named.and(Some(self.template)).filter(|&template| template > 0),
             prefix_length: Some(self.prefix_length),
             prefix_projection: self.projection,
@@ -323,7 +323,7 @@ mod tests {
             assert_eq!(find(&recipe.name()).unwrap().name(), recipe.name());
             let given = TrainOptions {
                 model: Some("m".into()),
-                data: Some("d".into()),
+                data: vec!["d".into()],
                 output: Some("o".into()),
                 epochs: Some(3),
                 seed: Some(5),

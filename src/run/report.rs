@@ -1,6 +1,7 @@
 //! What a run says of itself: at its beginning what is trained and what it takes, at its end what came out.
 
 use super::card;
+use super::data_set::DataSet;
 use super::folder::{CARD, METRICS, PLOT, RESULTS, TRAINER_STATE};
 use super::memory::{allowance, grouped, loading_line, measured_line, peak_resident_bytes, readable};
 use super::plot::{Chart, Series, to_svg};
@@ -10,6 +11,7 @@ use super::state::{Extent, RunState};
 use super::terminal::{Terminal, clock};
 use super::train::Prepared;
 use super::trainer::{Trainer, write_text};
+use super::validation::chosen_by;
 use super::values::{LabelWords, Method, PrefixStart};
 use crate::checkpoint::Adapter;
 use crate::engine::Engine;
@@ -31,20 +33,19 @@ impl Prepared {
             grouped(spec.parameters() as u64)
         ));
         terminal.line(loading_line(engine.loading()));
-        if let Some(note) = prepare::pooler_note(&self.model, self.head.pooling, self.adapter.as_ref()) {
+        let note = |set: &DataSet| prepare::pooler_note(&self.model, set.head.pooling, set.start.as_ref());
+        if let Some(note) = self.sets.iter().find_map(note) {
             terminal.line(format!("note: {note}"));
         }
-        let labels = self.task.labels();
-        if !labels.is_empty() {
-            let spelled = |(index, label): (usize, &String)| match &settings.verbalizer {
-                Some(LabelWords { words, .. }) => format!("{label} as {:?}", words[index]),
-                None => label.clone(),
-            };
-            let shown = labels.iter().enumerate().take(20).map(spelled).collect::<Vec<_>>().join(", ");
-            terminal.line(format!("labels: {}: {shown}{}", labels.len(), if labels.len() > 20 { ", ..." } else { "" }));
-        }
-        if let Some(balance) = self.task.balance(&self.train.examples) {
-            terminal.line(format!("answers in the training data: {}", balance.to_line()));
+        for (set, share) in self.sets.iter().zip(&self.shares) {
+            if self.sets.len() > 1 {
+                let steps = grouped(*share as u64);
+                let head = if set.has_head_to_start_from() { "goes on from the adapter's" } else { "is new" };
+                terminal.line(format!("data set {}: {}, {steps} steps of an epoch; its head {head}", set.name, set.settings.task));
+            } else if set.start.is_some() && !set.has_head_to_start_from() {
+                terminal.line("head: new, on the prefix of the adapter");
+            }
+            set.describe(terminal);
         }
         let trainables = engine.trainables();
         let sizes: Vec<u64> = trainables.iter().map(|tensor| (tensor.shape[0] * tensor.shape[1]) as u64).collect();
@@ -59,7 +60,7 @@ impl Prepared {
             100.0 * total as f64 / spec.parameters() as f64
         ));
         let prompt = settings.method == Method::Prompt;
-        let start = match (settings.prefix_projection, &settings.prefix_init, &self.adapter) {
+        let start = match (settings.prefix_projection, &settings.prefix_init, &self.sets[0].start) {
             (_, _, Some(_)) => "from the adapter".to_string(),
             (Some(hidden), ..) => format!("projected through {hidden} tanh units"),
             (None, PrefixStart::Normal, None) => "from N(0, 0.02)".to_string(),
@@ -77,7 +78,7 @@ impl Prepared {
                 if settings.shifted() { "shifted" } else { "unshifted" },
             )),
         }
-        terminal.line("memory plan:");
+        terminal.line(format!("memory plan on {}:", engine.device()));
         terminal.line(engine.plan().to_string().trim_end());
         terminal.line(format!(
             "run: {} steps, {} an epoch, of {} in micro-batches of {}; {}, peak learning rate {:e}",
@@ -107,29 +108,39 @@ impl Prepared {
             Some(export) => export,
             None => Adapter::read(folder.root())?.write(folder.root(), &self.model.spec)?,
         };
-        let scored = self.validation.as_ref().unwrap_or(&self.train);
-        let majority = self.task.majority(&scored.examples);
+        let validates = self.sets.iter().any(|set| set.data.validation.is_some());
+        let metric = self.metric();
+        // Of several sets each by its name.
+        let majority: Vec<_> = self.sets.iter().filter_map(|set| Some((set, set.majority()?))).collect();
+        let to_json = |(label, share): &(String, f64)| json!({ "prediction": label, "accuracy": share });
+        let several = self.sets.len() > 1;
+        let majority_json = match (&majority[..], several) {
+            ([], false) => Value::Null,
+            ([(_, only)], false) => to_json(only),
+            (all, _) => all.iter().map(|(set, majority)| (set.name.clone(), to_json(majority))).collect::<Map<_, _>>().into(),
+        };
+        let tasks: Vec<_> = self.sets.iter().map(|set| set.settings.task).collect();
         let warnings = self.warnings(&trainer.state);
         let (seconds, planned, host) = (trainer.record.seconds(), trainer.engine.plan().total, trainer.engine.plan().host);
         let grown = trainer.engine.device_grown_bytes();
-        if let Some(drawn) = to_svg(&charts(&trainer.state.history, &self.metric))? {
+        if let Some(drawn) = to_svg(&charts(&trainer.state.history, &metric))? {
             write_text(&folder.file(PLOT), &drawn)?;
         }
         let best = trainer.state.best.as_ref();
         write_text(&folder.file(CARD), &card::text(self, folder.root(), trainer.state.step, best.map(|best| &best.scores), &export))?;
         // Behind everything that takes memory.
         let results = json!({
-            "task": self.settings.task,
+            "task": if several { json!(tasks) } else { json!(self.settings.task) },
             "steps": trainer.state.step,
             "epochs": epoch,
             "stopped_early": trainer.stopped_early(),
             "train_loss": trainer.state.mean_loss(),
             "tokens": trainer.state.tokens,
-            "metric": self.validation.is_some().then_some(&self.metric),
+            "metric": validates.then_some(&metric),
             "best_step": trainer.state.best.as_ref().map(|best| best.step),
             "scores": trainer.state.best.as_ref().map_or(Map::new(), |best| best.scores.clone()),
             "warnings": warnings,
-            "majority": majority.as_ref().map(|(label, share)| json!({ "prediction": label, "accuracy": share })),
+            "majority": majority_json,
             "peft_type": export.peft_type,
             "adapter_bytes": export.bytes,
             "planned_bytes": planned,
@@ -153,17 +164,18 @@ impl Prepared {
             state.mean_loss()
         ));
         match &state.best {
-            Some(best) => terminal.line(format!("best by {} after step {}: {}", self.metric, best.step, scores_line(&best.scores))),
+            Some(best) => terminal.line(format!("best by {metric} after step {}: {}", best.step, scores_line(&best.scores))),
             None => terminal.line("there was no --validation: the adapter is that of the last step"),
         }
-        if let Some((label, share)) = majority {
-            let of = if self.validation.is_some() { "validation" } else { "training" };
-            terminal.line(format!("always answering {label:?} would be right on {share:.4} of the {of} data"));
+        for (set, (label, share)) in majority {
+            let of = if set.data.validation.is_some() { "validation" } else { "training" };
+            let name = if several { format!(" of {}", set.name) } else { String::new() };
+            terminal.line(format!("always answering {label:?} would be right on {share:.4} of the {of} data{name}"));
         }
         warnings.iter().for_each(|warning| terminal.warn(warning));
         terminal.line(format!("memory: {}", measured_line(planned, grown, host)));
         if let Some(grown) = grown.filter(|grown| grown.abs_diff(planned) > allowance(planned)) {
-            terminal.warn(&format!(
+            terminal.warn(format!(
                 "the device's memory in use changed by {}, where {} were planned: does another program use it?",
                 readable(grown as u64),
                 readable(planned as u64)
@@ -178,20 +190,51 @@ impl Prepared {
         Ok(())
     }
 
+    /// The score that chooses the best adapter.
+    pub(super) fn metric(&self) -> String {
+        chosen_by(&self.sets.iter().map(DataSet::metric).collect::<Vec<_>>()).to_string()
+    }
+
     /// What there is to say against the result: against the best evaluation, or without any against the latest losses.
     fn warnings(&self, state: &RunState) -> Vec<String> {
         if let Some(best) = &state.best {
             return best.warnings.clone();
         }
+        // Losses of several data sets are not those of one.
+        let [set] = self.sets.as_slice() else { return Vec::new() };
         let latest = state.history.iter().rev().find_map(|row| row.get("loss")?.as_f64());
-        let comparable = matches!(self.settings.task.kind(), TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::Tagging);
-        match (latest, self.task.balance(&self.train.examples).filter(|_| comparable)) {
+        let comparable = matches!(set.settings.task.kind(), TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::Tagging);
+        match (latest, set.data.task.balance(&set.data.train.examples).filter(|_| comparable)) {
             (Some(loss), Some(balance)) if balance.entropy() > 0.0 && loss >= 0.97 * balance.entropy() => vec![format!(
                 "the loss of the last steps is {loss:.4}, and knowing nothing but how the answers are spread gives {:.4}: the model learned little else",
                 balance.entropy()
             )],
             _ => Vec::new(),
         }
+    }
+}
+
+impl DataSet {
+    /// Says what the labels are and how they are spread.
+    fn describe(&self, terminal: &Terminal) {
+        let labels = self.data.task.labels();
+        if !labels.is_empty() {
+            let spelled = |(index, label): (usize, &String)| match &self.settings.verbalizer {
+                Some(LabelWords { words, .. }) => format!("{label} as {:?}", words[index]),
+                None => label.clone(),
+            };
+            let shown = labels.iter().enumerate().take(20).map(spelled).collect::<Vec<_>>().join(", ");
+            terminal.line(format!("labels: {}: {shown}{}", labels.len(), if labels.len() > 20 { ", ..." } else { "" }));
+        }
+        if let Some(balance) = self.data.task.balance(&self.data.train.examples) {
+            terminal.line(format!("answers in the training data: {}", balance.to_line()));
+        }
+    }
+
+    /// The most frequent answer, and its share, in what is scored.
+    fn majority(&self) -> Option<(String, f64)> {
+        let scored = self.data.validation.as_ref().unwrap_or(&self.data.train);
+        self.data.task.majority(&scored.examples)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::cut::Size;
 use super::device;
 use super::evaluate::{self, Evaluation};
+use super::heads;
 use super::interrupt::Interrupt;
 use super::memory::loading_line;
 use super::prepare::{self, Reader, Split};
@@ -12,11 +13,11 @@ use super::values::{Device, LabelWords};
 use crate::checkpoint::{Adapter, FrozenModel, WeightFormat};
 use crate::data::{Columns, LongSentences, TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
-use crate::model::TaskKind;
+use crate::model::{HeadSpec, TaskKind};
 use crate::task::named::Submission;
-use crate::task::{Limits, Outcome, Prediction, Task, TaskName, Verbalizer, require_labels};
+use crate::task::{Encoding, Limits, Outcome, Prediction, Task, TaskName, Verbalizer, require_labels};
 use crate::usage;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use std::path::PathBuf;
 
 /// What to run on what.
@@ -24,6 +25,8 @@ use std::path::PathBuf;
 pub struct ScoringOptions {
     pub model: PathBuf,
     pub adapter: PathBuf,
+    /// Which of the adapter's heads, where it has several.
+    pub head: Option<String>,
     /// A file, or the folder of a named task's official files.
     pub data: PathBuf,
     /// The official file in a folder.
@@ -69,16 +72,55 @@ pub struct Scoring {
     texts: Vec<String>,
 }
 
-impl Scoring {
-    /// Opens everything and runs the model over the data.
-    pub fn run(options: &ScoringOptions, terminal: &Terminal, interrupt: &Interrupt) -> Result<Scoring> {
-        check_size("batch-size", Some(options.batch_size), 1)?;
-        check_size("max-length", options.max_length, 1)?;
-        check_size("doc-stride", options.doc_stride, 0)?;
-        check_size("max-new-tokens", Some(options.generate), 0)?;
-        device::check(options.device)?;
-        let model = FrozenModel::open(&options.model)?;
-        let mut adapter = Adapter::read(&options.adapter)?;
+/// An adapter and its data, checked and encoded.
+pub(super) struct Job {
+    adapter: Adapter,
+    task: Task,
+    split: Split,
+    /// Of causal language modelling, where text is to be generated, with what ends it.
+    prompts: Option<(Encoding, Vec<u32>)>,
+    tokenizer: TextTokenizer,
+    pub head: HeadSpec,
+    pub prefix: PrefixOptions,
+    pub capacity: Capacity,
+    /// How the frozen matrices are kept.
+    pub weight_format: WeightFormat,
+}
+
+impl ScoringOptions {
+    /// Checks what can be wrong by itself, and opens the model.
+    pub(super) fn open(&self) -> Result<FrozenModel> {
+        check_size("batch-size", Some(self.batch_size), 1)?;
+        check_size("max-length", self.max_length, 1)?;
+        check_size("doc-stride", self.doc_stride, 0)?;
+        check_size("max-new-tokens", Some(self.generate), 0)?;
+        device::check(self.device)?;
+        FrozenModel::open(&self.model)
+    }
+
+    /// The engine for one or several jobs, the first of which is laid out.
+    pub(super) fn engine(&self, model: &FrozenModel, heads: Vec<HeadSpec>, jobs: &[Job], terminal: &Terminal) -> Result<Engine> {
+        let Some((first, others)) = jobs.split_first() else { bail!("there is nothing to predict") };
+        let prefix = first.prefix.clone();
+        let options = EngineOptions {
+            prefix,
+            heads,
+            hidden_dropout: 0.0,
+            attention_dropout: 0.0,
+            seed: 0,
+            memory: MemoryMode::default(),
+            weight_format: first.weight_format,
+        };
+        let turns: Vec<_> = others.iter().map(|job| (job.prefix.clone(), job.capacity)).collect();
+        let engine = Engine::in_turns(device::open(self.device, model, terminal)?, model, options, first.capacity, &turns)?;
+        terminal.line(loading_line(engine.loading()));
+        Ok(engine)
+    }
+}
+
+impl Job {
+    /// Reads an adapter's data and checks that it all fits. None: of a file's records none is for it.
+    pub fn new(options: &ScoringOptions, mut adapter: Adapter, model: &FrozenModel, terminal: &Terminal) -> Result<Option<Job>> {
         let known = adapter.metadata.task;
         let name = match (options.task, known) {
             (Some(given), Some(known)) if given.kind() != known && !adapter.foreign => {
@@ -101,8 +143,8 @@ impl Scoring {
         adapter.metadata.task = Some(kind);
         let words = words(options, &mut adapter)?;
         check_language_task(kind, words.is_some(), &model.spec)?;
-        prepare::check_words(&model, words.as_ref())?;
-        for warning in adapter.check(&model)? {
+        prepare::check_words(model, words.as_ref())?;
+        for warning in adapter.check(model)? {
             terminal.warn(warning);
         }
         let metadata = &adapter.metadata;
@@ -125,6 +167,9 @@ impl Scoring {
             TaskName::Kind(_) => options.data.clone(),
         };
         let mut examples = reader.read(&data)?;
+        if examples.is_empty() {
+            return Ok(None);
+        }
         prepare::learn_as_iob2(&mut examples, options.tag_scheme, metadata.labels.as_deref(), terminal)?;
         if options.labelled {
             require_labels(&examples, "scoring")?;
@@ -157,33 +202,54 @@ impl Scoring {
             let prompts = Capacity::for_items(&prompts.set, &head, options.batch_size, false);
             capacity = capacity.union(Capacity { generated: generate, ..prompts });
         }
-        let engine_options = EngineOptions {
-            prefix,
-            head,
-            hidden_dropout: 0.0,
-            attention_dropout: 0.0,
-            seed: 0,
-            memory: MemoryMode::default(),
-            weight_format: options.weight_format.unwrap_or(metadata.weight_format),
+        let prompts = match prompts {
+            Some(prompts) => Some((prompts, tokenizer.end_tokens()?)),
+            None => None,
         };
-        let mut engine = Engine::new(device::open(options.device, &model, terminal)?, &model, engine_options, capacity)?;
-        terminal.line(loading_line(engine.loading()));
-        engine.load_adapter(&adapter)?;
+        let weight_format = options.weight_format.unwrap_or(adapter.metadata.weight_format);
+        Ok(Some(Job { adapter, task, split, prompts, tokenizer, head, prefix, capacity, weight_format }))
+    }
+
+    /// Runs the model over the data, with the adapter in the engine's numbered head.
+    pub fn run(
+        self,
+        options: &ScoringOptions,
+        engine: &mut Engine,
+        number: usize,
+        terminal: &Terminal,
+        interrupt: &Interrupt,
+    ) -> Result<Scoring> {
+        let Job { adapter, task, split, prompts, tokenizer, .. } = self;
+        let set = &split.encoding.set;
+        engine.load_prefix(&adapter)?;
+        engine.load_head(number, &adapter)?;
         let stopped = || anyhow!("stopped by a signal; nothing was written");
-        let unscored = kind == TaskKind::CausalLm && !split.examples.iter().any(|example| example.content.is_labelled());
+        let unscored = task.kind() == TaskKind::CausalLm && !split.examples.iter().any(|example| example.content.is_labelled());
         let logits = match unscored {
             true => Vec::new(),
-            false => evaluate::forward(&mut engine, set, Size::Features(options.batch_size), terminal, interrupt)?.ok_or_else(stopped)?,
+            false => {
+                evaluate::forward(engine, number, set, Size::Features(options.batch_size), terminal, interrupt)?.ok_or_else(stopped)?
+            }
         };
         evaluate::check_finite(set, &split.examples, &logits)?;
         let mut texts = Vec::new();
-        if let Some(prompts) = &prompts {
-            let ends = tokenizer.end_tokens()?;
-            let found = evaluate::generate(&mut engine, &prompts.set, options.batch_size, (generate, &ends), terminal, interrupt)?;
+        if let Some((prompts, ends)) = &prompts {
+            let found = evaluate::generate(engine, &prompts.set, options.batch_size, (options.generate, ends), terminal, interrupt)?;
             let found = found.ok_or_else(stopped)?;
             texts = found.iter().map(|tokens| tokenizer.decode(tokens)).collect::<Result<_>>()?;
         }
         Ok(Scoring { task, tag_scheme: adapter.metadata.tag_scheme, split, logits, texts })
+    }
+}
+
+impl Scoring {
+    /// Opens everything and runs the model over the data.
+    pub fn run(options: &ScoringOptions, terminal: &Terminal, interrupt: &Interrupt) -> Result<Scoring> {
+        let model = options.open()?;
+        let adapter = heads::choose(Adapter::read(&options.adapter)?, options.head.as_deref())?;
+        let job = Job::new(options, adapter, &model, terminal)?.context("there is nothing to predict")?;
+        let mut engine = options.engine(&model, vec![job.head.clone()], std::slice::from_ref(&job), terminal)?;
+        job.run(options, &mut engine, 0, terminal, interrupt)
     }
 
     /// Scores of labelled data.

@@ -2,7 +2,7 @@
 //! or the adapter that is started from are filled in when those are known.
 
 use super::base::BaseOptions;
-use super::cut::{Cut, Size, longest_feature};
+use super::cut::{Cut, Size};
 use super::options::TrainOptions;
 use super::plan::Allowed;
 use super::schedule::Schedule;
@@ -10,7 +10,7 @@ use super::values::{
     ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
 };
 use crate::checkpoint::{Adapter, WeightFormat};
-use crate::data::{Columns, FeatureSet, LongSentences, TagScheme};
+use crate::data::{Columns, LongSentences, TagScheme};
 use crate::engine::{Recompute, Residency};
 use crate::model::{HeadKind, MaskKind, Specification, TaskKind, default_head, offers_head};
 use crate::task::TaskName;
@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use std::path::PathBuf;
 
-/// A complete configuration; the fields are those of [`TrainOptions`].
+/// A complete configuration of one data set; the fields are those of [`TrainOptions`].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Settings {
@@ -92,12 +92,12 @@ impl Settings {
         BaseOptions { model: self.model.clone(), architecture: self.architecture.clone(), random_weights: self.random_weights }
     }
 
-    /// How an epoch of a set is cut.
-    pub fn cut(&self, set: &FeatureSet) -> Cut {
+    /// How an epoch is cut whose longest feature has so many tokens.
+    pub fn cut(&self, longest_feature: usize) -> Cut {
         match self.tokens_per_step {
             Some(tokens) => {
                 // A step has its share of the tokens and what its last feature has beyond.
-                let whole = tokens + longest_feature(set);
+                let whole = tokens + longest_feature;
                 Cut { step: Size::Tokens(tokens), micro_batch: Size::Tokens(self.micro_batch_tokens.unwrap_or(whole)) }
             }
             None => {
@@ -170,7 +170,7 @@ impl TrainOptions {
             self.epochs.get_or_insert(10);
         }
         self.seed.get_or_insert(42);
-        if self.validation.is_some() {
+        if !self.validation.is_empty() {
             self.eval_every.get_or_insert(Every::Epoch);
         }
         self.save_every.get_or_insert(Every::Epoch);
@@ -198,12 +198,16 @@ impl TrainOptions {
         if self.model.is_none() && self.tokenizer.is_none() {
             usage!("--tokenizer is missing: an architecture by name has none, and texts need one (a model directory's files will do)");
         }
-        for (flag, missing) in [("data", self.data.is_none()), ("output", self.output.is_none())] {
+        for (flag, missing) in [("data", self.data.is_empty()), ("output", self.output.is_none())] {
             if missing {
                 usage!("--{flag} is missing");
             }
         }
-        if self.task.is_none() && self.init_adapter.is_none() {
+        self.check_sets()?;
+        if self.init_head.is_some() && self.init_adapter.is_none() {
+            usage!("--init-head needs --init-adapter: the adapter that has it");
+        }
+        if self.task.is_empty() && self.init_adapter.is_none() {
             usage!("--task is missing: choose classification, multiple-choice, tagging, qa, causal-lm, or a name that ptune tasks lists");
         }
         for (flag, rate) in [
@@ -293,7 +297,7 @@ impl TrainOptions {
             }
         }
         if self.verbalizer.is_some() {
-            if let Some(task) = self.task.filter(|task| task.kind() != TaskKind::Classification) {
+            if let Some(task) = self.task.iter().find(|task| task.kind() != TaskKind::Classification) {
                 usage!("--verbalizer: the words are labels of a classification, not of {}", task.name());
             }
             if self.head == Some(HeadKind::Dense) {
@@ -303,7 +307,7 @@ impl TrainOptions {
         if self.init_adapter.is_some() && self.prefix_projection.is_some() {
             usage!("--prefix-projection and --init-adapter exclude each other: an adapter holds a prefix without its projection");
         }
-        if self.validation.is_none() {
+        if self.validation.is_empty() {
             for (flag, given) in [
                 ("null-threshold tune", self.null_threshold == Some(NullThreshold::Tuned)),
                 ("eval-every", self.eval_every.is_some()),
@@ -319,12 +323,22 @@ impl TrainOptions {
     }
 
     /// Finds the files in a folder that --data or --validation names; the validation file is that of the data's folder where
-    /// none is named. `task`: where none is given.
-    pub fn locate(&mut self, task: Option<TaskName>) -> Result<()> {
-        let Some(data) = self.data.clone() else { return Ok(()) };
-        let named = self.task.or(task).and_then(TaskName::named);
+    /// none is named.
+    pub fn locate(&mut self) -> Result<()> {
+        if self.data.is_empty() {
+            return Ok(());
+        }
+        self.check_sets()?;
+        let mut sets: Vec<TrainOptions> = (0..self.set_count()).map(|set| self.of_set(set)).collect();
+        sets.iter_mut().try_for_each(TrainOptions::locate_set)?;
+        self.set_files(&sets)
+    }
+
+    fn locate_set(&mut self) -> Result<()> {
+        let Some(data) = self.data.first().cloned() else { return Ok(()) };
+        let named = self.task.first().copied().and_then(TaskName::named);
         let is_folder = data.is_dir();
-        for (flag, path) in [("data", Some(&data)), ("validation", self.validation.as_ref())] {
+        for (flag, path) in [("data", Some(&data)), ("validation", self.validation.first())] {
             if let Some(path) = path.filter(|path| path.is_dir() && named.is_none()) {
                 usage!(
                     "--{flag} {}: is a folder; only a named task (see ptune tasks) finds its files in one: name the file",
@@ -333,19 +347,19 @@ impl TrainOptions {
             }
         }
         let Some(named) = named else { return Ok(()) };
-        self.data = Some(named.locate(&data, TRAIN)?);
-        if let Some(validation) = &self.validation {
-            self.validation = Some(named.locate(validation, VALIDATION)?);
+        self.data = vec![named.locate(&data, TRAIN)?];
+        if let Some(validation) = self.validation.first() {
+            self.validation = vec![named.locate(validation, VALIDATION)?];
         } else if is_folder {
             let remedy = "name a file with --validation, or the training file itself with --data, to do without";
-            self.validation = Some(named.locate(&data, VALIDATION).map_err(|error| anyhow!("{error}; {remedy}"))?);
+            self.validation = vec![named.locate(&data, VALIDATION).map_err(|error| anyhow!("{error}; {remedy}"))?];
         }
         Ok(())
     }
 
     /// Whether there is such a template.
     fn check_template(&self) -> Result<()> {
-        let (Some(template), Some(task)) = (self.template, self.task) else { return Ok(()) };
+        let (Some(template), Some(task)) = (self.template, self.task.first()) else { return Ok(()) };
         match task.named() {
             None => usage!("--template {template}: {task} is no named task (see ptune tasks); its inputs are built as the data has them"),
             Some(named) if template >= named.templates.len() => {
@@ -365,21 +379,21 @@ impl TrainOptions {
         Ok(())
     }
 
-    /// Fills in what depends on the model and on the adapter that the run starts from. A value that contradicts the
+    /// Fills in what depends on the model and on the adapter that the run starts from, for one data set. A value that contradicts the
     /// adapter is a usage error.
     pub fn complete(mut self, spec: &Specification, adapter: Option<&Adapter>) -> Result<TrainOptions> {
         let every_layer: Vec<usize> = (0..spec.layers).collect();
         if let Some(adapter) = adapter {
             let metadata = &adapter.metadata;
-            if let (Some(given), Some(known), false) = (self.task, metadata.task, adapter.foreign)
+            if let (Some(given), Some(known), false) = (self.task.first(), metadata.task, adapter.foreign)
                 && given.kind() != known
             {
                 usage!("--task {given}: the adapter of --init-adapter has {}", known.name());
             }
-            if self.task.is_none() {
-                self.task = metadata.task.map(|kind| TaskName::of(kind, metadata.named_task.as_deref())).transpose()?;
+            if let (true, Some(kind)) = (self.task.is_empty(), metadata.task) {
+                self.task = vec![TaskName::of(kind, metadata.named_task.as_deref())?];
             }
-            if self.task.is_some_and(|task| task.named().map(|task| task.name) == metadata.named_task.as_deref()) {
+            if self.task.first().is_some_and(|task| task.named().map(|task| task.name) == metadata.named_task.as_deref()) {
                 self.template = self.template.or(Some(metadata.template).filter(|&template| template > 0));
             }
             agree("prefix-length", &mut self.prefix_length, Some(metadata.prefix_length))?;
@@ -390,19 +404,21 @@ impl TrainOptions {
                 }
                 self.prefix_layers = Some(layers);
             }
-            agree("head", &mut self.head, Some(metadata.head))?;
+            if adapter.foreign || metadata.has_head() {
+                agree("head", &mut self.head, Some(metadata.head))?;
+            }
             let shifted = metadata.shifted_positions && spec.shifts();
             self.positions.get_or_insert(if shifted { Offset::Shifted } else { Offset::Unshifted });
             self.weight_format.get_or_insert(metadata.weight_format);
             let known = metadata.words().map(|(labels, words)| LabelWords { labels, words });
-            if !adapter.foreign && self.verbalizer.is_some() && self.verbalizer != known {
+            if !adapter.foreign && metadata.has_head() && self.verbalizer.is_some() && self.verbalizer != known {
                 usage!(
                     "--verbalizer: the adapter of --init-adapter was trained with {}",
                     known.map_or("none".into(), |known| known.to_string())
                 );
             }
             self.verbalizer = self.verbalizer.or(known);
-            if self.task.is_none() {
+            if self.task.is_empty() {
                 usage!("--task is missing: the files of the adapter do not tell its task");
             }
         }
@@ -427,7 +443,7 @@ impl TrainOptions {
         }
         self.positions.get_or_insert(if spec.shifts() { Offset::Shifted } else { Offset::Unshifted });
         self.attention_dropout.get_or_insert(spec.attention_dropout);
-        let name = self.task.context("the task is not known")?;
+        let name = *self.task.first().context("the task is not known")?;
         let task = name.kind();
         self.check_template()?;
         if let Some(threshold) = self.null_threshold.filter(|_| task != TaskKind::Qa) {
@@ -476,6 +492,7 @@ impl TrainOptions {
             word: self.word_column,
             tag: self.tag_column,
             ignore_labels: false,
+            choice: None,
         }
     }
 }
@@ -534,9 +551,9 @@ mod tests {
     fn options() -> TrainOptions {
         TrainOptions {
             model: Some("m".into()),
-            data: Some("d".into()),
+            data: vec!["d".into()],
             output: Some("o".into()),
-            task: Some(TaskKind::Classification.into()),
+            task: vec![TaskKind::Classification.into()],
             ..TrainOptions::default()
         }
     }
@@ -556,7 +573,7 @@ mod tests {
         assert!(options().validate().is_ok());
         let cases: [(&str, TrainOptions); 14] = [
             ("--model", TrainOptions { model: None, ..options() }),
-            ("--task", TrainOptions { task: None, ..options() }),
+            ("--task", TrainOptions { task: Vec::new(), ..options() }),
             ("--hidden-dropout", TrainOptions { hidden_dropout: Some(1.0), ..options() }),
             ("--prefix-dropout", TrainOptions { prefix_dropout: Some(f64::NAN), ..options() }),
             ("--attention-dropout", TrainOptions { attention_dropout: Some(-0.1), ..options() }),
@@ -587,7 +604,7 @@ mod tests {
         assert_eq!(again.clone().with_defaults().complete(&spec(), None).unwrap(), complete);
         assert!(again.validate().is_ok());
 
-        let qa = TrainOptions { task: Some(TaskKind::Qa.into()), ..options() }.with_defaults().complete(&spec(), None).unwrap();
+        let qa = TrainOptions { task: vec![TaskKind::Qa.into()], ..options() }.with_defaults().complete(&spec(), None).unwrap();
         assert_eq!(qa.max_length, Some(384));
         let steps = TrainOptions { max_steps: Some(5), epochs: Some(3), ..options() }.with_defaults();
         assert_eq!((steps.max_steps, steps.epochs), (Some(5), None));
@@ -598,14 +615,14 @@ mod tests {
     #[test]
     fn an_adapter_supplies_what_it_knows_and_contradictions_are_refused() {
         let complete = |options: TrainOptions| options.with_defaults().complete(&spec(), Some(&adapter()));
-        let start = TrainOptions { task: None, init_adapter: Some("a".into()), ..options() };
+        let start = TrainOptions { task: Vec::new(), init_adapter: Some("a".into()), ..options() };
         let settings = Settings::new(&complete(start.clone()).unwrap()).unwrap();
         assert_eq!((settings.task.kind(), settings.prefix_length, settings.head), (TaskKind::Classification, 6, HeadKind::Linear));
         let refused = |options| complete(options).unwrap_err().to_string();
         assert!(refused(TrainOptions { prefix_length: Some(7), ..start.clone() }).contains("--prefix-length 7: the adapter"));
         assert!(refused(TrainOptions { head: Some(HeadKind::Dense), ..start.clone() }).contains("--head dense"));
         assert!(refused(TrainOptions { prefix_layers: Some("1-2".parse().unwrap()), ..start }).contains("--prefix-layers 1-2"));
-        let stride = TrainOptions { task: Some(TaskKind::Qa.into()), max_length: Some(100), ..options() };
+        let stride = TrainOptions { task: vec![TaskKind::Qa.into()], max_length: Some(100), ..options() };
         assert!(stride.with_defaults().complete(&spec(), None).unwrap_err().to_string().contains("--doc-stride 128"));
     }
 }

@@ -2,12 +2,14 @@
 
 use super::base::BaseOptions;
 use super::cut::{Cut, Size, longest_feature};
+use super::data_set::{Data, DataSet, digest};
 use super::device;
 use super::folder::{CONFIG, Folder, METRICS, refuse_changes};
+use super::heads;
 use super::interrupt::Interrupt;
 use super::options::TrainOptions;
 use super::plan::{self, Target, Workload};
-use super::prepare::{self, Reader, Split};
+use super::prepare;
 use super::recipes;
 use super::record::Record;
 use super::schedule::LearningRate;
@@ -17,15 +19,11 @@ use super::terminal::Terminal;
 use super::trainer::{Session, Trainer, write_text};
 use super::values::{Device, NullThreshold, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
-use crate::data::{TagScheme, TextTokenizer};
+use crate::data::TextTokenizer;
 use crate::engine::{Engine, EngineOptions, MemoryMode, PrefixInit, PrefixOptions};
-use crate::model::HeadSpec;
-use crate::task::{Limits, Task, TaskName, Verbalizer, require_labels};
 use crate::usage;
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::io::Read;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,12 +41,12 @@ pub enum Outcome {
 #[derive(Default)]
 pub struct Shared {
     model: Option<(BaseOptions, Arc<FrozenModel>)>,
-    /// The latest data, and the options that it depends on.
-    data: Option<(toml::Table, Data)>,
+    /// The latest data sets, and the options that they depend on.
+    data: Option<(toml::Table, Vec<Data>)>,
 }
 
 /// Options that change nothing of what is read and how it is encoded.
-const NOT_OF_DATA: [&str; 36] = [
+const NOT_OF_DATA: [&str; 37] = [
     "output",
     "method",
     "prefix-length",
@@ -79,6 +77,7 @@ const NOT_OF_DATA: [&str; 36] = [
     "epochs",
     "max-steps",
     "seed",
+    "sampling",
     "eval-every",
     "patience",
     "save-every",
@@ -99,7 +98,7 @@ impl Shared {
         }
     }
 
-    fn data(&mut self, options: &TrainOptions, read: impl FnOnce() -> Result<Data>) -> Result<Data> {
+    fn data(&mut self, options: &TrainOptions, read: impl FnOnce() -> Result<Vec<Data>>) -> Result<Vec<Data>> {
         let mut key = options.to_table()?;
         key.retain(|name, _| !NOT_OF_DATA.contains(&name));
         match &self.data {
@@ -112,18 +111,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// What was read, and what it says of the task.
-#[derive(Clone)]
-struct Data {
-    task: Arc<Task>,
-    no_answer: bool,
-    tag_scheme: Option<TagScheme>,
-    train: Arc<Split>,
-    validation: Option<Arc<Split>>,
-    /// The files, by their contents.
-    inputs: BTreeMap<String, String>,
 }
 
 /// Trains, or goes on training, as the options say.
@@ -144,12 +131,15 @@ pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut S
         given.device = None; // a run goes on where it began
     }
     if !resume {
-        given.locate(None)?;
+        given.locate()?;
         given.validate()?;
     }
     let saved = folder.claim(resume)?;
     if let Some(saved) = &saved {
-        given.locate(saved.task)?;
+        if given.task.is_empty() {
+            given.task = saved.task.clone();
+        }
+        given.locate()?;
     }
     let options = match &saved {
         Some(saved) => {
@@ -157,7 +147,7 @@ pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut S
             given.over(saved)?
         }
         None => {
-            given.locate(None)?;
+            given.locate()?;
             given
         }
     };
@@ -174,25 +164,19 @@ pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut S
 /// Everything that is read, checked and complete before a run begins.
 pub(super) struct Prepared {
     pub(super) options: TrainOptions,
+    /// Those of the first data set; what is not of a data set holds for all.
     pub(super) settings: Settings,
     pub(super) model: Arc<FrozenModel>,
-    /// The adapter to start from.
-    pub(super) adapter: Option<Adapter>,
-    pub(super) task: Arc<Task>,
-    /// Whether questions may have no answer: some of the training data have none.
-    pub(super) no_answer: bool,
-    /// How the training data spell spans.
-    pub(super) tag_scheme: Option<TagScheme>,
-    pub(super) head: HeadSpec,
+    /// One is the usual case.
+    pub(super) sets: Vec<DataSet>,
     pub(super) prefix: PrefixOptions,
-    pub(super) metric: String,
-    pub(super) train: Arc<Split>,
-    pub(super) validation: Option<Arc<Split>>,
     /// The tokens that the prefix starts from, where it does from a text.
     pub(super) prefix_tokens: Option<Vec<u32>>,
     /// What is read, by its contents: a resumed run must read the same.
     pub(super) inputs: BTreeMap<String, String>,
     pub(super) cut: Cut,
+    /// Steps of an epoch from each data set.
+    pub(super) shares: Vec<usize>,
     pub(super) memory: MemoryMode,
 }
 
@@ -202,7 +186,7 @@ impl Prepared {
         options.device = Some(device::resolve(options.device.unwrap_or(Device::Auto), terminal)?);
         device::check_profiling(options.profile_steps, options.device)?;
         let model = shared.model(options.base())?;
-        let mut adapter = options.init_adapter.as_deref().map(Adapter::read).transpose()?;
+        let adapter = options.init_adapter.as_deref().map(Adapter::read).transpose()?;
         let directory = options.tokenizer_directory()?;
         let tokenizer = || TextTokenizer::open(&directory, &model.spec);
         let prefix_tokens = match options.prefix_init.as_ref().filter(|start| start.is_text()) {
@@ -216,91 +200,64 @@ impl Prepared {
             }
             options.set_prefix_length(tokens.len())?;
         }
-        options = options.complete(&model.spec, adapter.as_ref())?;
-        if let Some(adapter) = &mut adapter {
-            adapter.metadata.task = options.task.map(TaskName::kind);
-            if let (true, Some(words)) = (adapter.foreign, &options.verbalizer) {
-                adapter.metadata.set_words(&words.labels, &words.words);
+        let starts = adapter.map(|adapter| heads::starts(&options, &adapter)).transpose()?;
+        let mut starts = starts.into_iter().flatten();
+        let mut parts = Vec::new();
+        for set in 0..options.set_count() {
+            let mut start = starts.next();
+            let options = options.of_set(set).complete(&model.spec, start.as_ref())?;
+            if let Some(start) = start.as_mut().filter(|start| start.foreign || start.metadata.has_head()) {
+                start.metadata.task = options.task.first().map(|task| task.kind());
+                if let (true, Some(words)) = (start.foreign, &options.verbalizer) {
+                    start.metadata.set_words(&words.labels, &words.words);
+                }
             }
-            for warning in adapter.check(&model)? {
-                terminal.warn(warning);
-            }
+            let settings = Settings::new(&options)?;
+            prepare::check_words(&model, settings.verbalizer.as_ref())?;
+            parts.push((options, settings, start));
         }
-        let settings = Settings::new(&options)?;
-        prepare::check_words(&model, settings.verbalizer.as_ref())?;
-        let data = shared.data(&options, || Self::read(&options, &settings, &model, adapter.as_ref(), terminal))?;
-        let mut prepared = Self::assemble(options, settings, model, adapter, prefix_tokens, data)?;
+        let mut said = BTreeSet::new();
+        for start in parts.iter().filter_map(|(_, _, start)| start.as_ref()) {
+            start.check(&model)?.into_iter().filter(|warning| said.insert(warning.clone())).for_each(|warning| terminal.warn(warning));
+        }
+        let names = options.set_names();
+        let read = || {
+            let read = |(name, (options, settings, start)): (&String, &(TrainOptions, Settings, Option<Adapter>))| {
+                if parts.len() > 1 {
+                    terminal.line(format!("data set {name}: {}", settings.task));
+                }
+                Data::read(options, settings, &model, start.as_ref(), terminal)
+            };
+            names.iter().zip(&parts).map(read).collect()
+        };
+        let data = shared.data(&options, read)?;
+        let several = parts.len() > 1;
+        let sets = names.into_iter().zip(parts).zip(data).map(|((name, (options, settings, start)), data)| DataSet {
+            head: data.head(&settings, &model, several.then_some(name.as_str())),
+            name,
+            options,
+            settings,
+            start,
+            data,
+        });
+        let mut prepared = Self::assemble(options, model.clone(), sets.collect(), prefix_tokens)?;
         prepared.fit(terminal)?;
         Ok(prepared)
     }
 
-    /// Reads and encodes the data.
-    fn read(
-        options: &TrainOptions,
-        settings: &Settings,
-        model: &FrozenModel,
-        adapter: Option<&Adapter>,
-        terminal: &Terminal,
-    ) -> Result<Data> {
-        let spec = &model.spec;
-        let (name, kind) = (settings.task, settings.task.kind());
-        let template = settings.template.unwrap_or(0);
-        let tokenizer = TextTokenizer::open(&options.tokenizer_directory()?, spec)?;
-        let limits = Limits { max_length: settings.max_length, doc_stride: settings.doc_stride };
-        let reader = Reader { task: name, template, columns: options.columns(), limits, tokenizer: &tokenizer, terminal };
-
-        let mut examples = reader.read(&settings.data)?;
-        require_labels(&examples, "training")?;
-        let known = adapter.as_ref().and_then(|adapter| adapter.metadata.labels.clone());
-        let tag_scheme = prepare::learn_as_iob2(&mut examples, settings.tag_scheme, known.as_deref(), terminal)?;
-        let words = settings.verbalizer.as_ref();
-        let labels = prepare::labels(name, &examples, spec, adapter, words, terminal)?;
-        let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, spec)).transpose()?;
-        examples.truncate(settings.max_train_samples.unwrap_or(usize::MAX));
-        let no_answer = name.named().is_some_and(|named| named.no_answer) || examples.iter().any(prepare::is_unanswerable);
-        let task = Task::new(kind, labels).with_no_answer(no_answer).with_name(name.named()).with_verbalizer(verbalizer);
-        let task = task.with_long_sentences(settings.long_sentences.unwrap_or_default());
-        let task = task.with_null_threshold(settings.null_threshold.and_then(NullThreshold::fixed).unwrap_or(0.0));
-        let metric = metric(settings, &task);
-        if metric != "loss" && !task.metrics().contains(&metric.as_str()) {
-            usage!("--metric {metric}: {name} has {} and loss", task.metrics().join(", "));
-        }
-        let train = reader.encode("training data", &task, examples)?;
-        let validation = match &settings.validation {
-            Some(path) => {
-                let mut examples = reader.read(path)?;
-                require_labels(&examples, "validation")?;
-                prepare::learn_as_iob2(&mut examples, settings.tag_scheme, Some(task.labels()), terminal)?;
-                Some(reader.encode("validation data", &task, examples)?)
-            }
-            None => None,
-        };
-        if train.encoding.set.features.is_empty() {
-            bail!("{}: no example has a single token to train on", settings.data.display());
-        }
-        let mut inputs = BTreeMap::from([("data".to_string(), digest(&settings.data)?)]);
-        if let Some(path) = &settings.validation {
-            inputs.insert("validation".to_string(), digest(path)?);
-        }
-        Ok(Data { task: Arc::new(task), no_answer, tag_scheme, train: Arc::new(train), validation: validation.map(Arc::new), inputs })
-    }
-
     /// Puts together what was read, and checks that it fits.
     fn assemble(
-        mut options: TrainOptions,
-        mut settings: Settings,
+        options: TrainOptions,
         model: Arc<FrozenModel>,
-        adapter: Option<Adapter>,
+        mut sets: Vec<DataSet>,
         prefix_tokens: Option<Vec<u32>>,
-        data: Data,
     ) -> Result<Prepared> {
-        let Data { task, no_answer, tag_scheme, train, validation, mut inputs } = data;
         let spec = &model.spec;
-        let metric = metric(&settings, &task);
-        if settings.validation.is_some() {
-            options.metric = Some(metric.clone());
+        for set in sets.iter_mut().filter(|set| set.data.validation.is_some()) {
+            set.options.metric = Some(set.metric());
+            set.settings.metric = set.options.metric.clone();
         }
-        let head = task.head(settings.head, spec);
+        let settings = sets.first().context("there is no data set")?.settings.clone();
         let prefix = PrefixOptions {
             length: settings.prefix_length,
             layers: settings.layer_indices(spec.layers)?,
@@ -308,54 +265,52 @@ impl Prepared {
             shifted: settings.shifted(),
             dropout: settings.prefix_dropout,
         };
-        for split in [Some(&train), validation.as_ref()].into_iter().flatten() {
-            prefix.check_positions(spec, split.encoding.set.longest_sequence())?;
+        let mut inputs = BTreeMap::new();
+        for set in &sets {
+            for split in [Some(&set.data.train), set.data.validation.as_ref()].into_iter().flatten() {
+                prefix.check_positions(spec, split.encoding.set.longest_sequence())?;
+            }
+            let of = if sets.len() > 1 { format!(" {}=...", set.name) } else { String::new() };
+            inputs.extend(set.data.inputs.iter().map(|(name, digest)| (format!("{name}{of}"), digest.clone())));
         }
         inputs.insert("model".to_string(), model.fingerprint());
         if let PrefixStart::File(path) = &settings.prefix_init {
             inputs.insert("prefix-init".to_string(), digest(path)?);
         }
-        settings.metric = options.metric.clone();
-        let cut = settings.cut(&train.encoding.set);
+        let longest = sets.iter().map(|set| longest_feature(set.features())).max().unwrap_or(0);
+        let cut = settings.cut(longest);
+        let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
+        let steps: Vec<usize> = sets.iter().map(|set| cut.steps_per_epoch(set.features())).collect();
+        let shares = options.sampling.clone().unwrap_or_default().shares(&names, &steps)?;
         let memory = options.allowed_memory().plainest();
-        Ok(Prepared {
-            options,
-            settings,
-            model,
-            adapter,
-            task,
-            no_answer,
-            tag_scheme,
-            head,
-            prefix,
-            metric,
-            train,
-            validation,
-            prefix_tokens,
-            inputs,
-            cut,
-            memory,
-        })
+        let complete: Vec<TrainOptions> = sets.iter().map(|set| set.options.clone()).collect();
+        let options = options.completed(&complete)?;
+        Ok(Prepared { options, settings, model, sets, prefix, prefix_tokens, inputs, cut, shares, memory })
     }
 
     /// What the engine has to do in a step, and in evaluations between.
     fn workload(&self) -> Workload<'_> {
-        let (settings, set) = (&self.settings, &self.train.encoding.set);
+        let (settings, set) = (&self.settings, self.sets[0].features());
         let order: Vec<usize> = (0..set.features.len()).collect();
         let first = self.cut.steps(set, &order)[1];
+        let others = self.sets.iter().enumerate().skip(1).map(|(head, set)| (head, set.features(), true));
+        let validation = self.sets.iter().enumerate().filter_map(|(head, set)| {
+            let split = set.data.validation.as_ref()?;
+            Some((head, &split.encoding.set, false))
+        });
         Workload {
             set,
             features: order[..first].to_vec(),
             options: EngineOptions {
                 prefix: self.prefix.clone(),
-                head: self.head.clone(),
+                heads: self.sets.iter().map(|set| set.head.clone()).collect(),
                 hidden_dropout: settings.hidden_dropout,
                 attention_dropout: settings.attention_dropout,
                 seed: settings.seed,
                 memory: self.memory,
                 weight_format: settings.weight_format,
             },
-            validation: self.validation.as_ref().map(|split| &split.encoding.set),
+            besides: others.chain(validation).collect(),
             least_tokens: self.prefix_tokens.as_ref().map_or(0, Vec::len),
         }
     }
@@ -364,7 +319,8 @@ impl Prepared {
     /// cut the same way.
     fn fit(&mut self, terminal: &Terminal) -> Result<()> {
         let settings = &self.settings;
-        let longest = longest_feature(&self.train.encoding.set);
+        let widest = self.sets.iter().map(DataSet::features).max_by_key(|set| longest_feature(set)).context("there is no data set")?;
+        let longest = longest_feature(widest);
         if let Some(tokens) = settings.micro_batch_tokens.filter(|&tokens| tokens < longest) {
             usage!("--micro-batch-tokens {tokens}: an example has {longest} tokens; give at least as many, or a smaller --max-length");
         }
@@ -373,7 +329,7 @@ impl Prepared {
         let target = Target { shape: settings.base().shape()?, sizing, context, speed: plan::ASSUMED_SPEED };
         let given = settings.micro_batch_size.or(settings.micro_batch_tokens).is_some();
         let micro_batch = self.cut.micro_batch;
-        let sizes = if given { vec![micro_batch] } else { micro_batch.halves(&self.train.encoding.set) };
+        let sizes = if given { vec![micro_batch] } else { micro_batch.halves(widest) };
         let chosen = plan::fastest(&target, &self.model, &self.workload(), &self.options.allowed_memory(), &sizes, budget.0)?;
         terminal.line(plan::choice_line(&chosen, budget.0));
         (self.memory, self.cut.micro_batch) = (chosen.memory, chosen.micro_batch);
@@ -390,7 +346,8 @@ impl Prepared {
 
     fn extent(&self) -> Result<(Extent, LearningRate)> {
         let settings = &self.settings;
-        let steps_per_epoch = self.cut.steps_per_epoch(&self.train.encoding.set) as u64;
+        let steps_per_epoch = self.shares.iter().sum::<usize>() as u64;
+        let features: usize = self.sets.iter().map(|set| set.features().features.len()).sum();
         let total_steps = settings.max_steps.unwrap_or(settings.epochs.unwrap_or(1) * steps_per_epoch);
         let warmup_steps = settings.warmup.steps(total_steps);
         if warmup_steps >= total_steps {
@@ -400,7 +357,7 @@ impl Prepared {
             usage!("--profile-steps {range}: the run has {total_steps} steps");
         }
         let extent = Extent {
-            batch_size: settings.batch_size.unwrap_or(self.train.encoding.set.features.len().div_ceil(steps_per_epoch as usize)),
+            batch_size: settings.batch_size.unwrap_or(features.div_ceil(steps_per_epoch as usize)),
             steps_per_epoch,
             total_steps,
             logging_steps: (total_steps / 100).clamp(1, 500),
@@ -411,9 +368,18 @@ impl Prepared {
         Ok((extent, rate))
     }
 
-    fn metadata(&self) -> Metadata {
-        let (settings, spec) = (&self.settings, &self.model.spec);
-        let labels = self.task.labels();
+    /// What the adapter says of itself: of one head, or of several.
+    fn metadata(&self) -> Result<Metadata> {
+        if let [only] = self.sets.as_slice() {
+            return Ok(self.metadata_of(only));
+        }
+        let heads = self.sets.iter().map(|set| (set.name.clone(), self.metadata_of(set))).collect();
+        Metadata::of_heads(heads).context("there is no data set")
+    }
+
+    fn metadata_of(&self, set: &DataSet) -> Metadata {
+        let (settings, spec) = (&set.settings, &self.model.spec);
+        let labels = set.data.task.labels();
         Metadata {
             task: Some(settings.task.kind()),
             named_task: settings.task.named().map(|task| task.name.to_string()),
@@ -430,14 +396,15 @@ impl Prepared {
             attention_dropout: settings.attention_dropout,
             max_length: Some(settings.max_length),
             doc_stride: Some(settings.doc_stride),
-            no_answer: self.no_answer,
-            tag_scheme: self.tag_scheme,
+            no_answer: set.data.no_answer,
+            tag_scheme: set.data.tag_scheme,
             long_sentences: settings.long_sentences.unwrap_or_default(),
             null_threshold: settings.null_threshold.and_then(NullThreshold::fixed),
             verbalizer: settings.verbalizer.as_ref().map(|words| words.words.clone()),
             weight_format: settings.weight_format,
             base_model: settings.base().description(),
             fingerprint: Some(self.model.fingerprint()),
+            heads: BTreeMap::new(),
         }
     }
 
@@ -452,8 +419,13 @@ impl Prepared {
         if let Some(tokens) = &self.prefix_tokens {
             engine.set_prefix_from_tokens(tokens)?;
         }
-        if let Some(adapter) = &self.adapter {
-            engine.load_adapter(adapter)?;
+        if let Some(start) = &self.sets[0].start {
+            engine.load_prefix(start)?;
+        }
+        for (head, set) in self.sets.iter().enumerate() {
+            if let Some(start) = set.start.as_ref().filter(|_| set.has_head_to_start_from()) {
+                engine.load_head(head, start)?;
+            }
         }
         Ok(engine)
     }
@@ -483,11 +455,8 @@ impl Prepared {
         let mut trainer = Trainer {
             settings,
             spec: &self.model.spec,
-            task: &self.task,
-            train: &self.train,
-            validation: self.validation.as_deref(),
-            metric: &self.metric,
-            metadata: self.metadata(),
+            sets: &self.sets,
+            metadata: self.metadata()?,
             extent,
             cut: self.cut,
             rate,
@@ -497,7 +466,7 @@ impl Prepared {
             engine,
             record,
             state,
-            session: Session::default(),
+            session: Session::new(settings.seed, &self.shares),
         };
         if checkpoint.is_some() {
             trainer.tidy()?;
@@ -529,24 +498,4 @@ impl Prepared {
         restore_tensors(checkpoint, engine)?;
         Ok(state)
     }
-}
-
-/// The score that chooses the best adapter.
-fn metric(settings: &Settings, task: &Task) -> String {
-    settings.metric.clone().unwrap_or_else(|| task.default_metric().to_string())
-}
-
-/// SHA-256 of a file.
-fn digest(path: &Path) -> Result<String> {
-    let context = || format!("cannot read {}", path.display());
-    let mut hasher = Sha256::new();
-    let mut file = std::fs::File::open(path).with_context(context)?;
-    let mut block = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut block).with_context(context)? {
-            0 => break,
-            read => hasher.update(&block[..read]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -2,23 +2,24 @@
 //! any step and go on as if it had not.
 
 use super::cut::Cut;
+use super::data_set::DataSet;
 use super::evaluate::{self, Evaluation};
 use super::folder::{Folder, TRAINER_STATE};
 use super::interrupt::Interrupt;
 use super::pipeline::{Contents, Pipeline};
-use super::prepare::Split;
 use super::record::Record;
+use super::sampling::Draws;
 use super::schedule::LearningRate;
 use super::settings::Settings;
 use super::state::{Extent, RunState};
 use super::terminal::{Progress, Terminal};
+use super::validation::{Validated, Validation};
 use super::values::{DataOrder, Every, NullThreshold};
 use crate::checkpoint::{Adapter, Export, Metadata, TrainingState, remove_leftovers, write_atomically, write_checkpoint};
 use crate::data::epoch_order;
 use crate::engine::{Engine, StepReport, Update};
 use crate::model::Specification;
-use crate::task::Task;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 use std::time::{Duration, Instant};
 
@@ -26,11 +27,8 @@ use std::time::{Duration, Instant};
 pub struct Trainer<'a> {
     pub settings: &'a Settings,
     pub spec: &'a Specification,
-    pub task: &'a Task,
-    pub train: &'a Split,
-    pub validation: Option<&'a Split>,
-    /// Name of the score that chooses the best adapter.
-    pub metric: &'a str,
+    /// One is the usual case; the head of each has its place in this list.
+    pub sets: &'a [DataSet],
     pub metadata: Metadata,
     pub extent: Extent,
     pub cut: Cut,
@@ -45,10 +43,11 @@ pub struct Trainer<'a> {
 }
 
 /// What only this process knows of the run.
-#[derive(Default)]
 pub struct Session {
-    /// The order of the current epoch, and where its steps begin.
-    order: Option<(u64, Vec<usize>, Vec<usize>)>,
+    /// From which set each step takes its batch.
+    draws: Draws,
+    /// The current epoch of each set.
+    epochs: Vec<Option<SetEpoch>>,
     /// Made at the first step.
     pipeline: Option<Pipeline>,
     steps: u64,
@@ -64,7 +63,31 @@ pub struct Session {
     pub export: Option<Export>,
 }
 
+/// An epoch of one data set: its number, the order of the features, and where its steps begin.
+#[derive(Clone)]
+struct SetEpoch {
+    number: u64,
+    order: Vec<usize>,
+    bounds: Vec<usize>,
+}
+
 impl Session {
+    /// Of a run with so many steps of an epoch from each set.
+    pub fn new(seed: u64, shares: &[usize]) -> Session {
+        Session {
+            draws: Draws::new(seed, shares.to_vec()),
+            epochs: vec![None; shares.len()],
+            pipeline: None,
+            steps: 0,
+            tokens: 0,
+            training: Duration::ZERO,
+            last_loss: None,
+            skipped: 0,
+            profiled: false,
+            export: None,
+        }
+    }
+
     /// Tokens a second over the steps of this process; None before the first.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let seconds = self.training.as_secs_f64();
@@ -90,7 +113,7 @@ impl Trainer<'_> {
             let (done, extent) = (self.state.step, self.extent);
             progress.update(done, || self.describe());
             let due = |every: Every| every.is_due(done, extent.steps_per_epoch, extent.total_steps);
-            let evaluation = self.validation.is_some() && extent.eval_every.is_some_and(due);
+            let evaluation = self.validates() && extent.eval_every.is_some_and(due);
             let mut save = due(extent.save_every) || self.interrupt.pending().is_some();
             if save || evaluation {
                 let report = self.engine.flush_report();
@@ -115,6 +138,10 @@ impl Trainer<'_> {
         !self.state.evaluation_pending && (patience || self.state.step >= self.extent.total_steps)
     }
 
+    fn validates(&self) -> bool {
+        self.sets.iter().any(|set| set.data.validation.is_some())
+    }
+
     /// Whether the run ended before its last step.
     pub fn stopped_early(&self) -> bool {
         self.state.step < self.extent.total_steps
@@ -129,23 +156,25 @@ impl Trainer<'_> {
             self.engine.instruments().profiler(true)?;
             self.session.profiled = true;
         }
-        let features = self.features(step);
-        let set = &self.train.encoding.set;
+        let (head, features) = self.features(step);
+        let set = self.sets[head].features();
         let targets: usize = features.iter().map(|&feature| set.targets(feature)).sum();
         self.engine.begin_step(step, targets);
         // The batches of this step, and the first one of the next.
-        let mut batches = self.micro_batches(&features);
+        let mut batches = self.micro_batches(head, &features);
         let count = batches.len();
         if step + 1 < self.extent.total_steps {
-            let features = self.features(step + 1);
-            batches.extend(self.micro_batches(&features).into_iter().next());
+            let (head, features) = self.features(step + 1);
+            batches.extend(self.micro_batches(head, &features).into_iter().next());
         }
+        let sets = self.sets;
+        let from = |batch: &Contents| (sets[batch.head].features(), batch.clone());
         let engine = &mut self.engine;
         let pipeline = self.session.pipeline.get_or_insert_with(|| Pipeline::new(engine));
         let mut batches = batches.into_iter().peekable();
         for _ in 0..count {
             let Some(batch) = batches.next() else { break };
-            pipeline.run(set, batch, batches.peek().cloned(), |batch| engine.accumulate_packed(batch))?;
+            pipeline.run(from(&batch), batches.peek().map(from), |batch| engine.accumulate_packed(batch))?;
         }
         if step == 0 && targets > 0 {
             self.check_prefix()?;
@@ -168,28 +197,33 @@ impl Trainer<'_> {
     }
 
     /// What the micro-batches of a step hold.
-    fn micro_batches(&self, features: &[usize]) -> Vec<Contents> {
+    fn micro_batches(&self, head: usize, features: &[usize]) -> Vec<Contents> {
+        let set = self.sets[head].features();
         let mut first_ordinal = 0;
         let contents = |batch: &[usize]| {
-            let contents = Contents { features: batch.to_vec(), first_ordinal };
-            first_ordinal += batch.iter().map(|&feature| self.train.encoding.set.features[feature].sequences).sum::<usize>();
+            let contents = Contents { head, features: batch.to_vec(), first_ordinal };
+            first_ordinal += batch.iter().map(|&feature| set.features[feature].sequences).sum::<usize>();
             contents
         };
-        self.cut.micro_batch.batches(&self.train.encoding.set, features).into_iter().map(contents).collect()
+        self.cut.micro_batch.batches(set, features).into_iter().map(contents).collect()
     }
 
-    /// The features of a step: a stretch of its epoch's order.
-    fn features(&mut self, step: u64) -> Vec<usize> {
-        let (epoch, within) = (step / self.extent.steps_per_epoch, (step % self.extent.steps_per_epoch) as usize);
-        let count = self.train.encoding.set.features.len();
-        if self.session.order.as_ref().is_none_or(|(known, ..)| *known != epoch) {
+    /// The set of a step and its features there: a stretch of the order of the set's epoch, of which a step is the next one.
+    fn features(&mut self, step: u64) -> (usize, Vec<usize>) {
+        let (set, number) = self.session.draws.at(step);
+        let features = self.sets[set].features();
+        let steps = self.cut.steps_per_epoch(features) as u64;
+        let (epoch, within) = (number / steps, (number % steps) as usize);
+        let known = self.session.epochs[set].take().filter(|known| known.number == epoch);
+        let known = known.unwrap_or_else(|| {
             let shuffled = self.settings.data_order == DataOrder::Shuffled;
-            let order = epoch_order(count, self.settings.seed, epoch, shuffled);
-            let bounds = self.cut.steps(&self.train.encoding.set, &order);
-            self.session.order = Some((epoch, order, bounds));
-        }
-        let (bounds, order) = self.session.order.as_ref().map_or((&[][..], &[][..]), |(_, order, bounds)| (bounds, order));
-        order[bounds[within]..bounds[within + 1]].to_vec()
+            let order = epoch_order(features.features.len(), self.settings.seed, epoch, set, shuffled);
+            let bounds = self.cut.steps(features, &order);
+            SetEpoch { number: epoch, order, bounds }
+        });
+        let step = known.order[known.bounds[within]..known.bounds[within + 1]].to_vec();
+        self.session.epochs[set] = Some(known);
+        (set, step)
     }
 
     /// A prefix without gradient would stay as it was initialised, and nobody would notice.
@@ -257,54 +291,63 @@ impl Trainer<'_> {
     /// Evaluates after the current step, and keeps the adapter at the root if it is the best. Where a signal comes in
     /// between, the evaluation stays pending.
     fn evaluate(&mut self, progress: &Progress) -> Result<()> {
-        let Some(split) = self.validation else { return Ok(()) };
         let started = Instant::now();
-        let set = &split.encoding.set;
-        let forward = || evaluate::forward(&mut self.engine, set, self.cut.micro_batch, self.terminal, self.interrupt);
-        let Some(logits) = progress.pause(forward)? else { return Ok(()) };
-        let tuned = match self.settings.null_threshold {
-            Some(NullThreshold::Tuned) => self.task.tune_null_threshold(&split.examples, &split.encoding, &logits),
-            _ => None,
-        };
-        let task = tuned.map(|threshold| self.task.clone().with_null_threshold(threshold));
-        let evaluation = Evaluation::new(task.as_ref().unwrap_or(self.task), &split.examples, &split.encoding, &logits)?;
-        let value = evaluation.value(self.metric).filter(|value| value.is_finite());
-        let value = value.with_context(|| format!("the score {} cannot be computed on the validation data", self.metric))?;
-        let scores = evaluation.to_map();
-        let better = self.state.add_evaluation(&self.extent, value, self.metric == "loss", scores.clone());
+        let mut validated = Vec::new();
+        for (head, set) in self.sets.iter().enumerate() {
+            let Some(split) = set.data.validation.as_deref() else { continue };
+            let features = &split.encoding.set;
+            let forward = || evaluate::forward(&mut self.engine, head, features, self.cut.micro_batch, self.terminal, self.interrupt);
+            let Some(logits) = progress.pause(forward)? else { return Ok(()) };
+            let task = &set.data.task;
+            let threshold = match set.settings.null_threshold {
+                Some(NullThreshold::Tuned) => task.tune_null_threshold(&split.examples, &split.encoding, &logits),
+                _ => None,
+            };
+            let tuned = threshold.map(|threshold| task.as_ref().clone().with_null_threshold(threshold));
+            let evaluation = Evaluation::new(tuned.as_ref().unwrap_or(task), &split.examples, &split.encoding, &logits)?;
+            validated.push(Validated { name: set.name.clone(), metric: set.metric(), evaluation, threshold });
+        }
+        let validation = Validation { sets: validated };
+        let (metric, scores) = (validation.metric(), validation.scores());
+        let value = validation.value()?;
+        let better = self.state.add_evaluation(&self.extent, value, metric == "loss", scores.clone());
         if better {
             if let Some(best) = &mut self.state.best {
-                best.warnings = evaluation.warnings.clone();
+                best.warnings = validation.warnings();
             }
-            self.export(tuned)?;
+            self.export(&validation.sets)?;
         }
         self.state.evaluation_pending = false;
 
         let mut row = Map::from_iter([("step".to_string(), Value::from(self.state.step))]);
         row.insert("epoch".to_string(), self.extent.epoch(self.state.step).into());
         row.extend(scores.iter().map(|(name, score)| (format!("eval_{name}"), score.clone())));
-        if let Some(threshold) = tuned {
-            row.insert("null_threshold".to_string(), threshold.into());
-        }
+        row.extend(validation.thresholds());
         row.insert("best".to_string(), better.into());
         self.record.write(row, None)?;
         self.record.flush()?;
         progress.line(format!(
-            "validation after step {} (epoch {:.2}): {}{}{} ({:.1} s)",
+            "validation after step {} (epoch {:.2}): {}{} ({:.1} s){}",
             self.state.step,
             self.extent.epoch(self.state.step),
-            evaluation.to_line(),
-            tuned.map_or(String::new(), |threshold| format!(", null threshold {threshold:.4}")),
+            validation.to_line(),
             if better { ", the best so far" } else { "" },
-            started.elapsed().as_secs_f64()
+            started.elapsed().as_secs_f64(),
+            validation.table()
         ));
         Ok(())
     }
 
-    /// Writes the current adapter to the root, with the threshold of "no answer" that was tuned for it.
-    fn export(&mut self, threshold: Option<f32>) -> Result<()> {
+    /// Writes the current adapter to the root, with the thresholds of "no answer" that were tuned for it.
+    fn export(&mut self, validated: &[Validated]) -> Result<()> {
         let mut adapter = self.adapter()?;
-        adapter.metadata.null_threshold = threshold.or(adapter.metadata.null_threshold);
+        let metadata = &mut adapter.metadata;
+        for Validated { name, threshold, .. } in validated.iter().filter(|set| set.threshold.is_some()) {
+            match metadata.heads.get_mut(name) {
+                Some(head) => head.null_threshold = *threshold,
+                None => metadata.null_threshold = *threshold,
+            }
+        }
         self.session.export = Some(adapter.write(self.folder.root(), self.spec)?);
         Ok(())
     }
@@ -327,8 +370,8 @@ impl Trainer<'_> {
     /// lines, and the adapter at the root.
     fn save(&mut self) -> Result<()> {
         self.record.sync()?;
-        if self.validation.is_none() {
-            self.export(None)?;
+        if !self.validates() {
+            self.export(&[])?;
         }
         let step = self.state.step;
         let adapter = self.adapter()?;

@@ -201,7 +201,7 @@ impl Model {
         let head = HeadSpec::new(self.task, self.head, LABELS, &self.spec);
         EngineOptions {
             prefix,
-            head,
+            heads: vec![head],
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             seed: 7,

@@ -7,7 +7,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DType, Stream};
 use crate::checkpoint::{FrozenModel, StateTensors, WeightFormat};
 use crate::data::FeatureSet;
-use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, StepReport, Update};
+use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Recompute, Residency, StepReport, Update};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -56,7 +56,7 @@ fn engine_in(
     backend: Box<dyn Backend>,
 ) -> Result<Engine> {
     let options = EngineOptions { memory, weight_format, ..model.options() };
-    let capacity = Capacity::for_items(set, &options.head, set.features.len(), true);
+    let capacity = Capacity::for_items(set, &options.heads[0], set.features.len(), true);
     let mut engine = Engine::new(backend, frozen, options, capacity)?;
     // Larger than the initial values, so that the prefix matters.
     let mut random = Stream::new([5, 6]);
@@ -158,7 +158,9 @@ fn attempt_in(format: WeightFormat, model: &Model, open: &Opener, repetitions: u
         }
         row.cases += 1;
     }
-    let modes = MemoryMode::every().flat_map(|mode| [1, 2].map(|together| MemoryMode { together, ..mode }));
+    // Every mode of one micro-batch at a time; of several those that differ by it: what is kept, and where it and the weights are.
+    let together = MemoryMode::every().filter(|mode| mode.recompute != Recompute::UpProjection && mode.weights == Residency::Streamed);
+    let modes = MemoryMode::every().chain(together.map(|mode| MemoryMode { together: 2, ..mode }));
     for mode in modes.filter(|&mode| mode != MemoryMode::default()) {
         // On the emulated device of tests: transfers end as late as is legal.
         let mut engine = engine(mode, open(activation, 1)?)?;

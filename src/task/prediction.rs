@@ -25,7 +25,7 @@ pub enum Outcome {
 /// The answer for one example, and the way to what it was made from.
 pub struct Prediction<'a> {
     pub outcome: Outcome,
-    pub(super) example: &'a Example,
+    pub example: &'a Example,
     pub(super) labels: &'a Labels,
     pub(super) encoding: &'a Encoding,
     pub(super) features: Range<usize>,

@@ -217,7 +217,7 @@ impl Bundle {
                 shifted: self.model.spec.shifts(),
                 dropout: 0.0,
             },
-            head: self.head(),
+            heads: vec![self.head()],
             hidden_dropout: 0.0,
             attention_dropout: 0.0,
             seed: 42,
@@ -229,7 +229,7 @@ impl Bundle {
     /// An engine with the bundle's adapter.
     pub fn engine(&self, backend: Box<dyn Backend>, set: &FeatureSet, batch: usize) -> Engine {
         let options = self.options();
-        let capacity = Capacity::for_items(set, &options.head, batch, true);
+        let capacity = Capacity::for_items(set, &options.heads[0], batch, true);
         let mut engine = Engine::new(backend, &self.model, options, capacity).unwrap();
         engine.load_adapter(&self.adapter).unwrap();
         engine

@@ -24,8 +24,8 @@ fn loss(engine: &mut Engine, set: &FeatureSet) -> f64 {
 /// element leaves room for curvature.
 fn check_gradients(model: &FrozenModel, options: EngineOptions, set: &FeatureSet, name: &str) {
     // Several chunks of rows, where logits are made in chunks.
-    let capacity = Capacity { logit_rows: 5, ..Capacity::for_items(set, &options.head, set.features.len(), true) };
-    let per_column = options.head.grouping == Grouping::PerColumn && !options.head.pooling.trains();
+    let capacity = Capacity { logit_rows: 5, ..Capacity::for_items(set, &options.heads[0], set.features.len(), true) };
+    let per_column = options.heads[0].grouping == Grouping::PerColumn && !options.heads[0].pooling.trains();
     let mut engine = Engine::new(Box::new(Cpu::<f64>::new()), model, options, capacity).unwrap();
     let mut random = Stream::new([5, 6]);
     for tensor in engine.trainables() {
@@ -215,7 +215,7 @@ fn one_forward_and_backward_serve_every_specification() {
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
-                head: HeadSpec::new(task, head, 3, &model.spec),
+                heads: vec![HeadSpec::new(task, head, 3, &model.spec)],
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
@@ -274,7 +274,7 @@ fn frozen_language_model_heads() {
         let set = answers(head.grouping);
         let options = EngineOptions {
             prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: model.spec.shifts(), dropout: 0.2 },
-            head,
+            heads: vec![head],
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             seed: 7,
@@ -300,7 +300,7 @@ fn relative_positions() {
         for task in [TaskKind::Classification, TaskKind::Tagging] {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
-                head: HeadSpec::new(task, HeadKind::Context, 3, &model.spec),
+                heads: vec![HeadSpec::new(task, HeadKind::Context, 3, &model.spec)],
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
@@ -348,7 +348,7 @@ fn prompts() {
         for (memory, projection) in MemoryMode::every().zip([None, Some(5), None]) {
             let options = EngineOptions {
                 prefix: PrefixOptions { length: 3, layers: Vec::new(), projection, shifted: model.spec.shifts(), dropout: 0.0 },
-                head: HeadSpec::new(task, HeadKind::Linear, 3, &model.spec),
+                heads: vec![HeadSpec::new(task, HeadKind::Linear, 3, &model.spec)],
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,

@@ -29,7 +29,7 @@ fn step(engine: &mut Engine, set: &FeatureSet, number: u64, features: &[usize], 
 }
 
 fn engine<T: ptune::backend::cpu::Number>(bundle: &Bundle, set: &FeatureSet, options: EngineOptions) -> Engine {
-    let capacity = Capacity::for_items(set, &options.head, 8, true);
+    let capacity = Capacity::for_items(set, &options.heads[0], 8, true);
     Engine::new(Box::new(Cpu::<T>::new()), &bundle.model, options, capacity).unwrap()
 }
 

@@ -27,7 +27,7 @@ fn causal_models() -> Vec<(&'static str, FrozenModel)> {
 fn options(layers: usize, length: usize, head: HeadSpec) -> EngineOptions {
     EngineOptions {
         prefix: PrefixOptions { length, layers: (0..layers).collect(), projection: None, shifted: true, dropout: 0.0 },
-        head,
+        heads: vec![head],
         hidden_dropout: 0.0,
         attention_dropout: 0.0,
         seed: 3,
@@ -77,7 +77,7 @@ fn chunks_of_rows_change_nothing() {
     let set = texts(&[ids(20, 1), ids(7, 2), ids(31, 3)], 2);
     let run = |logit_rows: usize| {
         let options = options(4, 4, HeadSpec::next_tokens());
-        let capacity = Capacity { logit_rows, ..Capacity::for_items(&set, &options.head, 3, true) };
+        let capacity = Capacity { logit_rows, ..Capacity::for_items(&set, &options.heads[0], 3, true) };
         let mut engine = engine(&model, options, capacity);
         let logits = engine.forward(&set, &[0, 1, 2]).unwrap();
         engine.begin_step(0, set.features.iter().map(|feature| feature.targets.len()).sum());
@@ -123,7 +123,7 @@ fn words_and_sequences_agree() {
     let run = |head: HeadSpec, set: &FeatureSet| {
         let mut options = options(4, 4, head);
         options.prefix.shifted = false;
-        let mut engine = engine(&model, options.clone(), Capacity::for_items(set, &options.head, 1, true));
+        let mut engine = engine(&model, options.clone(), Capacity::for_items(set, &options.heads[0], 1, true));
         let logits = engine.forward(set, &[0]).unwrap().concat();
         engine.begin_step(0, 1);
         engine.accumulate(set, &[0], 0).unwrap();
@@ -167,14 +167,14 @@ fn check_cache(name: &str, model: &FrozenModel) {
     for (length, layers) in [(0, model.spec.layers), (5, model.spec.layers), (5, 0)] {
         let options = options(layers, length, HeadSpec::next_tokens());
         let prompts_set = prompts(&starts);
-        let capacity = Capacity { generated: LIMIT, ..Capacity::for_items(&prompts_set, &options.head, starts.len(), false) };
+        let capacity = Capacity { generated: LIMIT, ..Capacity::for_items(&prompts_set, &options.heads[0], starts.len(), false) };
         let mut cached = engine(model, options.clone(), capacity);
         let found = cached.generate(&prompts_set, &all, LIMIT, &[]).unwrap();
 
         let mut texts = starts.clone();
         for step in 0..LIMIT {
             let set = prompts(&texts);
-            let capacity = Capacity { generated: 1, ..Capacity::for_items(&set, &options.head, starts.len(), false) };
+            let capacity = Capacity { generated: 1, ..Capacity::for_items(&set, &options.heads[0], starts.len(), false) };
             let mut plain = engine(model, options.clone(), capacity);
             for (text, next) in texts.iter_mut().zip(plain.generate(&set, &all, 1, &[]).unwrap()) {
                 text.extend(&next);
@@ -213,12 +213,13 @@ fn check_text_prefix(name: &str, model: &FrozenModel, layers: usize) {
     const CUT: usize = 13;
     let set = texts(std::slice::from_ref(&whole), CUT);
     let bare = options(model.spec.layers, 0, HeadSpec::next_tokens());
-    let mut plain = Engine::new(Box::new(Cpu::<f64>::new()), model, bare.clone(), Capacity::for_items(&set, &bare.head, 1, false)).unwrap();
+    let mut plain =
+        Engine::new(Box::new(Cpu::<f64>::new()), model, bare.clone(), Capacity::for_items(&set, &bare.heads[0], 1, false)).unwrap();
     let expected = plain.forward(&set, &[0]).unwrap().concat();
 
     let rest = texts(&[whole[CUT..].to_vec()], 0);
     let options = options(layers, CUT, HeadSpec::next_tokens());
-    let capacity = Capacity::for_items(&rest, &options.head, 1, true);
+    let capacity = Capacity::for_items(&rest, &options.heads[0], 1, true);
     let mut engine = engine(model, options, Capacity { tokens: capacity.tokens.max(CUT), ..capacity });
     engine.set_prefix_from_tokens(&whole[..CUT]).unwrap();
     let found = engine.forward(&rest, &[0]).unwrap().concat();
@@ -236,7 +237,7 @@ fn glm_positions_are_the_bundles() {
     let bundle = Bundle::open("glm-cloze");
     let set = bundle.features();
     let head = bundle.head();
-    let packing = Packing { spec: bundle.model.spec.clone(), shift: 0, prompt: 0, grouping: head.grouping, columns: head.columns };
+    let packing = Packing { spec: bundle.model.spec.clone(), shift: 0, prompt: 0, head: 0, grouping: head.grouping, columns: head.columns };
     let mut batch = Batch::default();
     batch.pack(&packing, &set, &(0..set.features.len()).collect::<Vec<_>>(), 0).unwrap();
     let numbers = |values: &[i32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();

@@ -17,6 +17,7 @@ mod machine_code;
 mod measured;
 mod memory;
 mod modes;
+mod multi;
 mod named;
 #[cfg(feature = "emulation")]
 mod on_cuda;

@@ -240,7 +240,7 @@ fn random_models_in_every_mode() {
         let head = HeadSpec::new(task, HeadKind::Linear, 3, &spec);
         let options = EngineOptions {
             prefix,
-            head,
+            heads: vec![head],
             hidden_dropout: 0.1,
             attention_dropout: 0.1,
             seed: 5,
@@ -257,7 +257,7 @@ fn random_models_in_every_mode() {
             set.features.push(Feature { example, first_sequence: example, sequences: 1, targets });
         }
         let model = FrozenModel::synthetic(spec.clone(), DType::F32, 0.3, number).unwrap();
-        let capacity = Capacity::for_items(&set, &options.head, 4, true);
+        let capacity = Capacity::for_items(&set, &options.heads[0], 4, true);
         let mut first = None;
         // Every other model has matrices of 8 bits.
         let weight_format = if number % 2 == 0 { WeightFormat::Fp16 } else { WeightFormat::Int8 };

@@ -65,7 +65,7 @@ fn hidden_states(backend: Box<dyn Backend>, model: &FrozenModel, set: &FeatureSe
     let prefix = PrefixOptions { length: 0, layers: vec![], projection: None, shifted: true, dropout: 0.0 };
     let options = EngineOptions {
         prefix,
-        head,
+        heads: vec![head],
         hidden_dropout: 0.0,
         attention_dropout: 0.0,
         seed: 0,

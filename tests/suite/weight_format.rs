@@ -14,7 +14,7 @@ use std::path::Path;
 
 fn logits(bundle: &Bundle, model: &FrozenModel, set: &FeatureSet, weight_format: WeightFormat, backend: Box<dyn Backend>) -> Vec<f64> {
     let options = EngineOptions { weight_format, ..bundle.options() };
-    let capacity = Capacity::for_items(set, &options.head, 8, true);
+    let capacity = Capacity::for_items(set, &options.heads[0], 8, true);
     let mut engine = Engine::new(backend, model, options, capacity).unwrap();
     engine.load_adapter(&bundle.adapter).unwrap();
     let features: Vec<usize> = (0..set.features.len()).collect();
@@ -141,7 +141,7 @@ fn random_weights_are_quantised_alike_everywhere() {
         memory: MemoryMode { weights, ..MemoryMode::default() },
         ..bundle.options()
     };
-    let capacity = Capacity::for_items(&set, &bundle.options().head, 8, true);
+    let capacity = Capacity::for_items(&set, &bundle.options().heads[0], 8, true);
     let plan = |format, weights| ptune::engine::Plan::new(&random, &options(format, weights), capacity, device().as_ref()).unwrap();
     let home = |format| plan(format, Residency::Streamed).host;
     let matrices = home(WeightFormat::Fp16) as f64;

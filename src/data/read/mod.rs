@@ -38,6 +38,17 @@ pub struct Columns {
     pub tag: Option<usize>,
     /// Labels, tags and answers in the file are passed over (prediction).
     pub ignore_labels: bool,
+    /// Only some of the records are read.
+    pub choice: Option<Choice>,
+}
+
+/// Records that name one of several in a column; the others name another of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub column: String,
+    pub name: String,
+    /// All names that there are.
+    pub known: Vec<String>,
 }
 
 const TEXT: &str = "text";
@@ -55,6 +66,7 @@ impl Default for Columns {
             word: None,
             tag: None,
             ignore_labels: false,
+            choice: None,
         }
     }
 }
@@ -104,6 +116,9 @@ impl Format {
 /// A file in which no example has a label (tags, answers) is unlabelled; one in which only some have is an error.
 pub fn read_examples(path: &Path, task: TaskKind, columns: &Columns) -> Result<Vec<Example>> {
     let format = Format::of(path, task)?;
+    if columns.choice.is_some() && format == Format::Conll {
+        bail!("{}: --adapter-column needs a record an example: .jsonl, .json, .csv or .tsv", path.display());
+    }
     let mut examples = record::Examples::new(task, columns);
     match format {
         Format::JsonLines => json::read_lines(path, &mut examples)?,
@@ -113,7 +128,7 @@ pub fn read_examples(path: &Path, task: TaskKind, columns: &Columns) -> Result<V
         Format::Conll => conll::read(path, &mut examples)?,
     }
     let examples = examples.finish();
-    if examples.is_empty() {
+    if examples.is_empty() && columns.choice.is_none() {
         bail!("{}: holds no examples", path.display());
     }
     Ok(examples)

@@ -79,7 +79,7 @@ pub fn official_examples(path: &Path, layout: Layout, template: usize, kind: Tas
         }
     }
     let examples = examples.finish();
-    if examples.is_empty() {
+    if examples.is_empty() && columns.choice.is_none() {
         bail!("{}: holds no examples", path.display());
     }
     Ok(Official { examples, skipped })
@@ -94,6 +94,9 @@ fn cell(name: &str, field: &str) -> Value {
 }
 
 fn add(examples: &mut Examples, place: String, mut record: Record, template: usize, expand: Expand) -> Result<()> {
+    if !examples.takes(&place, &record)? {
+        return Ok(());
+    }
     for (content, origin) in expand(&mut record, template).map_err(|error| error.context(place.clone()))? {
         examples.add_with(place.clone(), content, Some(origin))?;
     }

@@ -1,7 +1,7 @@
 //! What a record (a JSON object, a row of a table) means to each task, and the rule that either all examples of a file
 //! have a label or none has.
 
-use super::{Columns, TEXT, TEXT_PAIR, squad};
+use super::{Choice, Columns, TEXT, TEXT_PAIR, squad};
 use crate::data::{Content, Example, Label, Origin};
 use crate::model::TaskKind;
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,8 @@ pub struct Examples<'a> {
     pub task: TaskKind,
     pub columns: &'a Columns,
     examples: Vec<Example>,
+    /// Records so far, those that were not wanted too.
+    records: usize,
     /// The first example with and the first without a label.
     labelled: Option<usize>,
     unlabelled: Option<usize>,
@@ -25,11 +27,14 @@ pub struct Examples<'a> {
 
 impl<'a> Examples<'a> {
     pub fn new(task: TaskKind, columns: &'a Columns) -> Examples<'a> {
-        Examples { task, columns, examples: Vec::new(), labelled: None, unlabelled: None }
+        Examples { task, columns, examples: Vec::new(), records: 0, labelled: None, unlabelled: None }
     }
 
     /// Adds the example that a record holds.
     pub fn push(&mut self, place: String, mut record: Record) -> Result<()> {
+        if !self.takes(&place, &record)? {
+            return Ok(());
+        }
         let content = match self.task {
             TaskKind::Classification => self.text(&mut record),
             TaskKind::MultipleChoice => self.choices(&mut record),
@@ -43,6 +48,20 @@ impl<'a> Examples<'a> {
         }
     }
 
+    /// Counts a record; whether it is one of those that are wanted.
+    pub fn takes(&mut self, place: &str, record: &Record) -> Result<bool> {
+        self.records += 1;
+        let Some(Choice { column, name, known }) = &self.columns.choice else { return Ok(true) };
+        let named = match record.get(column) {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Number(number)) => number.to_string(),
+            Some(other) => bail!("{place}: {column:?} must name one of {}, found {}", known.join(", "), describe(other)),
+            None => bail!("{place}: no column {column:?} ({}); --adapter-column names it", found(record)),
+        };
+        ensure!(known.contains(&named), "{place}: {column:?} names {named:?}; the adapters are {}", known.join(", "));
+        Ok(named == *name)
+    }
+
     pub fn add(&mut self, place: String, content: Content) -> Result<()> {
         self.add_with(place, content, None)
     }
@@ -54,7 +73,7 @@ impl<'a> Examples<'a> {
         }
         let first = if content.is_labelled() { &mut self.labelled } else { &mut self.unlabelled };
         first.get_or_insert(self.examples.len());
-        self.examples.push(Example { content, place, origin });
+        self.examples.push(Example { content, place, record: self.records, origin });
         if let (Some(labelled), Some(unlabelled)) = (self.labelled, self.unlabelled) {
             bail!(
                 "{}: no {}, which other examples have (such as {}); give every example one, or none",

@@ -15,6 +15,9 @@ pub fn read_article(place: String, mut article: Record, examples: &mut Examples)
     if examples.task != crate::model::TaskKind::Qa {
         bail!("{place}: this is SQuAD data, which the task {} does not read", examples.task.name());
     }
+    if examples.columns.choice.is_some() {
+        bail!("{place}: --adapter-column needs a question a record, not SQuAD's nesting");
+    }
     for (index, paragraph) in objects(&mut article, "paragraphs").with_context(|| place.clone())?.into_iter().enumerate() {
         let place = format!("{place}, paragraph {}", index + 1);
         read_paragraph(&place, paragraph, examples)?;

@@ -33,6 +33,9 @@ impl Header {
             optional(name).with_context(missing)
         };
         let mut texts = vec![required(&columns.text, "--text-column")?];
+        if let Some(choice) = &columns.choice {
+            texts.push(required(&choice.column, "--adapter-column")?);
+        }
         let mut choices = None;
         match examples.task {
             TaskKind::MultipleChoice => choices = Some(required(&columns.choices, "--choices-column")?),

@@ -138,7 +138,7 @@ impl StepOptions {
                 shifted: self.positions == Offset::Shifted,
                 dropout: self.prefix_dropout,
             },
-            head: HeadSpec::new(TaskKind::Classification, head, 2, spec),
+            heads: vec![HeadSpec::new(TaskKind::Classification, head, 2, spec)],
             hidden_dropout: self.hidden_dropout,
             attention_dropout: self.attention_dropout.unwrap_or(spec.attention_dropout),
             seed: self.seed,
@@ -209,7 +209,7 @@ impl Runner<'_> {
         engine.begin_step(self.number, self.set.features.len());
         for (index, batch) in self.batches.iter().enumerate() {
             let next = self.batches[(index + 1) % self.batches.len()].clone();
-            self.pipeline.run(self.set, batch.clone(), Some(next), |batch| engine.accumulate_packed(batch))?;
+            self.pipeline.run((self.set, batch.clone()), Some((self.set, next)), |batch| engine.accumulate_packed(batch))?;
         }
         self.engine.finish_step(&UPDATE);
         self.number += 1;
@@ -343,8 +343,8 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     let size = options.micro_batch_tokens.map_or(Size::Features(lengths.len()), Size::Tokens);
     // A feature is one sequence.
     let batches = size.batches(&set, &features).into_iter();
-    let batches = batches.map(|batch| Contents { features: batch.to_vec(), first_ordinal: batch[0] }).collect();
-    let capacity = size.capacity(&set, &engine_options.head, true);
+    let batches = batches.map(|batch| Contents { head: 0, features: batch.to_vec(), first_ordinal: batch[0] }).collect();
+    let capacity = size.capacity(&set, &engine_options.heads[0], true);
     let engine = Engine::new(backend, &model, engine_options.clone(), capacity)?;
     let mut runner = Runner { pipeline: Pipeline::new(&engine), engine, set: &set, batches, number: 0 };
     let loaded = runner.engine.instruments().mark();

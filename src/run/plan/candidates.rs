@@ -36,16 +36,17 @@ pub struct Workload<'a> {
     /// The features of one step.
     pub features: Vec<usize>,
     pub options: EngineOptions,
-    pub validation: Option<&'a FeatureSet>,
+    /// Further sets, by the head that they go through, and whether they are trained on.
+    pub besides: Vec<(usize, &'a FeatureSet, bool)>,
     /// Tokens that have to fit at once, whatever the size of a micro-batch.
     pub least_tokens: usize,
 }
 
 impl Workload<'_> {
     pub fn capacity(&self, micro_batch: Size) -> Capacity {
-        let mut capacity = micro_batch.capacity(self.set, &self.options.head, true);
-        if let Some(set) = self.validation {
-            capacity = capacity.union(micro_batch.capacity(set, &self.options.head, false));
+        let mut capacity = micro_batch.capacity(self.set, &self.options.heads[0], true);
+        for &(head, set, training) in &self.besides {
+            capacity = capacity.union(micro_batch.capacity(set, &self.options.heads[head], training));
         }
         Capacity { tokens: capacity.tokens.max(self.least_tokens), ..capacity }
     }

@@ -200,7 +200,7 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
             shifted,
             dropout: 0.1,
         },
-        head,
+        heads: vec![head],
         hidden_dropout: 0.1,
         attention_dropout: spec.attention_dropout,
         seed: 0,
@@ -210,7 +210,7 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
     let lengths = options.lengths();
     let set = random_batch(spec, &lengths, 0);
     let features = (0..lengths.len()).collect();
-    let work = Workload { set: &set, features, options: engine_options, validation: None, least_tokens: 0 };
+    let work = Workload { set: &set, features, options: engine_options, besides: Vec::new(), least_tokens: 0 };
     let frozen = model.as_ref().unwrap_or(&target.shape);
 
     let tokens: usize = lengths.iter().sum();

@@ -149,7 +149,7 @@ impl Sweep {
             if let Some(recipe) = &options.recipe {
                 whole = whole.over(&crate::run::recipes::find(recipe)?.options())?;
             }
-            whole.locate(None)?;
+            whole.locate()?;
             whole.validate().with_context(|| format!("run {name}"))?;
             cells.push(Cell { name, values, options });
         }

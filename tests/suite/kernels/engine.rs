@@ -34,7 +34,7 @@ fn options(bundle: &Bundle) -> EngineOptions {
 }
 
 fn engine(bundle: &Bundle, set: &FeatureSet, options: EngineOptions, backend: Box<dyn Backend>) -> Engine {
-    let capacity = Capacity::for_items(set, &options.head, 8, true);
+    let capacity = Capacity::for_items(set, &options.heads[0], 8, true);
     Engine::new(backend, &bundle.model, options, capacity).unwrap()
 }
 
