@@ -89,7 +89,7 @@ if [ -n "$TINY" ]; then
     SELFTEST=(--quick)
     LARGE=(--architecture bert-tiny --random-weights --tokens 64 --length 16 --prefix-length 4 --steps 1)
     SMALL=("${LARGE[@]}" --prefix-dropout 0)
-    HUGE=("${LARGE[@]}")
+    HUGE=("${LARGE[@]}") MICRO=16
     KERNELS=(--tokens 32 --length 16 --hidden 32 --ffn 64 --heads 2 --head-dim 16 --prefix-length 4)
     SHORT=("${KERNELS[@]}" --dtype bf16)
 else
@@ -98,6 +98,7 @@ else
     LARGE=(--architecture roberta-large --random-weights --tokens 16384 --length 256 --prefix-length 128)
     SMALL=(--architecture bert-large --random-weights --tokens 16384 --length 128 --prefix-length 20)
     HUGE=(--architecture glm-10b --random-weights --tokens 8192 --length 512 --prefix-length 128 --positions unshifted --steps 4)
+    MICRO=2048
     KERNELS=(--tokens 16384 --length 512)
     SHORT=(--tokens 16384 --length 256 --prefix-length 128 --dtype bf16)
 fi
@@ -114,6 +115,8 @@ part kernels-bf16 40 'attention forward' "$PTUNE" bench kernels "${SHORT[@]}" --
 part step-glm-10b 70 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --device "$DEVICE" --json "$OUT/step-glm-10b.json"
 part step-glm-10b-streamed 90 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --weights streamed --device "$DEVICE" \
     --json "$OUT/step-glm-10b-streamed.json"
+part step-glm-10b-least 90 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --weights streamed --offload-activations \
+    --micro-batch-tokens "$MICRO" --layer-major 4 --device "$DEVICE" --json "$OUT/step-glm-10b-least.json"
 if [ -f "$MODEL/config.json" ]; then
     export -f train twice resumed
     export PTUNE MODEL DATA DEVICE STEPS EVERY WORK

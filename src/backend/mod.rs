@@ -8,6 +8,7 @@
 //! P prefix length, B sequences; all row-major. Element types: activations, masters and 16-bit frozen weights as the
 //! views say; every sum is accumulated in at least fp32, in an order that depends on shapes alone.
 
+mod ahead;
 mod instruments;
 mod random;
 mod view;
@@ -16,6 +17,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod watch;
 
+pub use ahead::{PAGE, read_ahead};
 pub use instruments::{Instruments, Launched, Machine, Mark, Scope};
 pub use random::{Dropout, Site, Stream, philox, stream_key};
 pub use view::{ARENA, BufferId, DType, HOST, View};
@@ -289,6 +291,8 @@ pub trait Sizing {
     fn precision(&self) -> Precision;
     /// Whether operations can read matrices in files of the host; where not, the engine copies them into the arena.
     fn reads_files(&self) -> bool;
+    /// Whether transfers can come from files of the host.
+    fn transfers_files(&self) -> bool;
     /// Scratch that the operations need for a given shape; the plan reserves it as one region.
     /// Errors: a shape that the backend has no kernel for.
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize>;
@@ -301,8 +305,9 @@ pub trait Backend: Sizing + Instruments + Send {
     fn allocate(&mut self, bytes: usize, scratch: View) -> anyhow::Result<()>;
     /// The one allocation of host memory, zeroed; views of it are written, filled and moved, and read by no operation.
     fn allocate_host(&mut self, bytes: usize) -> anyhow::Result<()>;
-    /// A read-only file whose bytes operations may read in place. Only where [`Sizing::reads_files`].
-    fn attach(&mut self, file: FileBytes) -> BufferId;
+    /// A read-only file whose bytes operations may read in place where [`Sizing::reads_files`], and transfers may come from
+    /// where [`Sizing::transfers_files`].
+    fn attach(&mut self, file: FileBytes) -> anyhow::Result<BufferId>;
     /// The first thing that went wrong with what was queued; every result since is void.
     fn check(&self) -> anyhow::Result<()>;
 
@@ -317,7 +322,7 @@ pub trait Backend: Sizing + Instruments + Send {
     /// `to` = `from`: as many elements of the same type, both without gaps between rows.
     fn copy(&mut self, from: View, to: View);
     /// Copies each pair's first view to its second, both without gaps, of one type and size, and one of them outside the
-    /// arena: beside what is computed, after everything that was queued before, and before what is queued after the
+    /// arena (the first may lie in a file): beside what is computed, after everything that was queued before, and before what is queued after the
     /// [`Backend::join`] of the same lane. Each transfer is joined before the lane's next.
     fn transfer(&mut self, lane: usize, moves: &[(View, View)]);
     /// What is queued from here on waits for the lane's transfer.

@@ -1,6 +1,7 @@
 //! One safetensors file, mapped into memory: its header is checked in full, its tensors' bytes are not touched.
 
-use crate::backend::{DType, FileBytes};
+pub(super) use crate::backend::read_ahead;
+use crate::backend::{DType, FileBytes, PAGE};
 use anyhow::{Context, Result, anyhow, bail};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -75,9 +76,6 @@ impl MappedFile {
     }
 }
 
-/// Pages are given back and asked for in blocks of this size.
-const PAGE: usize = 1 << 16;
-
 /// Gives back the memory of the pages that lie wholly in a range of a mapped file; they are read from the file again
 /// if asked for.
 pub(super) fn release(file: &[u8], range: Range<usize>) {
@@ -86,15 +84,6 @@ pub(super) fn release(file: &[u8], range: Range<usize>) {
         // SAFETY: whole pages (the mapping begins on one) inside a private read-only mapping of a file: dropping them
         // loses nothing, the next access maps them anew.
         unsafe { libc::madvise(file[start..end].as_ptr().cast_mut().cast(), end - start, libc::MADV_DONTNEED) };
-    }
-}
-
-/// Has the system begin to read a range of a mapped file, without waiting for it.
-pub(super) fn read_ahead(file: &[u8], range: Range<usize>) {
-    let (start, end) = (range.start / PAGE * PAGE, range.end.min(file.len()));
-    if start < end {
-        // SAFETY: a range inside the mapping that begins on a page; advice changes nothing.
-        unsafe { libc::madvise(file[start..end].as_ptr().cast_mut().cast(), end - start, libc::MADV_WILLNEED) };
     }
 }
 

@@ -1,5 +1,6 @@
 //! The frozen model's tensors: where each lies. Where the backend reads files, a 16-bit matrix stays where its file is
-//! mapped, unless it is stored transposed or interleaved, or wanted in 8 bits; every other is copied into the arena once, in
+//! mapped, unless it is stored transposed or interleaved, or wanted in 8 bits; so do the layers' of `--weights disk`
+//! where transfers read files. Every other is copied into the arena once, in
 //! 16 bits or (the layers' alone) in 8 and with a factor a row. Norms (under 0.1 % of the bytes) are widened to the master
 //! type, so that kernels read them without conversion; biases have the type of what they are added to, as products that end
 //! with a bias want them. `loading` brings them there, `linear` knows how a matrix of 8 bits is read.
@@ -51,6 +52,8 @@ pub struct Frozen {
     pub words: Option<WordHead>,
     /// What has to be brought into the arena, or to its home in host memory.
     pub(super) uploads: Vec<(Slot, Part, View)>,
+    /// Homes of the parts of joined matrices that lie apart, by the number that stands for them: see [`APART`].
+    apart: Vec<Vec<View>>,
     /// How layers come from home to the arena, where they do not stay there.
     pub ring: Option<Ring>,
     /// Bytes of host memory that are homes.
@@ -91,11 +94,18 @@ pub fn file_buffer(file: usize) -> BufferId {
     BufferId(file as u32 + 1)
 }
 
+/// Stands for the buffer of a joined matrix whose parts lie apart at home: a view's offset is their number. No operation sees
+/// it, as such a matrix is streamed to one place.
+pub(super) const APART: BufferId = BufferId(u32::MAX - 1);
+
 pub(super) struct Placer<'a> {
     pub model: &'a FrozenModel,
     pub precision: Precision,
     /// Whether the backend reads the mapped files.
     reads_files: bool,
+    /// Whether matrices may stay in them at the moment.
+    in_files: bool,
+    apart: Vec<Vec<View>>,
     uploads: Vec<(Slot, Part, View)>,
     /// Host memory, and whether matrices go there at the moment.
     host: Layout,
@@ -110,13 +120,13 @@ impl Placer<'_> {
         if self.at_home { View { buffer: HOST, ..self.host.matrix(rows, cols, dtype) } } else { layout.matrix(rows, cols, dtype) }
     }
 
-    /// Whether a matrix can stay in the mapped file: 16 bits wide, aligned and stored as it is used. Where: the tensor's row
-    /// that it begins at.
+    /// Whether a matrix can stay in the mapped file: of the 16-bit type that it is used in, aligned and stored as it is used.
+    /// Where: the tensor's row that it begins at.
     fn stays(&self, slot: Slot, tensor: &Tensor) -> Option<usize> {
         let [rows, _] = self.model.spec.shape(slot)?;
         let first = self.model.storage(slot).first_row(rows)?;
-        (self.reads_files && self.format == WeightFormat::Fp16 && tensor.dtype != DType::F32 && tensor.offset.is_multiple_of(2))
-            .then_some(first)
+        let as_used = self.precision.frozen(tensor.dtype) == tensor.dtype && tensor.offset.is_multiple_of(2);
+        (self.in_files && self.format == WeightFormat::Fp16 && as_used).then_some(first)
     }
 
     /// A matrix's element type, and its place where it stays in the mapped file.
@@ -168,6 +178,15 @@ impl Placer<'_> {
         }
     }
 
+    /// One matrix of several whose homes lie apart, some in files, which come to one place; no bias.
+    fn brought_together(&mut self, layout: &mut Layout, slots: &[Slot]) -> Result<Linear> {
+        let parts = slots.iter().map(|&slot| Ok(self.placed(layout, slot)?.weight)).collect::<Result<Vec<View>>>()?;
+        let rows = parts.iter().map(|part| part.rows).sum();
+        let weight = View { buffer: APART, offset: self.apart.len(), rows, ..parts[0] };
+        self.apart.push(parts);
+        Ok(Linear { weight, bias: None, quantised: None })
+    }
+
     fn vector(&mut self, layout: &mut Layout, slot: Slot, bias: bool, count: usize, dtype: DType) -> View {
         let view = layout.vector(count, dtype);
         self.uploads.push((slot, Part::Vector { bias }, view));
@@ -195,7 +214,7 @@ impl Placer<'_> {
     }
 
     /// Layers of one input: one matrix where all of them have to be copied anyway, or lie one behind the other in their
-    /// file; else each by itself.
+    /// file; where the backend reads files, else each by itself.
     fn side_by_side(&mut self, layout: &mut Layout, slots: &[Slot]) -> Result<Vec<Linear>> {
         let spec = &self.model.spec;
         let rows: Vec<usize> = slots.iter().filter_map(|&slot| spec.shape(slot)).map(|[rows, _]| rows).collect();
@@ -204,7 +223,8 @@ impl Placer<'_> {
         let places: Vec<View> = stored.iter().filter_map(|(_, place)| *place).collect();
         let follows = |pair: &[View]| pair[0].buffer == pair[1].buffer && pair[0].end() == pair[1].offset && pair[0].dtype == pair[1].dtype;
         let joined = places.len() == slots.len() && places.windows(2).all(follows);
-        let apart = !places.is_empty() || stored.iter().any(|(own, _)| self.precision.frozen(*own) != dtype);
+        let read_there = self.reads_files && !places.is_empty();
+        let apart = read_there || stored.iter().any(|(own, _)| self.precision.frozen(*own) != dtype);
         if !joined && apart {
             return slots.iter().map(|&slot| self.linear(layout, slot)).collect();
         }
@@ -213,13 +233,14 @@ impl Placer<'_> {
                 let first = self.placed(layout, slots[0])?;
                 Linear { weight: View { rows: rows.iter().sum(), ..first.weight }, ..first }
             }
+            false if !places.is_empty() => self.brought_together(layout, slots)?,
             false => self.copied(layout, rows.iter().sum(), spec.hidden_size, dtype),
         };
         // The part of one that has no bias stays zero, as the arena begins.
         let bias = slots.iter().any(|&slot| spec.has_bias(slot)).then(|| layout.vector(whole.weight.rows, self.precision.activation));
         let mut from = 0;
         for (&slot, rows) in slots.iter().zip(rows) {
-            if !joined {
+            if places.is_empty() {
                 let own = whole.outputs(from, rows);
                 self.uploads.push((slot, Part::Matrix(own.quantised), own.weight));
             }
@@ -239,10 +260,12 @@ impl Frozen {
     pub fn lay_out(model: &FrozenModel, backend: &dyn Sizing, options: &EngineOptions, layout: &mut Layout) -> Result<Frozen> {
         let (spec, precision, heads) = (&model.spec, backend.precision(), &options.heads);
         let (host, at_home, format) = (Layout::default(), false, WeightFormat::Fp16);
-        let mut placer = Placer { model, precision, reads_files: backend.reads_files(), uploads: Vec::new(), host, at_home, format };
+        let (reads_files, uploads, apart) = (backend.reads_files(), Vec::new(), Vec::new());
+        let weights = options.memory.weights;
+        let mut placer = Placer { model, precision, reads_files, in_files: reads_files, apart, uploads, host, at_home, format };
         let has = |slot| spec.shape(slot).is_some();
         // Of the table only a batch's rows travel, where no head reads all of it.
-        placer.at_home = options.memory.weights == Residency::Streamed && !(spec.tied_head && heads[0].output == Output::Vocabulary);
+        placer.at_home = weights != Residency::Resident && !(spec.tied_head && heads[0].output == Output::Vocabulary);
         let word = placer.matrix(layout, Slot::WordEmbedding)?;
         placer.at_home = false;
         let position = has(Slot::PositionEmbedding).then(|| placer.matrix(layout, Slot::PositionEmbedding)).transpose()?;
@@ -251,7 +274,8 @@ impl Frozen {
         let embedding_projection = placer.projection(layout, Slot::EmbeddingProjection)?;
         let relative = has(Slot::RelativeEmbedding).then(|| placer.matrix(layout, Slot::RelativeEmbedding)).transpose()?;
         let mut layers = Vec::new();
-        (placer.at_home, placer.format) = (options.memory.weights == Residency::Streamed, options.weight_format);
+        (placer.at_home, placer.format) = (weights != Residency::Resident, options.weight_format);
+        placer.in_files = reads_files || (weights == Residency::Disk && backend.transfers_files());
         for set in 0..spec.weight_sets() {
             let up = [Slot::Gate(set), Slot::Up(set)];
             layers.push(LayerWeights {
@@ -266,7 +290,7 @@ impl Frozen {
                 relative: [placer.projection(layout, Slot::RelativeKey(set))?, placer.projection(layout, Slot::RelativeQuery(set))?],
             });
         }
-        (placer.at_home, placer.format) = (false, WeightFormat::Fp16);
+        (placer.at_home, placer.in_files, placer.format) = (false, reads_files, WeightFormat::Fp16);
         let final_norm = has(Slot::FinalNorm).then(|| placer.norm(layout, Slot::FinalNorm));
         let predicting = if spec.tied_head { Slot::WordEmbedding } else { Slot::LanguageHead };
         if !heads.iter().all(HeadSpec::is_trained) && spec.embedding_size != spec.hidden_size {
@@ -292,7 +316,7 @@ impl Frozen {
                 quantised: None,
             }),
         };
-        let (uploads, host) = (placer.uploads, placer.host.finish().0);
+        let (uploads, apart, host) = (placer.uploads, placer.apart, placer.host.finish().0);
         Ok(Frozen {
             word,
             position,
@@ -306,6 +330,7 @@ impl Frozen {
             language_head,
             words,
             uploads,
+            apart,
             ring: None,
             host,
         })
@@ -313,7 +338,7 @@ impl Frozen {
 
     /// Gives streamed layers their places in the arena.
     pub fn stream(&mut self, layout: &mut Layout) {
-        self.ring = Some(Ring::lay_out(&mut self.layers, layout));
+        self.ring = Some(Ring::lay_out(&mut self.layers, &self.apart, layout));
     }
 
     /// Elements of the largest matrix of 8 bits; 0 where there is none.

@@ -158,9 +158,10 @@ impl Engine {
     ) -> Result<Engine> {
         let spec = model.spec.clone();
         options.prefix.check_positions(&spec, capacity.longest + capacity.generated)?;
-        let files = if backend.reads_files() { model.files() } else { &[] };
+        let transferred = options.memory.weights == Residency::Disk && backend.transfers_files();
+        let files = if backend.reads_files() || transferred { model.files() } else { &[] };
         for (number, file) in files.iter().enumerate() {
-            let buffer = backend.attach(file.clone());
+            let buffer = backend.attach(file.clone())?;
             assert_eq!(buffer, frozen::file_buffer(number));
         }
         let mut plan = Plan::new(model, &options, capacity, backend.as_ref())?;

@@ -159,8 +159,8 @@ impl FromStr for MemoryMode {
 impl fmt::Display for MemoryMode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let offloaded = if self.offload { "+offloaded" } else { "" };
-        let streamed = if self.weights == Residency::Streamed { "+streamed" } else { "" };
-        write!(formatter, "{}{offloaded}{streamed}", self.recompute.name())
+        let weights = if self.weights == Residency::Resident { String::new() } else { format!("+{}", self.weights.name()) };
+        write!(formatter, "{}{offloaded}{weights}", self.recompute.name())
     }
 }
 
@@ -173,6 +173,9 @@ pub enum Residency {
     Resident,
     /// In host memory; two layers at a time are in the arena.
     Streamed,
+    /// As streamed, but where they are stored as they are used in the checkpoint's mapped files, which need not fit into host
+    /// memory.
+    Disk,
 }
 
 impl Residency {
@@ -181,6 +184,7 @@ impl Residency {
         match self {
             Residency::Resident => "resident",
             Residency::Streamed => "streamed",
+            Residency::Disk => "disk",
         }
     }
 }
@@ -193,11 +197,16 @@ impl MemoryMode {
         format!("recompute {}{offloaded}, weights {}{together}", self.recompute.name(), self.weights.name())
     }
 
-    /// All of them, one micro-batch at a time.
+    /// Those that a budget chooses from, one micro-batch at a time: all but those that read files in each step, whose speed
+    /// nothing here knows.
     pub fn every() -> impl Iterator<Item = MemoryMode> {
+        [Residency::Resident, Residency::Streamed].into_iter().flat_map(MemoryMode::of)
+    }
+
+    /// Those whose weights live in one place, one micro-batch at a time.
+    pub fn of(weights: Residency) -> impl Iterator<Item = MemoryMode> {
         let kept = [(Recompute::None, false), (Recompute::UpProjection, false), (Recompute::Layer, false), (Recompute::Layer, true)];
-        let modes = move |weights| kept.map(|(recompute, offload)| MemoryMode { recompute, weights, offload, together: 1 });
-        [Residency::Resident, Residency::Streamed].into_iter().flat_map(modes)
+        kept.into_iter().map(move |(recompute, offload)| MemoryMode { recompute, weights, offload, together: 1 })
     }
 }
 

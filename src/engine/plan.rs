@@ -206,7 +206,7 @@ impl Plan {
         let formula = format!("norms in {}, {kept}; {} parameters in all", master.name(), spec.parameters());
         let weights = options.memory.weights;
         let mut frozen = layout.region("frozen weights", formula, |layout| Frozen::lay_out(model, backend, options, layout))?;
-        if weights == Residency::Streamed {
+        if weights != Residency::Resident {
             let formula = format!("two of {} layers at a time", spec.weight_sets());
             layout.region("streamed layers", formula, |layout| frozen.stream(layout));
         }

@@ -1,11 +1,12 @@
-//! Streamed weights: the layers' matrices live in host memory, or in the checkpoint's mapped files, and come to the arena
-//! a layer ahead of its use, on a lane of their own beside what is computed. Two buffers take turns: while one layer
-//! computes, the next one arrives in the other. Embeddings, norms, biases and heads stay in the arena.
+//! Streamed weights: the layers' matrices live in host memory, or in the checkpoint's mapped files (where the backend reads
+//! these, or `--weights disk` says so), and come to the arena a layer ahead of its use, on a lane of their own beside what is
+//! computed. Two buffers take turns: while one layer computes, the next one arrives in the other. Embeddings, norms, biases and
+//! heads stay in the arena.
 //!
 //! Everything else finds a layer's weights by the same views as ever: those of the buffer that the layer comes to.
 
 use super::Engine;
-use super::frozen::LayerWeights;
+use super::frozen::{APART, LayerWeights};
 use super::layout::Layout;
 use crate::backend::{DType, View};
 
@@ -15,7 +16,7 @@ pub const BUFFERS: usize = 2;
 
 /// Where streamed weights come from and go to.
 pub struct Ring {
-    /// For each set of layer weights, its matrices: home, and place in the arena.
+    /// For each set of layer weights, its matrices, or their parts that lie apart: home, and place in the arena.
     moves: Vec<Vec<(View, View)>>,
     /// The set that is in each buffer, or on its way there.
     held: [Option<usize>; BUFFERS],
@@ -24,8 +25,8 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Gives layers whose matrices lie at home their places in the arena.
-    pub fn lay_out(layers: &mut [LayerWeights], layout: &mut Layout) -> Ring {
+    /// Gives layers whose matrices lie at home their places in the arena; `apart` are the homes that [`APART`] stands for.
+    pub fn lay_out(layers: &mut [LayerWeights], apart: &[Vec<View>], layout: &mut Layout) -> Ring {
         let mut largest = 0;
         let mut moves: Vec<Vec<(View, View)>> = Vec::new();
         for layer in layers.iter_mut() {
@@ -40,6 +41,8 @@ impl Ring {
                 *weight = *place;
             }
         }
+        let moves =
+            moves.into_iter().map(|moves| moves.into_iter().flat_map(|(home, place)| parts(home, place, apart)).collect()).collect();
         Ring { moves, held: [None; BUFFERS], arriving: [false; BUFFERS] }
     }
 
@@ -47,6 +50,20 @@ impl Ring {
     pub fn homes(&self) -> impl Iterator<Item = View> {
         self.moves.iter().flatten().map(|(home, _)| *home)
     }
+}
+
+/// A matrix's moves: one, or one a part, each to its rows of the place.
+fn parts(home: View, place: View, apart: &[Vec<View>]) -> Vec<(View, View)> {
+    if home.buffer != APART {
+        return vec![(home, place)];
+    }
+    let mut from = 0;
+    let mut own_rows = |home: &View| {
+        let rows = place.row_range(from, home.rows);
+        from += home.rows;
+        (*home, rows)
+    };
+    apart[home.offset].iter().map(&mut own_rows).collect()
 }
 
 impl Engine {

@@ -2,6 +2,7 @@
 //! are read or drawn at random.
 
 use crate::checkpoint::FrozenModel;
+use crate::engine::Residency;
 use crate::model::{Config, architecture, architecture_names};
 use crate::usage;
 use anyhow::{Context, Result};
@@ -35,6 +36,14 @@ impl BaseOptions {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Refuses weights that are to stay in files where there are none; a usage error.
+    pub fn check_residency(&self, weights: Option<Residency>) -> Result<()> {
+        if weights == Some(Residency::Disk) && (self.model.is_none() || self.random_weights.is_some()) {
+            usage!("--weights disk leaves weights in the files of --model DIR, and --random-weights have none: use --weights streamed");
+        }
+        Ok(())
     }
 
     /// The model's config.json.
@@ -106,6 +115,10 @@ mod tests {
         }
         let given = options(None, Some("minilm-l6"), Some(3));
         given.validate().unwrap();
+        assert!(given.check_residency(Some(Residency::Streamed)).is_ok());
+        assert!(given.check_residency(Some(Residency::Disk)).unwrap_err().is::<UsageError>());
+        assert!(options(Some("m"), None, Some(1)).check_residency(Some(Residency::Disk)).is_err());
+        options(Some("m"), None, None).check_residency(Some(Residency::Disk)).unwrap();
         assert_eq!(given.open().unwrap().spec.layers, 6);
         assert_eq!(given.description(), "minilm-l6 with random weights of seed 3");
     }

@@ -211,8 +211,10 @@ pub struct TrainOptions {
     /// or what --memory-budget wants]
     #[arg(long, value_name = "WHAT", hide_possible_values = true, help_heading = "Memory")]
     pub recompute: Option<Recompute>,
-    /// Where the layers' weights live: resident on the device, or streamed from host memory, two layers at a time. Changes no
-    /// result [default: resident, or what --memory-budget wants]
+    /// Where the layers' weights live: resident on the device, streamed from host memory, two layers at a time, or disk: as
+    /// streamed, from the checkpoint's mapped files, which need not fit into host memory (matrices that are not stored as they
+    /// are used - fp32, transposed, interleaved, or int8 by --weight-format - are kept there as with streamed; no budget
+    /// chooses it). Changes no result [default: resident, or what --memory-budget wants]
     #[arg(long, value_name = "WHERE", hide_possible_values = true, help_heading = "Memory")]
     pub weights: Option<Residency>,
     /// Keep what stands for the layers' inputs in host memory until the backward; needs --recompute layer. Changes

@@ -194,6 +194,7 @@ impl TrainOptions {
     /// Checks every value that can be wrong by itself; usage errors name the flag.
     pub fn validate(&self) -> Result<()> {
         self.base().validate()?;
+        self.base().check_residency(self.weights)?;
         self.allowed_memory().check()?;
         if self.model.is_none() && self.tokenizer.is_none() {
             usage!("--tokenizer is missing: an architecture by name has none, and texts need one (a model directory's files will do)");

@@ -6,6 +6,7 @@ mod bench;
 mod bundle;
 mod command;
 mod convert;
+mod disk;
 mod failures;
 mod golden;
 mod gradients;

@@ -170,6 +170,10 @@ impl<T: Number> Sizing for Cpu<T> {
         true
     }
 
+    fn transfers_files(&self) -> bool {
+        true
+    }
+
     fn scratch_bytes(&self, need: &ScratchNeed) -> anyhow::Result<usize> {
         let attention = attention::scratch_elements(need);
         Ok(self.workers.threads * attention.max(product::scratch_elements(need.widest)) * size_of::<T>())
@@ -202,8 +206,8 @@ impl<T: Number> Backend for Cpu<T> {
     /// A transfer is over when it returns.
     fn join(&mut self, _: usize) {}
 
-    fn attach(&mut self, file: FileBytes) -> BufferId {
-        self.buffers.attach(file)
+    fn attach(&mut self, file: FileBytes) -> anyhow::Result<BufferId> {
+        Ok(self.buffers.attach(file))
     }
 
     fn check(&self) -> anyhow::Result<()> {

@@ -9,12 +9,13 @@ use anyhow::Result;
 pub struct Absent {
     activation: DType,
     marks: usize,
+    files: u32,
 }
 
 impl Absent {
     /// Activations are of a 16-bit type.
     pub fn new(activation: DType) -> Absent {
-        Absent { activation, marks: 0 }
+        Absent { activation, marks: 0, files: 0 }
     }
 }
 
@@ -29,6 +30,10 @@ impl Sizing for Absent {
 
     fn reads_files(&self) -> bool {
         false
+    }
+
+    fn transfers_files(&self) -> bool {
+        true
     }
 
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
@@ -72,8 +77,9 @@ impl Backend for Absent {
     }
     fn transfer(&mut self, _: usize, _: &[(View, View)]) {}
     fn join(&mut self, _: usize) {}
-    fn attach(&mut self, _: FileBytes) -> BufferId {
-        unreachable!("the engine attaches files only to backends that read them")
+    fn attach(&mut self, _: FileBytes) -> Result<BufferId> {
+        self.files += 1;
+        Ok(BufferId(self.files))
     }
     fn check(&self) -> Result<()> {
         Ok(())

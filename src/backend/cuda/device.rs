@@ -2,11 +2,12 @@
 //! kernels from the fatbins that the build embedded, copies through pinned memory that is allocated once.
 
 use super::arguments::Arguments;
-use super::driver::{Address, Driver, Launch, Move, Product};
+use super::driver::{Address, Driver, Launch, Move, Product, Source};
 use super::library;
 use super::pinned::{self, Pieces, Queue};
 use super::products::Products;
-use crate::backend::{Machine, Readback};
+use super::reader::{Read, Reader, Reading};
+use crate::backend::{FileBytes, Machine, Readback};
 use anyhow::{Context as _, Result, bail, ensure};
 use cudarc::driver::result::{self, event, function, module, stream};
 use cudarc::driver::sys;
@@ -25,6 +26,9 @@ pub fn architectures() -> Option<&'static str> {
 /// Bytes of a piece of pinned memory, and how many copies to the device may be under way: those of several batches.
 const PIECE: usize = 64 << 10;
 const PIECES: usize = 64;
+/// The same for transfers from files, which are large: so few are enough to read and to copy at once.
+const READ_PIECE: usize = 4 << 20;
+const READ_PIECES: usize = 4;
 /// What a product may use beside its operands: what NVIDIA advises for Hopper, enough for all before it.
 pub(super) const WORKSPACE: usize = 32 << 20;
 /// More dynamic shared memory than this has to be asked for.
@@ -38,8 +42,12 @@ unsafe impl Send for Event {}
 
 type Piece = pinned::Piece<Event>;
 
-/// The one stream, in the order of which everything happens.
+/// The one stream, in the order of which everything happens, or a lane's.
+#[derive(Clone, Copy)]
 struct Stream(sys::CUstream);
+
+// SAFETY: a handle, usable from any thread.
+unsafe impl Send for Stream {}
 
 impl Queue for Stream {
     type Event = Event;
@@ -84,6 +92,15 @@ struct Lane {
     stream: Stream,
     before: Event,
     behind: Event,
+    /// Its latest transfer, where that reads files and was not joined yet: `behind` is not recorded before it is.
+    reading: Option<Reading>,
+}
+
+/// Pinned memory of that many bytes, of the context that is current.
+fn pinned_piece(bytes: usize) -> Result<Piece> {
+    // SAFETY: pinned memory for this process, cached as any other: it is written and read by the host.
+    let start = unsafe { result::malloc_host(bytes, 0) }.context("pinned host memory")?;
+    Ok(Piece { start: start.cast(), event: Event(event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?) })
 }
 
 pub struct Device {
@@ -100,6 +117,9 @@ pub struct Device {
     events: Vec<sys::CUevent>,
     lanes: Vec<Lane>,
     host: Option<*mut c_void>,
+    /// What transfers may come from, and the thread that reads it.
+    files: Vec<FileBytes>,
+    reader: Option<Reader<Stream>>,
     products: Products,
 }
 
@@ -146,17 +166,12 @@ impl Device {
             let module = unsafe { module::load_data(image.as_ptr().cast()) };
             modules.push(module.with_context(|| format!("the GPU takes no kernels of {name}; this build is for {architectures}"))?);
         }
-        let piece = || -> Result<Piece> {
-            // SAFETY: pinned memory for this process, cached as any other: it is written and read by the host.
-            let start = unsafe { result::malloc_host(PIECE, 0) }.context("pinned host memory")?;
-            Ok(Piece { start: start.cast(), event: Event(event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?) })
-        };
-        let pieces = Pieces::new((0..PIECES).map(|_| piece()).collect::<Result<_>>()?, PIECE);
-        let readbacks = Arc::new(Mutex::new((0..4).map(|_| piece()).collect::<Result<_>>()?));
+        let pieces = Pieces::new((0..PIECES).map(|_| pinned_piece(PIECE)).collect::<Result<_>>()?, PIECE);
+        let readbacks = Arc::new(Mutex::new((0..4).map(|_| pinned_piece(PIECE)).collect::<Result<_>>()?));
         let products = Products::new(WORKSPACE)?;
         let (kernels, events, lanes) = (HashMap::new(), Vec::new(), Vec::new());
-        let (arena, host) = (None, None);
-        Ok(Device { device, context, stream, modules, kernels, arena, pieces, readbacks, events, lanes, host, products })
+        let (arena, host, files, reader) = (None, None, Vec::new(), None);
+        Ok(Device { device, context, stream, modules, kernels, arena, pieces, readbacks, events, lanes, host, files, reader, products })
     }
 
     /// The kernel of a name, ready for that much shared memory.
@@ -203,6 +218,8 @@ impl Drop for Device {
     fn drop(&mut self) {
         // Failures while everything is given back change nothing any more.
         let _ = self.context.enter();
+        // Ends when what it was asked for is in its queues, which are waited for below.
+        let read_pieces = self.reader.take().map_or(Vec::new(), Reader::stop);
         let _ = self.synchronise();
         for lane in &self.lanes {
             // SAFETY: as in `synchronise`.
@@ -211,7 +228,7 @@ impl Drop for Device {
         let readbacks = self.readbacks.lock().map(|mut pieces| std::mem::take(&mut *pieces)).unwrap_or_default();
         // SAFETY: nothing is under way, and each handle is given back once.
         unsafe {
-            for piece in self.pieces.list.drain(..).chain(readbacks) {
+            for piece in self.pieces.list.drain(..).chain(readbacks).chain(read_pieces) {
                 let _ = event::destroy(piece.event.0);
                 let _ = result::free_host(piece.start.cast());
             }
@@ -316,7 +333,7 @@ impl Driver for Device {
         self.context.enter()?;
         // SAFETY: pinned memory, which the device reaches under the same address; freed with this value.
         let start = unsafe { result::malloc_host(bytes, 0) };
-        let start = start.with_context(|| format!("cannot pin {bytes} bytes of host memory for the weights that are streamed"))?;
+        let start = start.with_context(|| format!("cannot pin {bytes} bytes of host memory for streamed weights and offloaded activations; with --weights disk, weights of 16 bits stay in the checkpoint's files"))?;
         self.host = Some(start);
         // SAFETY: just allocated.
         unsafe { std::ptr::write_bytes(start.cast::<u8>(), 0, bytes) };
@@ -337,30 +354,57 @@ impl Driver for Device {
         Ok(())
     }
 
+    fn attach(&mut self, file: FileBytes) -> Result<()> {
+        self.files.push(file);
+        if self.reader.is_none() {
+            self.context.enter()?;
+            let pieces = (0..READ_PIECES).map(|_| pinned_piece(READ_PIECE)).collect::<Result<_>>()?;
+            let context = self.context;
+            self.reader = Some(Reader::start(Pieces::new(pieces, READ_PIECE), move || context.enter())?);
+        }
+        Ok(())
+    }
+
     fn transfer(&mut self, lane: usize, moves: &[Move]) -> Result<()> {
         self.context.enter()?;
         while self.lanes.len() <= lane {
             let event = || Ok::<Event, anyhow::Error>(Event(event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?));
             let stream = Stream(stream::create(stream::StreamKind::NonBlocking)?);
-            self.lanes.push(Lane { stream, before: event()?, behind: event()? });
+            self.lanes.push(Lane { stream, before: event()?, behind: event()?, reading: None });
         }
-        let Lane { stream: side, before, behind } = &self.lanes[lane];
+        let Lane { stream: side, before, behind, reading } = &mut self.lanes[lane];
+        ensure!(reading.is_none(), "a transfer of lane {lane} was not joined before the next");
+        let mut reads = Vec::new();
         // SAFETY: handles that live as long as this value; addresses are views of the arena and of pinned memory, which the
         // driver tells apart by themselves.
         unsafe {
             event::record(before.0, self.stream.0)?;
             stream::wait_event(side.0, before.0, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)?;
-            for part in moves {
-                sys::cuMemcpyAsync(part.to, part.from, part.bytes, side.0).result()?;
+            for &Move { from, to, bytes } in moves {
+                match from {
+                    Source::Memory(from) => sys::cuMemcpyAsync(to, from, bytes, side.0).result()?,
+                    Source::File { file, offset } => reads.push(Read { file: self.files[file].clone(), from: offset, to, bytes }),
+                }
             }
-            event::record(behind.0, side.0)?;
+        }
+        match &self.reader {
+            // The lane waits for `before` already, so that the thread's copies come behind it.
+            Some(reader) if !reads.is_empty() => *reading = Some(reader.read(*side, reads)),
+            // SAFETY: as above.
+            _ => unsafe { event::record(behind.0, side.0)? },
         }
         Ok(())
     }
 
     fn join(&mut self, lane: usize) -> Result<()> {
         self.context.enter()?;
-        let Lane { behind, .. } = self.lanes.get(lane).with_context(|| format!("lane {lane} has no transfer to join"))?;
+        let lane = self.lanes.get_mut(lane).with_context(|| format!("lane {lane} has no transfer to join"))?;
+        let Lane { stream: side, behind, reading, .. } = lane;
+        if let Some(reading) = reading.take() {
+            reading.wait()?;
+            // SAFETY: as above. Nothing else is asked of the lane before its next transfer.
+            unsafe { event::record(behind.0, side.0)? };
+        }
         // SAFETY: as above.
         unsafe { stream::wait_event(self.stream.0, behind.0, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)? };
         Ok(())

@@ -5,7 +5,7 @@
 //! nothing that follows is worth anything.
 
 use super::arguments::Arguments;
-use crate::backend::{DType, Machine, Readback};
+use crate::backend::{DType, FileBytes, Machine, Readback};
 use anyhow::Result;
 
 /// Address of a byte in the driver's memory; 0 stands for an operand that is not there.
@@ -47,10 +47,19 @@ pub struct Product {
     pub bias: Option<Address>,
 }
 
-/// A copy between host memory and the arena.
+/// Where a copy comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source {
+    /// The arena, or the driver's host memory.
+    Memory(Address),
+    /// Bytes from the start of an attached file, by its number.
+    File { file: usize, offset: usize },
+}
+
+/// A copy to the arena, or from it to host memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Move {
-    pub from: Address,
+    pub from: Source,
     pub to: Address,
     pub bytes: usize,
 }
@@ -88,6 +97,9 @@ pub trait Driver: Send {
 
     /// Copies within the driver's memory; the two do not overlap.
     fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<()>;
+
+    /// Keeps a mapped file that transfers may come from. Files are numbered from 0.
+    fn attach(&mut self, file: FileBytes) -> Result<()>;
 
     /// Copies beside what is asked for: after everything asked for before, and before what is asked for after the `join` of
     /// the same lane. Lanes are numbered from 0, one by one.

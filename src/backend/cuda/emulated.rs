@@ -6,9 +6,9 @@
 //! when something waits for it.
 
 use super::arguments::Arguments;
-use super::driver::{Address, Driver, Launch, Move, Operand, Product};
+use super::driver::{Address, Driver, Launch, Move, Operand, Product, Source};
 use super::pinned::{Piece, Pieces, Queue};
-use crate::backend::{DType, Machine, Readback};
+use crate::backend::{DType, FileBytes, Machine, Readback};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::{bf16, f16};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -99,6 +99,8 @@ struct Stream {
     /// Start and bytes.
     arena: Option<(*mut u8, Layout)>,
     host: Option<(*mut u8, Layout)>,
+    /// What transfers may come from, and nothing writes to.
+    files: Vec<FileBytes>,
     /// Transfers that were not joined yet, by lane.
     lanes: BTreeMap<usize, Vec<Move>>,
     /// What the pieces point into.
@@ -138,8 +140,9 @@ impl Emulated {
         let pieces = Pieces::new(pinned.iter_mut().map(|piece| Piece { start: piece.as_mut_ptr(), event: 0 }).collect(), PIECE);
         let (queue, landed, events, failure) = (VecDeque::new(), BTreeMap::new(), Vec::new(), None);
         let order = order as i32;
-        let (arena, host, lanes) = (None, None, BTreeMap::new());
-        let stream = Stream { order, timing, arena, host, lanes, _pinned: pinned, queue, asked: 0, done: 0, landed, events, failure };
+        let (arena, host, files, lanes) = (None, None, Vec::new(), BTreeMap::new());
+        let stream =
+            Stream { order, timing, arena, host, files, lanes, _pinned: pinned, queue, asked: 0, done: 0, landed, events, failure };
         Emulated { stream: Arc::new(Mutex::new(stream)), pieces, profiled: false }
     }
 
@@ -159,6 +162,11 @@ impl Stream {
             }
         }
         bail!("{count} bytes at {from:#x} are not in memory that was allocated")
+    }
+
+    fn file_bytes(&self, file: usize, offset: usize, count: usize) -> Result<&[u8]> {
+        let bytes = self.files.get(file).map(|file| (**file).as_ref()).with_context(|| format!("file {file} was not attached"))?;
+        bytes.get(offset..offset + count).with_context(|| format!("{count} bytes at {offset} are not in file {file}"))
     }
 
     /// Queues work.
@@ -204,7 +212,10 @@ impl Stream {
                 self.bytes(to, bytes)?.copy_from_slice(&copy);
             }
             Work::Move(Move { from, to, bytes }) => {
-                let copy = self.bytes(from, bytes)?.to_vec();
+                let copy = match from {
+                    Source::Memory(from) => self.bytes(from, bytes)?.to_vec(),
+                    Source::File { file, offset } => self.file_bytes(file, offset, bytes)?.to_vec(),
+                };
                 self.bytes(to, bytes)?.copy_from_slice(&copy);
             }
             Work::Record { event } => {
@@ -278,6 +289,11 @@ impl Driver for Emulated {
 
     fn read_host(&mut self, from: Address, bytes: &mut [u8]) -> Result<()> {
         bytes.copy_from_slice(self.stream().bytes(from, bytes.len())?);
+        Ok(())
+    }
+
+    fn attach(&mut self, file: FileBytes) -> Result<()> {
+        self.stream().files.push(file);
         Ok(())
     }
 

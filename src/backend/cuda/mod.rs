@@ -16,6 +16,7 @@ mod linear;
 mod pinned;
 mod probes;
 mod products;
+mod reader;
 mod rowwise;
 mod scratch;
 mod token_loss;
@@ -24,7 +25,7 @@ mod training;
 pub use absent::Absent;
 pub use arguments::Arguments;
 pub use device::{Device, architectures};
-pub use driver::{Address, Driver, Launch, Move, Operand, Product};
+pub use driver::{Address, Driver, Launch, Move, Operand, Product, Source};
 #[cfg(feature = "emulation")]
 pub use emulated::{Emulated, Timing};
 pub use probes::{LANES, PROBES, Probe, Prober};
@@ -53,6 +54,8 @@ pub struct Cuda<D> {
     scratch: Scratch,
     record: instruments::Record,
     failure: Option<anyhow::Error>,
+    /// Bytes of each attached file.
+    files: Vec<usize>,
 }
 
 impl<D: Driver> Cuda<D> {
@@ -60,7 +63,7 @@ impl<D: Driver> Cuda<D> {
     pub fn new(driver: D, activation: DType) -> Result<Cuda<D>> {
         ensure!(matches!(activation, DType::F16 | DType::BF16), "activations in {} on a GPU", activation.name());
         let (arena, scratch, record) = (Arena::default(), Scratch::default(), instruments::Record::default());
-        Ok(Cuda { driver, activation, arena, scratch, record, failure: None })
+        Ok(Cuda { driver, activation, arena, scratch, record, failure: None, files: Vec::new() })
     }
 
     fn arguments(&self) -> Arguments {
@@ -72,6 +75,16 @@ impl<D: Driver> Cuda<D> {
         if self.failure.is_none() {
             self.failure = operation(&mut self.driver).err();
         }
+    }
+
+    /// Where a transfer comes from: memory, or a file, which nothing else on a device reads.
+    fn source(&self, view: View) -> Source {
+        if view.buffer == ARENA || view.buffer == HOST {
+            return Source::Memory(self.arena.address(view));
+        }
+        let file = view.buffer.0 as usize - 1;
+        assert!(view.end() <= self.files[file], "a view ends at byte {} of a file of {}", view.end(), self.files[file]);
+        Source::File { file, offset: view.offset }
     }
 
     /// `grid` and `block` by x and y (and z); an empty grid is nothing to do.
@@ -104,6 +117,10 @@ impl<D: Driver> Sizing for Cuda<D> {
         false
     }
 
+    fn transfers_files(&self) -> bool {
+        true
+    }
+
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
         Scratch::bytes(self.driver.workspace_bytes(), need)
     }
@@ -126,10 +143,9 @@ impl<D: Driver> Backend for Cuda<D> {
     }
 
     fn transfer(&mut self, lane: usize, moves: &[(View, View)]) {
-        let arena = self.arena;
         let moves = moves.iter().map(|&(from, to)| {
             assert!(from.is_contiguous() && to.is_contiguous() && from.dtype == to.dtype && from.len() == to.len());
-            Move { from: arena.address(from), to: arena.address(to), bytes: from.len() * from.dtype.size() }
+            Move { from: self.source(from), to: self.arena.address(to), bytes: from.len() * from.dtype.size() }
         });
         let moves: Vec<Move> = moves.collect();
         self.attempt(|driver| driver.transfer(lane, &moves));
@@ -139,8 +155,10 @@ impl<D: Driver> Backend for Cuda<D> {
         self.attempt(|driver| driver.join(lane));
     }
 
-    fn attach(&mut self, _: FileBytes) -> BufferId {
-        unreachable!("the engine attaches files only to backends that read them")
+    fn attach(&mut self, file: FileBytes) -> Result<BufferId> {
+        self.files.push((*file).as_ref().len());
+        self.driver.attach(file)?;
+        Ok(BufferId(self.files.len() as u32))
     }
 
     fn check(&self) -> Result<()> {

@@ -103,6 +103,10 @@ impl Sizing for Watched {
         self.inner.reads_files()
     }
 
+    fn transfers_files(&self) -> bool {
+        self.inner.transfers_files()
+    }
+
     fn scratch_bytes(&self, need: &ScratchNeed) -> Result<usize> {
         self.inner.scratch_bytes(need)
     }
@@ -129,7 +133,7 @@ impl Backend for Watched {
         self.inner.join(lane);
     }
 
-    fn attach(&mut self, file: FileBytes) -> BufferId {
+    fn attach(&mut self, file: FileBytes) -> Result<BufferId> {
         self.inner.attach(file)
     }
 

@@ -66,7 +66,7 @@ pub struct StepOptions {
     /// What the backward makes again instead of keeping it: none, up-projection or layer
     #[arg(long, value_name = "WHAT", default_value = "none", hide_possible_values = true, help_heading = "Step")]
     pub recompute: Recompute,
-    /// Where the layers' weights live: resident, or streamed from host memory
+    /// Where the layers' weights live: resident, streamed from host memory, or disk, streamed from the checkpoint's files
     #[arg(long, value_name = "WHERE", default_value = "resident", hide_possible_values = true, help_heading = "Step")]
     pub weights: Residency,
     /// Keep what stands for the layers' inputs in host memory until the backward; needs --recompute layer
@@ -95,6 +95,7 @@ pub struct StepOptions {
 impl StepOptions {
     fn validate(&self) -> Result<()> {
         self.base.validate()?;
+        self.base.check_residency(Some(self.weights))?;
         for (flag, value, least) in [
             ("prefix-length", Some(self.prefix_length), 0),
             ("tokens", Some(self.tokens), 1),

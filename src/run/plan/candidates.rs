@@ -218,10 +218,9 @@ impl Allowed {
     /// From the plainest to the one that spends most time for memory; of one micro-batch at a time.
     fn modes(self) -> impl Iterator<Item = MemoryMode> {
         let recompute = if self.chooses { self.recompute } else { Some(self.recompute.unwrap_or_default()) };
-        MemoryMode::every().filter(move |mode| {
-            recompute.is_none_or(|recompute| mode.recompute == recompute)
-                && self.weights.is_none_or(|weights| mode.weights == weights)
-                && self.offload.is_none_or(|offload| mode.offload == offload)
+        let all: Vec<MemoryMode> = self.weights.map_or_else(|| MemoryMode::every().collect(), |weights| MemoryMode::of(weights).collect());
+        all.into_iter().filter(move |mode| {
+            recompute.is_none_or(|recompute| mode.recompute == recompute) && self.offload.is_none_or(|offload| mode.offload == offload)
         })
     }
 
@@ -235,7 +234,7 @@ impl Allowed {
         match (self.together, memory.weights) {
             (Some(given), _) => vec![given],
             (None, Residency::Resident) => vec![1],
-            (None, Residency::Streamed) => {
+            (None, Residency::Streamed | Residency::Disk) => {
                 let mut counts: Vec<usize> = (0..usize::BITS).map(|shift| batches.div_ceil(1 << shift).max(1)).collect();
                 counts.dedup();
                 counts

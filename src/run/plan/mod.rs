@@ -57,8 +57,8 @@ pub struct PlanOptions {
     /// What the backward makes again: none, up-projection or layer [default: what --budget wants; else none]
     #[arg(long, value_name = "WHAT", hide_possible_values = true, help_heading = "Memory")]
     pub recompute: Option<Recompute>,
-    /// Where the layers' weights live: resident on the device, or streamed from host memory [default: what --budget wants; else
-    /// resident]
+    /// Where the layers' weights live: resident on the device, streamed from host memory, or disk, streamed from --model's files
+    /// (no budget chooses that) [default: what --budget wants; else resident]
     #[arg(long, value_name = "WHERE", hide_possible_values = true, help_heading = "Memory")]
     pub weights: Option<Residency>,
     /// Keep what stands for the layers' inputs in host memory until the backward; needs --recompute layer. [default:
@@ -103,6 +103,7 @@ impl PlanOptions {
         // A shape is enough.
         BaseOptions { random_weights: self.base.random_weights.or(self.base.architecture.as_ref().map(|_| 0)), ..self.base.clone() }
             .validate()?;
+        self.base.check_residency(self.weights)?;
         for (flag, value, least) in [
             ("prefix-length", Some(self.prefix_length), 0),
             ("prefix-projection", self.prefix_projection, 1),
@@ -178,9 +179,10 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
     let shape = options.base.shape()?;
     let half = device::half(shape.dtype(Slot::WordEmbedding)?);
     let on_gpu = options.device != Device::Cpu;
-    // On the CPU a model's own files are read where they are mapped.
-    let model =
-        if on_gpu || options.base.random_weights.is_some() || options.base.model.is_none() { None } else { Some(options.base.open()?) };
+    // On the CPU a model's own files are read where they are mapped, as everywhere those of weights that stay on the disk.
+    let in_files = !on_gpu || options.weights == Some(Residency::Disk);
+    let has_files = options.base.random_weights.is_none() && options.base.model.is_some();
+    let model = if in_files && has_files { Some(options.base.open()?) } else { None };
     let target = Target {
         sizing: if on_gpu { Box::new(Absent::new(half)) } else { Box::new(Cpu::<f32>::new()) },
         context: if on_gpu { options.context.map_or(ASSUMED_CONTEXT, |size| size.0) } else { 0 },
@@ -243,7 +245,9 @@ impl Target {
     }
 
     fn host_peak(&self, candidate: &Candidate) -> usize {
-        HOST + candidate.mapped + candidate.host + if self.context == 0 { candidate.bytes } else { 0 }
+        // What streams from files is dropped from memory where others want it.
+        let mapped = if candidate.memory.weights == Residency::Disk { 0 } else { candidate.mapped };
+        HOST + mapped + candidate.host + if self.context == 0 { candidate.bytes } else { 0 }
     }
 }
 
