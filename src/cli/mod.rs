@@ -15,6 +15,7 @@ mod train;
 
 use crate::checkpoint::WeightFormat;
 use crate::data::{Columns, LongSentences};
+use crate::engine::Residency;
 use crate::error::UsageError;
 use crate::run::spelling::translate_line;
 use crate::run::{Device, LabelWords, device};
@@ -132,6 +133,9 @@ struct ScoringArguments {
     /// Examples (qa: windows) of a batch
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Machine")]
     batch_size: usize,
+    /// Where the layers' weights live: resident on the device, streamed from host memory two layers at a time, or from the disk
+    #[arg(long, value_name = "WHERE", default_value = "resident", hide_possible_values = true, help_heading = "Machine")]
+    weights: Residency,
     /// How the model's matrices are kept: fp16, or int8 (half as large, and a little off) [default: as trained]
     #[arg(long, value_name = "FORMAT", hide_possible_values = true, help_heading = "Machine")]
     weight_format: Option<WeightFormat>,
@@ -177,6 +181,7 @@ impl ScoringArguments {
             doc_stride: self.doc_stride,
             null_threshold: self.null_threshold,
             batch_size: self.batch_size,
+            weights: self.weights,
             weight_format: self.weight_format,
             device: self.device,
             labelled: true,

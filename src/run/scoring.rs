@@ -12,7 +12,7 @@ use super::terminal::Terminal;
 use super::values::{Device, LabelWords};
 use crate::checkpoint::{Adapter, FrozenModel, WeightFormat};
 use crate::data::{Columns, LongSentences, TagScheme, TextTokenizer};
-use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
+use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Residency};
 use crate::model::{HeadSpec, TaskKind};
 use crate::task::named::Submission;
 use crate::task::{Encoding, Limits, Outcome, Prediction, Task, TaskName, Verbalizer, require_labels};
@@ -44,6 +44,7 @@ pub struct ScoringOptions {
     pub null_threshold: Option<f32>,
     pub batch_size: usize,
     /// Of the frozen matrices; None: as the adapter was trained.
+    pub weights: Residency,
     pub weight_format: Option<WeightFormat>,
     pub device: Device,
     /// Whether every example must be labelled.
@@ -108,7 +109,7 @@ impl ScoringOptions {
             hidden_dropout: 0.0,
             attention_dropout: 0.0,
             seed: 0,
-            memory: MemoryMode::default(),
+            memory: MemoryMode { weights: self.weights, ..MemoryMode::default() },
             weight_format: first.weight_format,
         };
         let turns: Vec<_> = others.iter().map(|job| (job.prefix.clone(), job.capacity)).collect();

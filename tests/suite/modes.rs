@@ -137,6 +137,17 @@ fn training_in_less_memory_changes_no_bit() {
     assert!(adapter(at(6)) == adapter(at(7)));
     training(at(8), "--max-steps 6 --batch-size 8 --offload-activations").error(2, &["--recompute layer"]);
 
+    // What was trained in little memory is used in little memory.
+    let predicted = |weights: &str| {
+        let bundle = golden("bert-classification");
+        let mut command = program();
+        command.current_dir(at(7)).args(["predict", "--adapter", "run", "--output", "out.jsonl", "--with", "logits", "--weights", weights]);
+        run(command.arg("--model").arg(bundle.join("model")).arg("--input").arg(bundle.join("data.jsonl"))).ok();
+        std::fs::read(at(7).join("out.jsonl")).unwrap()
+    };
+    let resident = predicted("resident");
+    assert!(!resident.is_empty() && resident == predicted("streamed") && resident == predicted("disk"));
+
     // The least that works is in the message; with it the run works, in micro-batches.
     let error = training(at(3), "--max-steps 6 --batch-size 8 --memory-budget 1000").error(1, &["at least"]);
     let least = error.split("at least ").nth(1).and_then(|rest| rest.split(" are").next()).unwrap().to_string();

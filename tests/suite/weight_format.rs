@@ -7,7 +7,7 @@ use ptune::backend::cpu::Cpu;
 use ptune::backend::{Backend, DType};
 use ptune::checkpoint::{FrozenModel, QuantisedRows, WeightFormat, quantise};
 use ptune::data::FeatureSet;
-use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, Residency};
+use ptune::engine::{Capacity, Engine, EngineOptions};
 use ptune::model::TaskKind;
 use serde_json::Value;
 use std::path::Path;
@@ -122,6 +122,7 @@ fn logits_are_off_by_a_little() {
 #[test]
 fn random_weights_are_quantised_alike_everywhere() {
     use ptune::backend::cuda::{Cuda, Emulated};
+    use ptune::engine::{MemoryMode, Residency};
     let bundle = Bundle::open("bert-classification");
     let config = ptune::model::Config::of_model(&bundle.model.directory).unwrap();
     let random = FrozenModel::random(&config, 3).unwrap();
