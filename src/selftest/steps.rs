@@ -7,7 +7,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DType, Stream};
 use crate::checkpoint::{FrozenModel, StateTensors, WeightFormat};
 use crate::data::FeatureSet;
-use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Recompute, Residency, StepReport, Update};
+use crate::engine::{Bytes, Capacity, Engine, EngineOptions, MemoryMode, Residency, StepReport, Update};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -158,9 +158,9 @@ fn attempt_in(format: WeightFormat, model: &Model, open: &Opener, repetitions: u
         }
         row.cases += 1;
     }
-    // Every mode of one micro-batch at a time; of several those that differ by it: what is kept, and where it and the weights are.
-    let together = MemoryMode::every().filter(|mode| mode.recompute != Recompute::UpProjection && mode.weights == Residency::Streamed);
-    let modes = MemoryMode::every().chain(together.map(|mode| MemoryMode { together: 2, ..mode }));
+    // Of matrices of 8 bits those modes that move them; two micro-batches together in every other mode.
+    let modes = MemoryMode::every().enumerate().map(|(index, mode)| MemoryMode { together: 1 + index % 2, ..mode });
+    let modes = modes.filter(|mode| format == WeightFormat::Fp16 || mode.weights == Residency::Streamed);
     for mode in modes.filter(|&mode| mode != MemoryMode::default()) {
         // On the emulated device of tests: transfers end as late as is legal.
         let mut engine = engine(mode, open(activation, 1)?)?;
