@@ -94,6 +94,8 @@ impl Engine {
     fn accumulate_loaded(&mut self, rows: BatchRows) {
         if self.batch.targets > 0 {
             self.group.push(rows);
+            // At once, so that a batch through another head is found out before the group runs.
+            self.plan.trainables.used_by(self.batch.head).for_each(|trainable| trainable.used = true);
         }
         if self.group.len() == self.plan.slots.len() {
             self.run_group();
@@ -110,7 +112,6 @@ impl Engine {
         self.run_forward(Mode::Train, &group);
         self.scoped(Scope::Backward, |engine| engine.run_backward(&group));
         self.slot = 0;
-        self.plan.trainables.used_by(self.batch.head).for_each(|trainable| trainable.used = true);
     }
 
     /// Norm, clipping and AdamW over what the step used; what it did not use keeps its moments and step count.
