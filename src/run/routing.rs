@@ -7,6 +7,7 @@ use super::sets::split_name;
 use super::terminal::Terminal;
 use crate::checkpoint::Adapter;
 use crate::data::{Choice, Columns};
+use crate::engine::Residency;
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -25,6 +26,9 @@ pub fn run(
     }
     if options.submission {
         usage!("--submission: is of one adapter's task; leave out --adapter-column");
+    }
+    if adapters.len() > 1 && options.weights != Residency::Resident {
+        usage!("--weights {}: with --adapter-column the layers' weights are resident; leave it out", options.weights.name());
     }
     let mut named: Vec<(String, PathBuf, Adapter)> = Vec::new();
     for adapter in adapters {

@@ -377,6 +377,7 @@ fn records_choose_among_adapters_by_a_column() {
         ("{}\n", several.replace("words=run", "tags=run"), 2, &["--adapter tags", "classification, words"]),
         ("{}\n", several.replace("idle=", "dense="), 2, &["--adapter dense", "two adapters"]),
         ("{}\n", format!("{several} --head words"), 2, &["--head words"]),
+        ("{}\n", format!("{several} --weights streamed"), 2, &["--weights streamed", "leave it out"]),
     ] {
         std::fs::write(folder.path().join("all.jsonl"), input).unwrap();
         command(folder.path(), "predict", &line).error(code, parts);
