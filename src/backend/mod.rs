@@ -322,8 +322,8 @@ pub trait Backend: Sizing + Instruments + Send {
     /// `to` = `from`: as many elements of the same type, both without gaps between rows.
     fn copy(&mut self, from: View, to: View);
     /// Copies each pair's first view to its second, both without gaps, of one type and size, and one of them outside the
-    /// arena (the first may lie in a file): beside what is computed, after everything that was queued before, and before what is queued after the
-    /// [`Backend::join`] of the same lane. Each transfer is joined before the lane's next.
+    /// arena (the first may lie in a file): beside what is computed, after everything that was queued before, and before what
+    /// is queued after the [`Backend::join`] of the same lane. Each transfer is joined before the lane's next.
     fn transfer(&mut self, lane: usize, moves: &[(View, View)]);
     /// What is queued from here on waits for the lane's transfer.
     fn join(&mut self, lane: usize);

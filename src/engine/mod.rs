@@ -8,6 +8,7 @@ mod forward;
 mod frozen;
 mod generate;
 mod head;
+mod lanes;
 mod layout;
 mod linear;
 mod loading;
@@ -269,8 +270,8 @@ impl Engine {
         &self.plan.heads[self.batch.head]
     }
 
-    /// Logits of features by the first head, without dropout: for each, \[rows, columns\] row-major. Of rows that predict tokens, pairs: the
-    /// target's log-probability, and 1 where it is the likeliest token, else 0.
+    /// Logits of features by the first head, without dropout: for each, \[rows, columns\] row-major. Of rows that predict tokens,
+    /// pairs: the target's log-probability, and 1 where it is the likeliest token, else 0.
     pub fn forward(&mut self, set: &FeatureSet, features: &[usize]) -> Result<Vec<Vec<f64>>> {
         let rows = self.load_batch(set, features, 0)?;
         self.evaluate(rows)

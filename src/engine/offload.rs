@@ -6,6 +6,7 @@
 //! lowest layer, whose input no kept norm gives, keeps it in the arena.
 
 use super::activations::{NormBuffers, Reach};
+use super::lanes::Lanes;
 use super::layout::Layout;
 use super::plan::Sizes;
 use super::{Engine, streaming};
@@ -41,10 +42,8 @@ pub struct Offload {
     layers: usize,
     /// Places of a micro-batch.
     count: usize,
-    /// For each place of all micro-batches, the layer whose input is in it or on its way there.
-    held: Vec<Option<usize>>,
-    /// Whether nobody has waited for its last transfer yet.
-    moving: Vec<bool>,
+    /// The places of all micro-batches, which hold layers' inputs; their lanes come behind those of streamed weights.
+    lanes: Lanes,
 }
 
 impl Sizes<'_> {
@@ -77,59 +76,58 @@ impl Offload {
             };
             moves.push((first..reach.layers).map(of_layer).collect());
         }
-        let all = places.len() * count;
-        Some(Offload { moves, first, layers: reach.layers, count, held: vec![None; all], moving: vec![false; all] })
+        let lanes = Lanes::new(streaming::BUFFERS, places.len() * count);
+        Some(Offload { moves, first, layers: reach.layers, count, lanes })
     }
 
-    /// Number of a place of all micro-batches' places.
-    fn place(&self, slot: usize, layer: usize) -> usize {
-        slot * self.count + layer % self.count
+    /// The place of a layer's input among those of all micro-batches, where it has a home.
+    fn place(&self, slot: usize, layer: usize) -> Option<usize> {
+        (self.first..self.layers).contains(&layer).then(|| slot * self.count + layer % self.count)
     }
 
-    fn has(&self, layer: usize) -> bool {
-        (self.first..self.layers).contains(&layer)
+    /// Of a layer's input the buffers' places and homes, over `count` rows.
+    fn moves(&self, slot: usize, layer: usize, count: usize) -> impl Iterator<Item = (View, View)> {
+        // Of the rows' own values a column each.
+        let part = move |view: View| if view.rows == 1 { view.col_range(0, count) } else { view.first_rows(count) };
+        self.moves[slot][layer - self.first].iter().map(move |&(place, home)| (part(place), part(home)))
     }
 }
 
 impl Engine {
     /// Before what stands for the layer's input is written.
     pub(super) fn free_input(&mut self, layer: usize) {
-        let slot = self.slot;
-        let Some(offload) = self.plan.offload.as_mut().filter(|offload| offload.has(layer)) else { return };
-        let place = offload.place(slot, layer);
-        offload.held[place] = Some(layer);
-        self.settle_input(place);
+        let Some(offload) = &mut self.plan.offload else { return };
+        let Some(place) = offload.place(self.slot, layer) else { return };
+        offload.lanes.give(place, layer);
+        offload.lanes.settle(place, self.backend.as_mut());
     }
 
     /// After it was written: sends it home, but for the uppermost, whose places nobody else takes. Of all tokens `count` rows.
     pub(super) fn send_input(&mut self, layer: usize, count: usize) {
-        let Some(offload) = self.plan.offload.as_ref() else { return };
-        if offload.has(layer) && layer + offload.count < offload.layers {
-            self.move_input(layer, count, |(place, home)| (place, home));
-        }
+        let Some(offload) = &mut self.plan.offload else { return };
+        let Some(place) = offload.place(self.slot, layer).filter(|_| layer + offload.count < offload.layers) else { return };
+        let moves: Vec<(View, View)> = offload.moves(self.slot, layer, count).collect();
+        offload.lanes.transfer(place, &moves, self.backend.as_mut());
     }
 
     /// Sends for it, where it is not in its place.
-    pub(super) fn fetch_input(&mut self, layer: usize, count: usize) {
-        let slot = self.slot;
-        let Some(offload) = self.plan.offload.as_mut().filter(|offload| offload.has(layer)) else { return };
-        let place = offload.place(slot, layer);
-        if offload.held[place].replace(layer) == Some(layer) {
-            return;
+    fn fetch_input(&mut self, layer: usize, count: usize) {
+        let Some(offload) = &mut self.plan.offload else { return };
+        let Some(place) = offload.place(self.slot, layer) else { return };
+        if offload.lanes.give(place, layer) {
+            let moves: Vec<(View, View)> = offload.moves(self.slot, layer, count).map(|(place, home)| (home, place)).collect();
+            offload.lanes.transfer(place, &moves, self.backend.as_mut());
         }
-        self.settle_input(place);
-        self.move_input(layer, count, |(place, home)| (home, place));
     }
 
     /// Has what stands for the inputs of a layer and of the next one in place for what is queued from here on, and that of the
     /// layer below on its way, where a place is free for it.
     pub(super) fn need_inputs(&mut self, layer: usize, count: usize) {
-        let slot = self.slot;
         for layer in [layer + 1, layer] {
             self.fetch_input(layer, count);
-            let place = self.plan.offload.as_ref().filter(|offload| offload.has(layer)).map(|offload| offload.place(slot, layer));
-            if let Some(place) = place {
-                self.settle_input(place);
+            let Some(offload) = &mut self.plan.offload else { return };
+            if let Some(place) = offload.place(self.slot, layer) {
+                offload.lanes.settle(place, self.backend.as_mut());
             }
         }
         if self.plan.offload.as_ref().is_some_and(|offload| offload.count > 2) {
@@ -141,25 +139,6 @@ impl Engine {
     pub(super) fn fetch_below(&mut self, layer: usize, count: usize) {
         if let Some(below) = layer.checked_sub(1) {
             self.fetch_input(below, count);
-        }
-    }
-
-    fn move_input(&mut self, layer: usize, count: usize, direction: impl Fn((View, View)) -> (View, View)) {
-        let slot = self.slot;
-        let Some(offload) = self.plan.offload.as_mut() else { return };
-        let place = offload.place(slot, layer);
-        // Of the rows' own values a column each.
-        let part = |view: View| if view.rows == 1 { view.col_range(0, count) } else { view.first_rows(count) };
-        let moves: Vec<(View, View)> =
-            offload.moves[slot][layer - offload.first].iter().map(|&(place, home)| direction((part(place), part(home)))).collect();
-        offload.moving[place] = true;
-        self.backend.transfer(streaming::BUFFERS + place, &moves);
-    }
-
-    fn settle_input(&mut self, place: usize) {
-        let Some(offload) = self.plan.offload.as_mut() else { return };
-        if std::mem::take(&mut offload.moving[place]) {
-            self.backend.join(streaming::BUFFERS + place);
         }
     }
 }

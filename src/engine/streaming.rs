@@ -7,6 +7,7 @@
 
 use super::Engine;
 use super::frozen::{APART, LayerWeights};
+use super::lanes::Lanes;
 use super::layout::Layout;
 use crate::backend::{DType, View};
 
@@ -18,10 +19,8 @@ pub const BUFFERS: usize = 2;
 pub struct Ring {
     /// For each set of layer weights, its matrices, or their parts that lie apart: home, and place in the arena.
     moves: Vec<Vec<(View, View)>>,
-    /// The set that is in each buffer, or on its way there.
-    held: [Option<usize>; BUFFERS],
-    /// Whether nobody has waited for it yet.
-    arriving: [bool; BUFFERS],
+    /// The buffers, which hold sets.
+    lanes: Lanes,
 }
 
 impl Ring {
@@ -43,7 +42,7 @@ impl Ring {
         }
         let moves =
             moves.into_iter().map(|moves| moves.into_iter().flat_map(|(home, place)| parts(home, place, apart)).collect()).collect();
-        Ring { moves, held: [None; BUFFERS], arriving: [false; BUFFERS] }
+        Ring { moves, lanes: Lanes::new(0, BUFFERS) }
     }
 
     /// Homes of all matrices.
@@ -74,31 +73,13 @@ impl Engine {
 
     /// Has a set of layer weights in the arena for what is queued from here on, and the one that is used next on its way.
     pub(super) fn bring(&mut self, set: usize, next: Option<usize>) {
-        if self.plan.frozen.ring.is_none() {
-            return;
+        let Some(Ring { moves, lanes }) = &mut self.plan.frozen.ring else { return };
+        let next = next.filter(|next| next % BUFFERS != set % BUFFERS);
+        for set in [Some(set), next].into_iter().flatten() {
+            if lanes.give(set % BUFFERS, set) {
+                lanes.transfer(set % BUFFERS, &moves[set], self.backend.as_mut());
+            }
         }
-        self.send_for(set);
-        if let Some(next) = next.filter(|next| next % BUFFERS != set % BUFFERS) {
-            self.send_for(next);
-        }
-        self.await_arrival(set % BUFFERS);
-    }
-
-    fn send_for(&mut self, set: usize) {
-        let buffer = set % BUFFERS;
-        if self.plan.frozen.ring.as_ref().is_some_and(|ring| ring.held[buffer] == Some(set)) {
-            return;
-        }
-        self.await_arrival(buffer);
-        let Some(ring) = &mut self.plan.frozen.ring else { return };
-        self.backend.transfer(buffer, &ring.moves[set]);
-        (ring.held[buffer], ring.arriving[buffer]) = (Some(set), true);
-    }
-
-    fn await_arrival(&mut self, buffer: usize) {
-        let Some(ring) = &mut self.plan.frozen.ring else { return };
-        if std::mem::take(&mut ring.arriving[buffer]) {
-            self.backend.join(buffer);
-        }
+        lanes.settle(set % BUFFERS, self.backend.as_mut());
     }
 }
