@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, WeightFormat};
-use crate::engine::{Capacity, EngineOptions, MemoryMode, Plan, PrefixOptions};
+use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
 use crate::model::{HeadSpec, Pooling, Positions, Reads, TaskKind, default_head};
 use crate::run::memory::{grouped, readable};
 use crate::run::terminal::Terminal;
@@ -124,13 +124,10 @@ fn default_plan(model: &FrozenModel, prefix: PrefixOptions, heads: Vec<HeadSpec>
     let capacity =
         Capacity { tokens: BATCH * length, sequences: BATCH, longest: length, rows, groups: rows, training: true, ..Capacity::default() };
     let options = EngineOptions {
-        prefix,
-        heads,
         hidden_dropout: 0.1,
         attention_dropout: spec.attention_dropout,
-        seed: 0,
-        memory: MemoryMode::default(),
         weight_format,
+        ..EngineOptions::new(prefix, heads)
     };
     let plan = Plan::new(model, &options, capacity, &*device::open(Device::Auto, model, &Terminal::new(true))?)?;
     Ok(format!("{title}{plan}\n"))

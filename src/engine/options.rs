@@ -127,6 +127,14 @@ pub struct EngineOptions {
     pub weight_format: WeightFormat,
 }
 
+impl EngineOptions {
+    /// Without dropout, in the plainest memory mode, with weights of 16 bits.
+    pub fn new(prefix: PrefixOptions, heads: Vec<HeadSpec>) -> EngineOptions {
+        let (memory, weight_format) = (MemoryMode::default(), WeightFormat::default());
+        EngineOptions { prefix, heads, hidden_dropout: 0.0, attention_dropout: 0.0, seed: 0, memory, weight_format }
+    }
+}
+
 /// How time is spent to save memory. No mode changes a bit of what is computed, given the same micro-batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryMode {

@@ -104,13 +104,9 @@ impl ScoringOptions {
         let Some((first, others)) = jobs.split_first() else { bail!("there is nothing to predict") };
         let prefix = first.prefix.clone();
         let options = EngineOptions {
-            prefix,
-            heads,
-            hidden_dropout: 0.0,
-            attention_dropout: 0.0,
-            seed: 0,
             memory: MemoryMode { weights: self.weights, ..MemoryMode::default() },
             weight_format: first.weight_format,
+            ..EngineOptions::new(prefix, heads)
         };
         let turns: Vec<_> = others.iter().map(|job| (job.prefix.clone(), job.capacity)).collect();
         let engine = Engine::in_turns(device::open(self.device, model, terminal)?, model, options, first.capacity, &turns)?;

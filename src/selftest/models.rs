@@ -1,9 +1,8 @@
 //! A tiny model of every kind that a specification can describe, with random weights, and something to train it on.
 
 use crate::backend::{Activation, DType, NormKind};
-use crate::checkpoint::WeightFormat;
 use crate::data::{Feature, FeatureSet, Sequence};
-use crate::engine::{EngineOptions, MemoryMode, PrefixOptions};
+use crate::engine::{EngineOptions, PrefixOptions};
 use crate::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Rotary, Specification, TaskKind};
 
 /// What is trained, and how.
@@ -199,15 +198,7 @@ impl Model {
             dropout: 0.2,
         };
         let head = HeadSpec::new(self.task, self.head, LABELS, &self.spec);
-        EngineOptions {
-            prefix,
-            heads: vec![head],
-            hidden_dropout: 0.1,
-            attention_dropout: 0.1,
-            seed: 7,
-            memory: MemoryMode::default(),
-            weight_format: WeightFormat::default(),
-        }
+        EngineOptions { hidden_dropout: 0.1, attention_dropout: 0.1, seed: 7, ..EngineOptions::new(prefix, vec![head]) }
     }
 
     /// Four sequences: as many features, or two of two choices.

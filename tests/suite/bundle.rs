@@ -1,9 +1,9 @@
 //! Golden bundles: what reference software computed for small models (`tests/golden/README.md` gives the format).
 
 use ptune::backend::Backend;
-use ptune::checkpoint::{Adapter, FrozenModel, WeightFormat};
+use ptune::checkpoint::{Adapter, FrozenModel};
 use ptune::data::{Feature, FeatureSet, Sequence};
-use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
+use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
 use ptune::model::{HeadSpec, TaskKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -209,21 +209,14 @@ impl Bundle {
 
     /// The bundle's settings: no dropout anywhere.
     pub fn options(&self) -> EngineOptions {
-        EngineOptions {
-            prefix: PrefixOptions {
-                length: self.adapter.metadata.prefix_length,
-                layers: self.adapter.metadata.prefix_layers.clone(),
-                projection: None,
-                shifted: self.model.spec.shifts(),
-                dropout: 0.0,
-            },
-            heads: vec![self.head()],
-            hidden_dropout: 0.0,
-            attention_dropout: 0.0,
-            seed: 42,
-            memory: MemoryMode::default(),
-            weight_format: WeightFormat::default(),
-        }
+        let prefix = PrefixOptions {
+            length: self.adapter.metadata.prefix_length,
+            layers: self.adapter.metadata.prefix_layers.clone(),
+            projection: None,
+            shifted: self.model.spec.shifts(),
+            dropout: 0.0,
+        };
+        EngineOptions { seed: 42, ..EngineOptions::new(prefix, vec![self.head()]) }
     }
 
     /// An engine with the bundle's adapter.

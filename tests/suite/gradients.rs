@@ -4,7 +4,7 @@
 use crate::bundle::Bundle;
 use ptune::backend::cpu::Cpu;
 use ptune::backend::{Activation, DType, NormKind, Stream};
-use ptune::checkpoint::{FrozenModel, WeightFormat};
+use ptune::checkpoint::FrozenModel;
 use ptune::data::{Feature, FeatureSet, Grouping, Sequence};
 use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Update};
 use ptune::model::{Biases, HeadKind, HeadSpec, MaskKind, NormPlace, Positions, Readout, Rotary, Specification, TaskKind};
@@ -213,14 +213,12 @@ fn one_forward_and_backward_serve_every_specification() {
         let name = format!("{:?} {:?}", spec.norm_place, spec.mask);
         let model = FrozenModel::synthetic(spec, dtype, 0.3, 1).unwrap();
         for task in [TaskKind::Classification, TaskKind::Tagging, TaskKind::Qa] {
+            let prefix = PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 };
             let options = EngineOptions {
-                prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
-                heads: vec![HeadSpec::new(task, head, 3, &model.spec)],
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
-                memory: MemoryMode::default(),
-                weight_format: WeightFormat::default(),
+                ..EngineOptions::new(prefix, vec![HeadSpec::new(task, head, 3, &model.spec)])
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("{name} {task:?}"));
         }
@@ -272,15 +270,8 @@ fn frozen_language_model_heads() {
         let model = random_model(spec, DType::F16);
         let name = format!("{mask:?} {head:?}");
         let set = answers(head.grouping);
-        let options = EngineOptions {
-            prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: model.spec.shifts(), dropout: 0.2 },
-            heads: vec![head],
-            hidden_dropout: 0.1,
-            attention_dropout: 0.1,
-            seed: 7,
-            memory: MemoryMode::default(),
-            weight_format: WeightFormat::default(),
-        };
+        let prefix = PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: model.spec.shifts(), dropout: 0.2 };
+        let options = EngineOptions { hidden_dropout: 0.1, attention_dropout: 0.1, seed: 7, ..EngineOptions::new(prefix, vec![head]) };
         check_gradients(&model, options, &set, &name);
     }
 }
@@ -298,14 +289,12 @@ fn relative_positions() {
         };
         let model = random_model(spec, DType::F16);
         for task in [TaskKind::Classification, TaskKind::Tagging] {
+            let prefix = PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 };
             let options = EngineOptions {
-                prefix: PrefixOptions { length: 3, layers: vec![0, 1, 3], projection: None, shifted: true, dropout: 0.2 },
-                heads: vec![HeadSpec::new(task, HeadKind::Context, 3, &model.spec)],
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
-                memory: MemoryMode::default(),
-                weight_format: WeightFormat::default(),
+                ..EngineOptions::new(prefix, vec![HeadSpec::new(task, HeadKind::Context, 3, &model.spec)])
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("span {span} {keys} {queries} {task:?}"));
         }
@@ -346,14 +335,13 @@ fn prompts() {
     for (number, (spec, task)) in cases.into_iter().enumerate() {
         let model = random_model(spec, DType::F16);
         for (memory, projection) in MemoryMode::every().zip([None, Some(5), None]) {
+            let prefix = PrefixOptions { length: 3, layers: Vec::new(), projection, shifted: model.spec.shifts(), dropout: 0.0 };
             let options = EngineOptions {
-                prefix: PrefixOptions { length: 3, layers: Vec::new(), projection, shifted: model.spec.shifts(), dropout: 0.0 },
-                heads: vec![HeadSpec::new(task, HeadKind::Linear, 3, &model.spec)],
                 hidden_dropout: 0.1,
                 attention_dropout: 0.1,
                 seed: 7,
                 memory,
-                weight_format: WeightFormat::default(),
+                ..EngineOptions::new(prefix, vec![HeadSpec::new(task, HeadKind::Linear, 3, &model.spec)])
             };
             check_gradients(&model, options, &synthetic_set(task), &format!("prompt {number} {projection:?} {memory:?}"));
         }

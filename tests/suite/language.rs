@@ -5,9 +5,9 @@ use crate::bundle::Bundle;
 use crate::gradients::{random_model, synthetic};
 use ptune::backend::DType;
 use ptune::backend::cpu::Cpu;
-use ptune::checkpoint::{FrozenModel, WeightFormat};
+use ptune::checkpoint::FrozenModel;
 use ptune::data::{Batch, Feature, FeatureSet, Packing, Sequence};
-use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Update};
+use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions, Update};
 use ptune::model::{HeadSpec, MaskKind, NormPlace, Positions, Specification};
 
 /// A causal model of random weights, whose positions do not depend on ids.
@@ -25,15 +25,8 @@ fn causal_models() -> Vec<(&'static str, FrozenModel)> {
 }
 
 fn options(layers: usize, length: usize, head: HeadSpec) -> EngineOptions {
-    EngineOptions {
-        prefix: PrefixOptions { length, layers: (0..layers).collect(), projection: None, shifted: true, dropout: 0.0 },
-        heads: vec![head],
-        hidden_dropout: 0.0,
-        attention_dropout: 0.0,
-        seed: 3,
-        memory: MemoryMode::default(),
-        weight_format: WeightFormat::default(),
-    }
+    let prefix = PrefixOptions { length, layers: (0..layers).collect(), projection: None, shifted: true, dropout: 0.0 };
+    EngineOptions { seed: 3, ..EngineOptions::new(prefix, vec![head]) }
 }
 
 fn ids(length: usize, salt: usize) -> Vec<u32> {

@@ -249,15 +249,7 @@ fn random_models_in_every_mode() {
         let task = [TaskKind::Classification, TaskKind::Tagging][random.below(2)];
         let prefix = PrefixOptions { length: 1 + random.below(5), layers, projection: None, shifted: true, dropout: 0.2 };
         let head = HeadSpec::new(task, HeadKind::Linear, 3, &spec);
-        let options = EngineOptions {
-            prefix,
-            heads: vec![head],
-            hidden_dropout: 0.1,
-            attention_dropout: 0.1,
-            seed: 5,
-            memory: MemoryMode::default(),
-            weight_format: WeightFormat::default(),
-        };
+        let options = EngineOptions { hidden_dropout: 0.1, attention_dropout: 0.1, seed: 5, ..EngineOptions::new(prefix, vec![head]) };
         let mut set = FeatureSet { examples: 4, ..FeatureSet::default() };
         for example in 0..4 {
             let length = 1 + random.below(30) as u32;

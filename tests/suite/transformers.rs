@@ -5,9 +5,9 @@ use crate::bundle::golden;
 use crate::command::{json, ptune};
 use ptune::backend::Backend;
 use ptune::backend::cpu::Cpu;
-use ptune::checkpoint::{FrozenModel, StateTensors, WeightFormat};
+use ptune::checkpoint::{FrozenModel, StateTensors};
 use ptune::data::{Feature, FeatureSet, Sequence};
-use ptune::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions};
+use ptune::engine::{Capacity, Engine, EngineOptions, PrefixOptions};
 use ptune::model::{HeadKind, HeadSpec, TaskKind};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -63,15 +63,7 @@ fn hidden_states(backend: Box<dyn Backend>, model: &FrozenModel, set: &FeatureSe
     let head = HeadSpec::new(TaskKind::Tagging, HeadKind::Linear, width, &model.spec);
     let capacity = Capacity::for_items(set, &head, set.features.len(), false);
     let prefix = PrefixOptions { length: 0, layers: vec![], projection: None, shifted: true, dropout: 0.0 };
-    let options = EngineOptions {
-        prefix,
-        heads: vec![head],
-        hidden_dropout: 0.0,
-        attention_dropout: 0.0,
-        seed: 0,
-        memory: MemoryMode::default(),
-        weight_format: WeightFormat::default(),
-    };
+    let options = EngineOptions::new(prefix, vec![head]);
     let mut engine = Engine::new(backend, model, options, capacity).unwrap();
     for tensor in engine.trainables() {
         let [rows, cols] = tensor.shape;

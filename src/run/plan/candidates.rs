@@ -187,9 +187,12 @@ pub fn fastest(
 
 /// Whether what takes least would fit with matrices of 8 bits, where they have 16.
 fn fits_in_int8(target: &Target, model: &FrozenModel, work: &Workload, least: &Candidate, budget: usize) -> Result<bool> {
+    if work.options.weight_format == WeightFormat::Int8 {
+        return Ok(false);
+    }
     let options = EngineOptions { memory: least.memory, weight_format: WeightFormat::Int8, ..work.options.clone() };
     let plan = Plan::new(model, &options, work.capacity(least.micro_batch), target.sizing.as_ref())?;
-    Ok(work.options.weight_format == WeightFormat::Fp16 && plan.total + target.context <= budget)
+    Ok(plan.total + target.context <= budget)
 }
 
 /// What is said of the memory mode; the rest is free, where somebody chooses.

@@ -194,20 +194,18 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
     let longest = options.length;
     let fits = spec.longest_sequence(options.prefix_length) >= longest;
     let shifted = options.positions.map_or(spec.shifts() && fits, |positions| positions == Offset::Shifted);
+    let prefix = PrefixOptions {
+        length: options.prefix_length,
+        layers: (0..spec.layers).collect(),
+        projection: options.prefix_projection,
+        shifted,
+        dropout: 0.1,
+    };
     let engine_options = EngineOptions {
-        prefix: PrefixOptions {
-            length: options.prefix_length,
-            layers: (0..spec.layers).collect(),
-            projection: options.prefix_projection,
-            shifted,
-            dropout: 0.1,
-        },
-        heads: vec![head],
         hidden_dropout: 0.1,
         attention_dropout: spec.attention_dropout,
-        seed: 0,
-        memory: MemoryMode::default(),
         weight_format: options.weight_format,
+        ..EngineOptions::new(prefix, vec![head])
     };
     let lengths = options.lengths();
     let set = random_batch(spec, &lengths, 0);
