@@ -7,6 +7,7 @@
 # the others; the exit code is 0 where all passed. benches/results/README.md says what becomes of the files.
 #
 # PTUNE_SUITE_DEVICE: another device than cuda. PTUNE_SUITE_TINY=1: tiny shapes, to try the script on any machine.
+# PTUNE_SUITE_WITHOUT="NAME NAME": parts to leave out.
 set -uo pipefail
 
 [ $# -eq 2 ] || { echo "usage: scripts/gpu-suite.sh PTUNE OUTDIR" >&2; exit 2; }
@@ -37,6 +38,10 @@ note() {
 part() {
     local name=$1 limit=$2 pattern=$3 from=$SECONDS status=0 summary
     shift 3
+    if [[ " ${PTUNE_SUITE_WITHOUT:-} " == *" $name "* ]]; then
+        note "$name" skipped 0 "left out"
+        return 0
+    fi
     local left=$((LIMIT - (SECONDS - STARTED)))
     if [ "$left" -lt 5 ]; then
         note "$name" failed 0 "no time left"

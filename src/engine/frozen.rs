@@ -254,6 +254,11 @@ impl Placer<'_> {
 }
 
 impl Frozen {
+    /// Whether the same tensors lie in the same places.
+    pub fn same_places(&self, other: &Frozen) -> bool {
+        self.uploads == other.uploads && self.apart == other.apart
+    }
+
     /// Decides where every tensor lies, of those that heads need besides too; a head that is not trained is the only one.
     /// Streamed layers get their places in the arena by [`Frozen::stream`], and 8-bit ones theirs to be widened to by
     /// [`Frozen::widen`].

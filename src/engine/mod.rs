@@ -34,7 +34,7 @@ pub use options::{Capacity, EngineOptions, MemoryMode, PrefixInit, PrefixOptions
 pub use plan::Plan;
 pub use step::{StepReport, Update};
 
-use crate::backend::{Backend, DType, Dropout, Instruments, Rows, Scope, Site, View, stream_key};
+use crate::backend::{Backend, Dropout, Instruments, Rows, Scope, Site, View, stream_key};
 use crate::checkpoint::FrozenModel;
 use crate::data::{Batch, FeatureSet, Grouping, Packing, RowArrays};
 use crate::model::{HeadSpec, MaskKind, Positions, Specification};
@@ -124,25 +124,30 @@ impl Engine {
         Engine::in_turns(backend, model, options, capacity, &[])
     }
 
-    /// [`Engine::new`] with room for other prefixes and capacities, which [`Engine::turn_to`] lays out on the same weights.
+    /// [`Engine::new`] with room for other options and capacities, which [`Engine::turn_to`] lays out on the same weights.
     pub fn in_turns(
         backend: Box<dyn Backend>,
         model: &FrozenModel,
         options: EngineOptions,
         capacity: Capacity,
-        turns: &[(PrefixOptions, Capacity)],
+        turns: &[(EngineOptions, Capacity)],
     ) -> Result<Engine> {
         let mut engine = Engine::laid_out(backend, model, options, capacity, turns)?;
         let started = Instant::now();
         engine.plan.frozen.load(model, engine.backend.as_mut())?;
         engine.loading.time = started.elapsed();
-        engine.write_rotations();
-        engine.initialise(PrefixInit::Normal);
-        if engine.made_pooler {
-            engine.make_pooler();
-        }
-        engine.cache_relative();
+        engine.begin();
         Ok(engine)
+    }
+
+    /// What there is before the first step, beside the weights of the checkpoint.
+    fn begin(&mut self) {
+        self.write_rotations();
+        self.initialise(PrefixInit::Normal);
+        if self.made_pooler {
+            self.make_pooler();
+        }
+        self.cache_relative();
     }
 
     /// Lays out the run and loads nothing: for those who want to know what a step has to do, not what it computes.
@@ -155,7 +160,7 @@ impl Engine {
         model: &FrozenModel,
         options: EngineOptions,
         capacity: Capacity,
-        turns: &[(PrefixOptions, Capacity)],
+        turns: &[(EngineOptions, Capacity)],
     ) -> Result<Engine> {
         let spec = model.spec.clone();
         options.prefix.check_positions(&spec, capacity.longest + capacity.generated)?;
@@ -166,10 +171,9 @@ impl Engine {
             assert_eq!(buffer, frozen::file_buffer(number));
         }
         let mut plan = Plan::new(model, &options, capacity, backend.as_ref())?;
-        for (prefix, capacity) in turns {
-            prefix.check_positions(&spec, capacity.longest + capacity.generated)?;
-            let options = EngineOptions { prefix: prefix.clone(), ..options.clone() };
-            plan.cover(&Plan::new(model, &options, *capacity, backend.as_ref())?);
+        for (options, capacity) in turns {
+            options.prefix.check_positions(&spec, capacity.longest + capacity.generated)?;
+            plan.cover(&Plan::new(model, options, *capacity, backend.as_ref())?);
         }
         let used_before = backend.machine().memory_used_bytes;
         backend.allocate(plan.total, plan.scratch)?;
@@ -178,7 +182,7 @@ impl Engine {
         }
         let loading = Loading { bytes: plan.frozen.loaded_bytes(), mapped: plan.mapped, time: Duration::ZERO };
         let made_pooler = plan.frozen.pooler.is_some() && !model.has_pooler();
-        let scaling = (backend.precision().activation == DType::F16).then(LossScale::default);
+        let scaling = LossScale::of(backend.as_ref());
         Ok(Engine {
             backend,
             spec,
@@ -201,18 +205,23 @@ impl Engine {
         })
     }
 
-    /// Lays out another prefix and capacity, which [`Engine::in_turns`] made room for, on the frozen weights that are there. What
-    /// is trained begins anew.
-    pub fn turn_to(&mut self, model: &FrozenModel, prefix: &PrefixOptions, capacity: Capacity) -> Result<()> {
-        ensure!(self.options.memory.weights == Residency::Resident, "streamed weights serve one plan");
-        let options = EngineOptions { prefix: prefix.clone(), ..self.options.clone() };
+    /// Becomes the engine that [`Engine::new`] makes of these, on the frozen weights and in the memory that are there. An error
+    /// where that cannot be: weights are streamed, others are wanted, or there is no room; then nothing has changed.
+    pub fn turn_to(&mut self, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<()> {
+        let (now, then) = (&self.options, &options);
+        ensure!(now.memory.weights == Residency::Resident, "streamed weights serve one plan");
+        ensure!(now.memory.weights == then.memory.weights && now.weight_format == then.weight_format, "other weights");
+        options.prefix.check_positions(&self.spec, capacity.longest + capacity.generated)?;
         self.plan = Plan::new(model, &options, capacity, self.backend.as_ref())?.in_arena_of(&self.plan)?;
         self.options = options;
+        (self.batch, self.slot, self.group) = (Batch::default(), 0, Vec::new());
+        (self.step, self.step_targets, self.bare) = (0, 0, false);
+        (self.unread, self.reports) = (VecDeque::new(), VecDeque::new());
+        (self.scale, self.scaling) = (1.0, LossScale::of(self.backend.as_ref()));
+        self.loading = Loading { bytes: 0, mapped: self.plan.mapped, time: Duration::ZERO };
         // As a new arena is.
         self.backend.zero(self.plan.unfrozen());
-        self.write_rotations();
-        self.initialise(PrefixInit::Normal);
-        self.cache_relative();
+        self.begin();
         Ok(())
     }
 

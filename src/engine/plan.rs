@@ -373,7 +373,8 @@ impl Plan {
     pub(super) fn in_arena_of(mut self, covering: &Plan) -> Result<Plan> {
         let [own, there] = [&self, covering].map(|plan| (plan.regions[0].bytes, plan.host));
         let fits = self.scratch.offset <= covering.scratch.offset && self.scratch.len() <= covering.scratch.len();
-        ensure!(own == there && fits, "the memory that was allocated has no room for this plan");
+        ensure!(own == there && self.frozen.same_places(&covering.frozen), "other weights are wanted than are there");
+        ensure!(fits, "the memory that was allocated has no room for this plan");
         (self.scratch, self.total) = (covering.scratch, covering.total);
         Ok(self)
     }

@@ -6,6 +6,7 @@
 //! not the host has asked for it before: so scales, and with them every bit of a run, do not depend on when reports are
 //! read, nor on a stop in between.
 
+use crate::backend::{Backend, DType};
 use std::collections::VecDeque;
 
 /// With a mean loss of order one the largest gradients of hidden states stay far below 65504 / START, and those of
@@ -34,6 +35,11 @@ impl Default for LossScale {
 }
 
 impl LossScale {
+    /// What a backend needs: fp32 and bf16 have range enough.
+    pub fn of(backend: &dyn Backend) -> Option<LossScale> {
+        (backend.precision().activation == DType::F16).then(LossScale::default)
+    }
+
     pub fn value(&self) -> f64 {
         self.value
     }

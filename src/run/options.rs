@@ -318,6 +318,14 @@ impl TrainOptions {
         Ok(TrainOptions { resume, recipe, ..TrainOptions::from_table(table)? })
     }
 
+    /// With the settings of the recipe that is named, if one is, beneath.
+    pub fn with_recipe(mut self) -> Result<TrainOptions> {
+        match self.recipe.take() {
+            Some(name) => self.over(&super::recipes::find(&name)?.options()),
+            None => Ok(self),
+        }
+    }
+
     /// As a table of TOML values under the names of the flags.
     pub fn to_table(&self) -> Result<toml::Table> {
         toml::Table::try_from(self).map_err(|error| {

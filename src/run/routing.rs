@@ -7,6 +7,7 @@ use super::sets::split_name;
 use super::terminal::Terminal;
 use crate::checkpoint::Adapter;
 use crate::data::{Choice, Columns};
+use crate::engine::EngineOptions;
 use crate::engine::Residency;
 use crate::usage;
 use anyhow::{Context, Result, bail};
@@ -69,7 +70,8 @@ pub fn run(
     let mut scorings = Vec::new();
     for (index, (job, place)) in jobs.into_iter().zip(places).enumerate() {
         if index > 0 {
-            engine.turn_to(&model, &job.prefix, job.capacity)?;
+            let options = EngineOptions { prefix: job.prefix.clone(), ..engine.options().clone() };
+            engine.turn_to(&model, options, job.capacity)?;
         }
         scorings.push(job.run(options, &mut engine, place, terminal, interrupt)?);
     }

@@ -108,7 +108,8 @@ impl ScoringOptions {
             weight_format: first.weight_format,
             ..EngineOptions::new(prefix, heads)
         };
-        let turns: Vec<_> = others.iter().map(|job| (job.prefix.clone(), job.capacity)).collect();
+        let turn = |job: &Job| (EngineOptions { prefix: job.prefix.clone(), ..options.clone() }, job.capacity);
+        let turns: Vec<_> = others.iter().map(turn).collect();
         let engine = Engine::in_turns(device::open(self.device, model, terminal)?, model, options, first.capacity, &turns)?;
         terminal.line(loading_line(engine.loading()));
         Ok(engine)

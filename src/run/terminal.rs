@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 pub struct Terminal {
     quiet: bool,
     bars: bool,
+    warns: bool,
 }
 
 /// Longest silence of a run whose output is not a terminal.
@@ -16,7 +17,12 @@ const SILENCE: Duration = Duration::from_secs(10);
 impl Terminal {
     /// `quiet`: nothing but warnings is said.
     pub fn new(quiet: bool) -> Terminal {
-        Terminal { quiet, bars: std::io::stdout().is_terminal() && std::io::stderr().is_terminal() }
+        Terminal { quiet, bars: std::io::stdout().is_terminal() && std::io::stderr().is_terminal(), warns: true }
+    }
+
+    /// For what is done ahead, and done again when it is its turn to be told.
+    pub fn silent() -> Terminal {
+        Terminal { quiet: true, bars: false, warns: false }
     }
 
     /// Prints a line. A reader that went away does not stop a run.
@@ -29,7 +35,9 @@ impl Terminal {
 
     /// Prints a warning on the standard error, also where all else is quiet: a silent one would be a wrong result.
     pub fn warn(&self, text: impl AsRef<str>) {
-        let _ = writeln!(std::io::stderr(), "warning: {}", text.as_ref());
+        if self.warns {
+            let _ = writeln!(std::io::stderr(), "warning: {}", text.as_ref());
+        }
     }
 
     /// Progress towards `total`, of which `done` are done already. Where there is no bar, `talkative` work prints a line

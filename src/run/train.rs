@@ -10,7 +10,6 @@ use super::interrupt::Interrupt;
 use super::options::TrainOptions;
 use super::plan::{self, Target, Workload};
 use super::prepare;
-use super::recipes;
 use super::record::Record;
 use super::schedule::LearningRate;
 use super::settings::Settings;
@@ -20,7 +19,7 @@ use super::trainer::{Session, Trainer, write_text};
 use super::values::{Device, NullThreshold, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, TrainingState, latest_checkpoint, read_checkpoint, restore_tensors};
 use crate::data::TextTokenizer;
-use crate::engine::{Engine, EngineOptions, MemoryMode, PrefixInit, PrefixOptions};
+use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixInit, PrefixOptions};
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,17 +36,23 @@ pub enum Outcome {
     Interrupted(i32),
 }
 
-/// What runs of one process have in common: the model with its mapped files, and data that was read and encoded.
+/// What runs of one process have in common: the model with its mapped files, its weights on the device, and data that was
+/// read and encoded.
 #[derive(Default)]
 pub struct Shared {
     model: Option<(BaseOptions, Arc<FrozenModel>)>,
+    /// The engine of the run before, which the next one may turn to its own ends.
+    engine: Option<(Device, Arc<FrozenModel>, Engine)>,
+    /// The runs behind the one at hand: an engine is made with room for them.
+    coming: Vec<TrainOptions>,
     /// The latest data sets, and the options that they depend on.
     data: Option<(toml::Table, Vec<Data>)>,
 }
 
 /// Options that change nothing of what is read and how it is encoded.
-const NOT_OF_DATA: [&str; 37] = [
+const NOT_OF_DATA: [&str; 38] = [
     "output",
+    "device",
     "method",
     "prefix-length",
     "prefix-projection",
@@ -98,9 +103,38 @@ impl Shared {
         }
     }
 
+    /// Options of the runs that follow the next one.
+    pub fn expect(&mut self, coming: Vec<TrainOptions>) {
+        self.coming = coming;
+    }
+
+    /// The engine of the run before if it can do what this one needs; else its memory is given back.
+    fn turned(&mut self, device: Device, model: &Arc<FrozenModel>, options: &EngineOptions, capacity: Capacity) -> Option<Engine> {
+        let (known, of, mut engine) = self.engine.take()?;
+        let same = known == device && Arc::ptr_eq(&of, model);
+        // An error says that it cannot; a new one then tells whether anything else is wrong.
+        (same && engine.turn_to(model, options.clone(), capacity).is_ok()).then_some(engine)
+    }
+
+    /// What the coming runs need of an engine, of those that go over the same data and model: others may need another one.
+    fn turns(&mut self, options: &TrainOptions) -> Vec<(EngineOptions, Capacity)> {
+        let coming = std::mem::take(&mut self.coming);
+        // What is wrong with one of them is found when its turn comes.
+        let demand = |given: &TrainOptions| {
+            let mut given = given.clone().with_recipe().ok()?;
+            given.locate().ok()?;
+            let key = key_of_data(&given.clone().with_defaults()).ok()?;
+            let same = self.data.as_ref().is_some_and(|(known, _)| *known == key) && given.base() == options.base();
+            let prepared = if same { Prepared::new(given, &Terminal::silent(), self).ok()? } else { return None };
+            Some(prepared.demand())
+        };
+        let turns = coming.iter().filter_map(demand).collect();
+        self.coming = coming;
+        turns
+    }
+
     fn data(&mut self, options: &TrainOptions, read: impl FnOnce() -> Result<Vec<Data>>) -> Result<Vec<Data>> {
-        let mut key = options.to_table()?;
-        key.retain(|name, _| !NOT_OF_DATA.contains(&name));
+        let key = key_of_data(options)?;
         match &self.data {
             Some((known, data)) if *known == key => Ok(data.clone()),
             _ => {
@@ -113,6 +147,13 @@ impl Shared {
     }
 }
 
+/// The options that data depends on.
+fn key_of_data(options: &TrainOptions) -> Result<toml::Table> {
+    let mut key = options.to_table()?;
+    key.retain(|name, _| !NOT_OF_DATA.contains(&name));
+    Ok(key)
+}
+
 /// Trains, or goes on training, as the options say.
 pub fn train(given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> {
     train_with(given, interrupt, &mut Shared::default())
@@ -120,9 +161,7 @@ pub fn train(given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> {
 
 /// [`train`] as one of several runs.
 pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut Shared) -> Result<Outcome> {
-    if let Some(name) = given.recipe.take() {
-        given = given.over(&recipes::find(&name)?.options())?;
-    }
+    given = given.with_recipe()?;
     let Some(output) = &given.output else { usage!("--output is missing") };
     let folder = Folder::new(output);
     let resume = given.resume == Some(true);
@@ -158,7 +197,7 @@ pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut S
         return Ok(Outcome::WasFinished);
     }
     let prepared = Prepared::new(options, &terminal, shared)?;
-    prepared.run(&folder, &terminal, interrupt)
+    prepared.run(&folder, &terminal, interrupt, shared)
 }
 
 /// Everything that is read, checked and complete before a run begins.
@@ -408,13 +447,24 @@ impl Prepared {
         }
     }
 
-    /// The engine with its initial values, or those of the adapter to start from.
-    fn engine(&self, terminal: &Terminal) -> Result<Engine> {
-        let settings = &self.settings;
+    /// What the run needs of an engine.
+    fn demand(&self) -> (EngineOptions, Capacity) {
         let work = self.workload();
         let capacity = work.capacity(self.cut.micro_batch);
-        let options = work.options;
-        let mut engine = Engine::new(device::open(settings.device, &self.model, terminal)?, &self.model, options, capacity)?;
+        (work.options, capacity)
+    }
+
+    /// The engine with its initial values, or those of the adapter to start from.
+    fn engine(&self, terminal: &Terminal, shared: &mut Shared) -> Result<Engine> {
+        let settings = &self.settings;
+        let (options, capacity) = self.demand();
+        let mut engine = match shared.turned(settings.device, &self.model, &options, capacity) {
+            Some(engine) => engine,
+            None => {
+                let turns = shared.turns(&self.options);
+                Engine::in_turns(device::open(settings.device, &self.model, terminal)?, &self.model, options, capacity, &turns)?
+            }
+        };
         engine.initialise(if settings.prefix_init == PrefixStart::Zero { PrefixInit::Zero } else { PrefixInit::Normal });
         if let Some(tokens) = &self.prefix_tokens {
             engine.set_prefix_from_tokens(tokens)?;
@@ -430,11 +480,11 @@ impl Prepared {
         Ok(engine)
     }
 
-    fn run(&self, folder: &Folder, terminal: &Terminal, interrupt: &Interrupt) -> Result<Outcome> {
+    fn run(&self, folder: &Folder, terminal: &Terminal, interrupt: &Interrupt, shared: &mut Shared) -> Result<Outcome> {
         let settings = &self.settings;
         let (extent, rate) = self.extent()?;
         let checkpoint = latest_checkpoint(folder.root())?;
-        let mut engine = self.engine(terminal)?;
+        let mut engine = self.engine(terminal, shared)?;
         let state = match &checkpoint {
             Some(path) => self.restore(path, &mut engine).with_context(|| format!("cannot resume from {}", path.display()))?,
             None => RunState { inputs: self.inputs.clone(), ..RunState::default() },
@@ -463,7 +513,7 @@ impl Prepared {
             folder,
             terminal,
             interrupt,
-            engine,
+            engine: &mut engine,
             record,
             state,
             session: Session::new(settings.seed, &self.shares),
@@ -482,6 +532,9 @@ impl Prepared {
             return Ok(Outcome::Interrupted(signal));
         }
         self.finish(trainer)?;
+        if !shared.coming.is_empty() {
+            shared.engine = Some((settings.device, self.model.clone(), engine));
+        }
         Ok(Outcome::Finished)
     }
 

@@ -36,7 +36,7 @@ pub struct Trainer<'a> {
     pub folder: &'a Folder,
     pub terminal: &'a Terminal,
     pub interrupt: &'a Interrupt,
-    pub engine: Engine,
+    pub engine: &'a mut Engine,
     pub record: Record,
     pub state: RunState,
     pub session: Session,
@@ -169,7 +169,7 @@ impl Trainer<'_> {
         }
         let sets = self.sets;
         let from = |batch: &Contents| (sets[batch.head].features(), batch.clone());
-        let engine = &mut self.engine;
+        let engine = &mut *self.engine;
         let pipeline = self.session.pipeline.get_or_insert_with(|| Pipeline::new(engine));
         let mut batches = batches.into_iter().peekable();
         for _ in 0..count {
@@ -296,7 +296,7 @@ impl Trainer<'_> {
         for (head, set) in self.sets.iter().enumerate() {
             let Some(split) = set.data.validation.as_deref() else { continue };
             let features = &split.encoding.set;
-            let forward = || evaluate::forward(&mut self.engine, head, features, self.cut.micro_batch, self.terminal, self.interrupt);
+            let forward = || evaluate::forward(self.engine, head, features, self.cut.micro_batch, self.terminal, self.interrupt);
             let Some(logits) = progress.pause(forward)? else { return Ok(()) };
             let task = &set.data.task;
             let threshold = match set.settings.null_threshold {
@@ -378,7 +378,7 @@ impl Trainer<'_> {
         let tensor_steps = self.engine.update_counts();
         self.engine.check()?;
         let state = TrainingState { step, tensor_steps, trainer: serde_json::to_value(&self.state)? };
-        write_checkpoint(self.folder.root(), &adapter, self.spec, &state, &mut self.engine)?;
+        write_checkpoint(self.folder.root(), &adapter, self.spec, &state, self.engine)?;
         self.tidy()
     }
 

@@ -257,19 +257,31 @@ pub(super) fn features_json(prediction: &Prediction, with: &With) -> Value {
     prediction.features.clone().map(window).collect()
 }
 
-/// Exact match and F1 as the script of the data's edition has them.
+/// Exact match and F1 as the script of the data's edition has them; where there may be no answer and both kinds of
+/// questions are there, of each kind too, as the script of 2.0 prints them.
 pub(super) fn score(examples: &[Example], predictions: &[Prediction], no_answer: bool) -> Scores {
     let edition = if no_answer { Edition::Two } else { Edition::One };
-    let (mut exact_match, mut f1) = (0.0, 0.0);
+    // Of questions with an answer, and without.
+    let mut sums = [(0.0, 0.0, 0usize); 2];
     for (example, prediction) in examples.iter().zip(predictions) {
         if let (Content::Question { answers: Some(answers), .. }, Outcome::Text(text)) = (&example.content, &prediction.outcome) {
             let score = squad::score(edition, answers.iter().map(|answer| answer.text.as_str()), text);
-            exact_match += score.exact_match;
-            f1 += score.f1;
+            let (exact_match, f1, count) = &mut sums[usize::from(answers.is_empty())];
+            *exact_match += score.exact_match;
+            *f1 += score.f1;
+            *count += 1;
         }
     }
+    let [has, none] = sums;
     let total = examples.len() as f64;
-    Scores::new([("exact_match", exact_match / total), ("f1", f1 / total)])
+    let mut scores = Scores::new([("exact_match", (has.0 + none.0) / total), ("f1", (has.1 + none.1) / total)]);
+    if no_answer && has.2 > 0 && none.2 > 0 {
+        let of = |(exact_match, f1, count): (f64, f64, usize)| (exact_match / count as f64, f1 / count as f64);
+        let (has, none) = (of(has), of(none));
+        let kinds = [("HasAns_exact", has.0), ("HasAns_f1", has.1), ("NoAns_exact", none.0), ("NoAns_f1", none.1)];
+        scores.0.extend(Scores::new(kinds).0);
+    }
+    scores
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ mod prompts;
 mod readme;
 mod recorded;
 mod resume;
+#[cfg(feature = "emulation")]
+mod stand_in;
 mod sweep;
 mod tags;
 mod transformers;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::{cublaslt, driver};
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The driver's interface that the kernels' toolkit needs, and the first release of the driver that has it.
 const LEAST_VERSION: i32 = 13000;
@@ -12,6 +12,8 @@ const LEAST_DRIVER: &str = "580";
 /// Where installers put cuBLASLt without telling the loader.
 const FOLDERS: [&str; 4] =
     ["/usr/local/cuda/lib64", "/usr/local/cuda-13/lib64", "/usr/local/cuda/targets/x86_64-linux/lib", "/opt/cuda/lib64"];
+/// Beneath a Python environment's site-packages: where NVIDIA's packages on PyPI have it, which PyTorch brings along.
+const OF_PYTHON: &str = "nvidia/cu13/lib";
 
 /// Whether libcuda is here.
 pub fn has_driver() -> bool {
@@ -64,10 +66,26 @@ fn release_in(text: &str) -> Option<String> {
     text.lines().next()?.split_whitespace().find(is_release).map(String::from)
 }
 
+/// Python's environments: those that are activated, and that of the python3 that is found first.
+fn environments() -> Vec<PathBuf> {
+    let activated = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let found = std::env::var_os("PATH").and_then(|path| std::env::split_paths(&path).find(|folder| folder.join("python3").exists()));
+    activated.chain(found.and_then(|folder| folder.parent().map(Path::to_path_buf))).collect()
+}
+
+/// The folders of an environment that NVIDIA's packages put libraries into.
+fn of_python(environment: &Path) -> Vec<PathBuf> {
+    let versions = std::fs::read_dir(environment.join("lib")).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = versions.map(|version| version.path().join("site-packages").join(OF_PYTHON)).collect();
+    folders.retain(|folder| folder.is_dir());
+    folders.sort();
+    folders
+}
+
 /// Opens cuBLASLt by its path. It stays loaded, so that the loader finds it by its name from then on.
 fn open_elsewhere() {
     let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("lib64"));
-    for folder in home.into_iter().chain(FOLDERS.map(Into::into)) {
+    for folder in home.into_iter().chain(FOLDERS.map(Into::into)).chain(environments().iter().flat_map(|root| of_python(root))) {
         for name in ["libcublasLt.so.13", "libcublasLt.so.12"] {
             let Ok(path) = CString::new(folder.join(name).to_string_lossy().into_owned()) else { continue };
             // SAFETY: NVIDIA's library, whose initialisers have no demands on us.
@@ -81,6 +99,16 @@ fn open_elsewhere() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_libraries_of_an_environment_are_found() {
+        let environment = tempfile::tempdir().unwrap();
+        let folder = environment.path().join("lib/python3.12/site-packages/nvidia/cu13/lib");
+        assert!(of_python(environment.path()).is_empty());
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(environment.path().join("lib/python3.11/site-packages")).unwrap();
+        assert_eq!(of_python(environment.path()), [folder]);
+    }
 
     #[test]
     fn releases_of_both_kinds_of_kernel_modules() {

@@ -9,7 +9,7 @@ mod attention;
 mod device;
 mod driver;
 #[cfg(feature = "emulation")]
-mod emulated;
+pub mod emulated;
 mod instruments;
 mod library;
 mod linear;

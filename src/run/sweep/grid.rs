@@ -145,10 +145,7 @@ impl Sweep {
             options.output = Some(output.join(&name));
             options.resume = Some(true);
             options.quiet = Some(true);
-            let mut whole = options.clone();
-            if let Some(recipe) = &options.recipe {
-                whole = whole.over(&crate::run::recipes::find(recipe)?.options())?;
-            }
+            let mut whole = options.clone().with_recipe()?;
             whole.locate()?;
             whole.validate().with_context(|| format!("run {name}"))?;
             cells.push(Cell { name, values, options });

@@ -1,6 +1,6 @@
-//! A sweep: runs over a grid of options, one after the other in one process. The model's files stay open and mapped, and
-//! data is read and encoded once for all runs that read it alike; each run lays out its own memory. A run is an ordinary one
-//! in a folder of its own, so a sweep is gone on with by going on with its runs.
+//! A sweep: runs over a grid of options, one after the other in one process. Frozen weights are loaded once, and data is
+//! read and encoded once for all runs that read it alike; each run lays out its own memory behind the weights. A run is an
+//! ordinary one in a folder of its own, so a sweep is gone on with by going on with its runs.
 
 mod grid;
 mod outcome;
@@ -53,6 +53,7 @@ impl Sweep {
         let mut finished = Vec::new();
         for (index, cell) in cells.iter().enumerate() {
             let started = Instant::now();
+            shared.expect(cells[index + 1..].iter().map(|cell| cell.options.clone()).collect());
             let outcome = train_with(cell.options.clone(), interrupt, &mut shared);
             let result = match outcome {
                 Ok(Outcome::Interrupted(signal)) => {

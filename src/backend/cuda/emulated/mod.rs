@@ -5,45 +5,25 @@
 //! What is asked for goes into a queue, as on a GPU, and happens in its order: at once, or as late as a program can tell,
 //! when something waits for it.
 
+pub mod kernels;
+pub mod products;
+
 use super::arguments::Arguments;
-use super::driver::{Address, Driver, Launch, Move, Operand, Product, Source};
+use super::driver::{Address, Driver, Launch, Move, Product, Source};
 use super::pinned::{Piece, Pieces, Queue};
-use crate::backend::{DType, FileBytes, Machine, Readback};
+use crate::backend::{FileBytes, Machine, Readback};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use half::{bf16, f16};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-unsafe extern "C" {
-    /// 0, or 1 with the reason in `message` (cuda/emulation/emulation.h).
-    fn emu_launch(
-        kernel: *const c_char,
-        grid: *const c_uint,
-        block: *const c_uint,
-        shared: c_uint,
-        arguments: *mut *mut c_void,
-        message: *mut c_char,
-        message_bytes: usize,
-    ) -> c_int;
-    /// Number of a kernel's arguments and the bytes of each; -1: no such kernel.
-    fn emu_kernel_arguments(kernel: *const c_char, bytes: *mut c_uint, capacity: c_int) -> c_int;
-    /// In which order this thread's launches run their threads.
-    fn emu_set_order(order: c_int);
-    fn emu_set_workers(workers: c_int);
-}
-
 /// A launch with another number of arguments than the kernel takes, or of other sizes, would read beside them.
 fn check_arguments(name: &CStr, arguments: &Arguments) -> Result<()> {
-    let mut bytes = [0; 128];
-    // SAFETY: the capacity is the array's.
-    let count = unsafe { emu_kernel_arguments(name.as_ptr(), bytes.as_mut_ptr(), bytes.len() as c_int) };
-    let name = name.to_string_lossy();
-    let count = usize::try_from(count).ok().with_context(|| format!("there is no kernel {name}"))?;
-    let given: Vec<c_uint> = arguments.sizes().iter().map(|&size| c_uint::from(size)).collect();
-    ensure!(bytes[..count] == given, "{name} takes arguments of {:?} bytes, and is given {given:?}", &bytes[..count]);
+    let taken = kernels::argument_bytes(name).with_context(|| format!("there is no kernel {}", name.to_string_lossy()))?;
+    let given: Vec<usize> = arguments.sizes().iter().map(|&size| usize::from(size)).collect();
+    ensure!(taken == given, "{} takes arguments of {taken:?} bytes, and is given {given:?}", name.to_string_lossy());
     Ok(())
 }
 
@@ -226,7 +206,7 @@ impl Stream {
             // SAFETY: `Driver::launch`'s caller made the same promise.
             Work::Launch { launch, mut arguments } => unsafe { start(self.order, launch, &mut arguments)? },
             // SAFETY: as above.
-            Work::Product(product) => unsafe { multiply(&product) },
+            Work::Product(product) => unsafe { products::multiply(&product) },
         }
         Ok(())
     }
@@ -398,94 +378,10 @@ fn zeroed(bytes: usize) -> Result<(*mut u8, Layout)> {
 /// As `Driver::launch`.
 unsafe fn start(order: i32, launch: Launch, arguments: &mut Arguments) -> Result<()> {
     let name = CString::new(launch.kernel)?;
-    let mut message = [0 as c_char; 700];
-    let (grid, block) = (launch.grid.as_ptr(), launch.block.as_ptr());
     check_arguments(&name, arguments)?;
     let pointers = arguments.pointers().as_mut_ptr();
-    // SAFETY: the caller's promise for the arguments; the message's length is given.
-    let code = unsafe {
-        emu_set_order(order);
-        emu_set_workers(1);
-        emu_launch(name.as_ptr(), grid, block, launch.shared, pointers, message.as_mut_ptr(), message.len())
-    };
-    if code != 0 {
-        // SAFETY: written by `emu_launch` with an end.
-        let message = unsafe { CStr::from_ptr(message.as_ptr()) };
-        bail!("{} {launch:?}", message.to_string_lossy());
-    }
-    Ok(())
-}
-
-/// A product as cuBLASLt computes it: sums in fp32, rounded once.
-///
-/// # Safety
-/// As `Driver::product`.
-unsafe fn multiply(product: &Product) {
-    let widen = |operand: &Operand| -> Vec<f32> {
-        // SAFETY: the caller's promise.
-        let row = |r: usize| unsafe { std::slice::from_raw_parts((operand.address as *const u16).add(r * operand.stride), operand.cols) };
-        let rows = (0..operand.rows).flat_map(row);
-        match product.dtype {
-            DType::BF16 => rows.map(|&bits| bf16::from_bits(bits).to_f32()).collect(),
-            _ => rows.map(|&bits| f16::from_bits(bits).to_f32()).collect(),
-        }
-    };
-    let (a, b) = (widen(&product.a), widen(&product.b));
-    let Operand { rows: m, cols: n, stride, address } = product.c;
-    let k = product.a.cols;
-    // SAFETY: the caller's promise.
-    let wide_row = |r: usize| unsafe { std::slice::from_raw_parts_mut((address as *mut f32).add(r * stride), n) };
-    let wide = product.out == DType::F32;
-    let mut sums = match (product.accumulate, wide) {
-        (false, _) => vec![0.0; m * n],
-        (true, true) => (0..m).flat_map(|r| wide_row(r).to_vec()).collect(),
-        (true, false) => widen(&product.c),
-    };
-    let b_strides = if product.transposed { (1, k) } else { (n, 1) };
-    // SAFETY: shapes are those of the buffers just made.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            sums.as_mut_ptr(),
-            1,
-            n as isize,
-            product.accumulate,
-            a.as_ptr(),
-            1,
-            k as isize,
-            b.as_ptr(),
-            b_strides.1 as isize,
-            b_strides.0 as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-    if let Some(bias) = product.bias {
-        let bias = widen(&Operand { address: bias, rows: 1, cols: n, stride: n });
-        for row in sums.chunks_exact_mut(n) {
-            row.iter_mut().zip(&bias).for_each(|(sum, bias)| *sum += bias);
-        }
-    }
-    for (r, row) in sums.chunks_exact(n).enumerate() {
-        if wide {
-            wide_row(r).copy_from_slice(row);
-            continue;
-        }
-        // SAFETY: the caller's promise.
-        let to = unsafe { std::slice::from_raw_parts_mut((address as *mut u16).add(r * stride), n) };
-        for (to, &sum) in to.iter_mut().zip(row) {
-            *to = match product.dtype {
-                DType::BF16 => bf16::from_f32(sum).to_bits(),
-                _ => f16::from_f32(sum).to_bits(),
-            };
-        }
-    }
+    // SAFETY: the caller's promise, for arguments of these sizes.
+    unsafe { kernels::run(order, &name, launch.grid, launch.block, launch.shared, pointers) }
 }
 
 #[cfg(test)]
