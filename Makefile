@@ -29,10 +29,9 @@ demo: build fetch
 	@awk -f scripts/show-predictions.awk $(DEMO)/predictions.jsonl $(EXAMPLE)/new.jsonl
 
 # Formatting, lints and all tests: those of the program, of the kernels on an emulated device, and of their machine code.
-# The first lints look at no kernels; the second share the kernels' build with the tests.
 test: nvcc
 	cargo fmt --check
-	PTUNE_CUDA_ARCHS= cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --features emulation -- -D warnings
 	cargo test --locked --features emulation
 

@@ -1,9 +1,11 @@
 //! Compiles the kernels of `cuda/`: with nvcc, where there is one, into a fatbin a file, which the program embeds; and,
 //! with the feature `emulation`, with the C++ compiler into objects that are linked into it. Tells the program which
-//! commit and which architectures it was built from and for.
+//! commit and which architectures it was built from and for. Clippy links nothing, so that nothing is compiled for it.
 
+use std::collections::hash_map::DefaultHasher;
 use std::env;
 use std::ffi::OsStr;
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -19,11 +21,14 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=cuda");
     commit();
-    let sources = sources();
     tiles();
+    let linted = env::var_os("RUSTC_WORKSPACE_WRAPPER").is_some_and(|wrapper| wrapper.to_string_lossy().contains("clippy"));
+    let sources = if linted { Vec::new() } else { sources() };
     fatbins(&sources);
     #[cfg(feature = "emulation")]
-    emulation(&sources);
+    if !linted {
+        emulation(&sources);
+    }
 }
 
 /// `cuda/*.cu`, in order of their names.
@@ -97,42 +102,95 @@ fn architectures() -> Vec<String> {
 }
 
 /// Writes `fatbins.rs`, the list of (file, bytes), empty without nvcc; beside each fatbin a `.ptxas` with what the
-/// assembler says of registers and memory, which tests read.
+/// assembler says of registers and memory, which tests read. Fatbins are kept for other builds of the same sources.
 fn fatbins(sources: &[PathBuf]) {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let mut list = String::new();
     let architectures = architectures();
-    if let Some(nvcc) = find_nvcc().filter(|_| !architectures.is_empty()) {
+    if let Some(nvcc) = find_nvcc().filter(|_| !architectures.is_empty() && !sources.is_empty()) {
         let mut generate: Vec<String> = architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")).collect();
         if architectures.iter().any(|name| name == "80") {
             generate.push("-gencode=arch=compute_80,code=compute_80".into());
         }
+        let kept = Kept::new(&out, (release(&nvcc), FLAGS, &generate));
         let mut running: Vec<(&PathBuf, Child)> = Vec::new();
         let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
         for source in sources {
             let fatbin = out.join(source.file_stem().expect("a name")).with_extension("fatbin");
             list += &format!("({:?}, include_bytes!({:?}) as &[u8]),\n", source.file_name().expect("a name"), fatbin);
+            if kept.fetch(source, &fatbin) {
+                continue;
+            }
             if running.len() >= jobs {
-                finish(running.remove(0));
+                finish(running.remove(0), &out, &kept);
             }
             let log = std::fs::File::create(fatbin.with_extension("ptxas")).expect("OUT_DIR can be written");
             let mut command = Command::new(&nvcc);
             command.args(FLAGS).args(&generate).arg(source).arg("-o").arg(&fatbin);
             running.push((source, command.stderr(log).spawn().expect("nvcc ran a moment ago")));
         }
-        running.into_iter().for_each(finish);
+        running.into_iter().for_each(|compilation| finish(compilation, &out, &kept));
         println!("cargo::rustc-env=PTUNE_CUDA={}", architectures.iter().map(|name| format!("sm_{name}")).collect::<Vec<_>>().join(" "));
         println!("cargo::rustc-env=PTUNE_NVCC={}", nvcc.display());
     }
     std::fs::write(out.join("fatbins.rs"), format!("&[\n{list}]")).expect("OUT_DIR can be written");
 }
 
-fn finish((source, mut child): (&PathBuf, Child)) {
+fn finish((source, mut child): (&PathBuf, Child), out: &Path, kept: &Kept) {
     let status = child.wait().expect("nvcc was started");
+    let fatbin = out.join(source.file_stem().expect("a name")).with_extension("fatbin");
     if !status.success() {
-        let log = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join(source.file_name().expect("a name"));
-        let log = std::fs::read_to_string(log.with_extension("ptxas")).unwrap_or_default();
+        let log = std::fs::read_to_string(fatbin.with_extension("ptxas")).unwrap_or_default();
         panic!("nvcc failed on {}:\n{log}", source.display());
+    }
+    kept.keep(source, &fatbin);
+}
+
+/// Fatbins of earlier builds, debug and release, in `target/kernels`: by a hash of all that nvcc made them from.
+struct Kept {
+    folder: PathBuf,
+    /// Of compiler, flags and headers.
+    hash: u64,
+}
+
+impl Kept {
+    fn new(out: &Path, settings: impl Hash) -> Kept {
+        // OUT_DIR is target/PROFILE/build/NAME/out.
+        let folder = out.ancestors().nth(4).expect("OUT_DIR lies in cargo's target folder").join("kernels");
+        let mut hasher = DefaultHasher::new();
+        settings.hash(&mut hasher);
+        let mut headers: Vec<PathBuf> = std::fs::read_dir("cuda").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        headers.retain(|path| path.extension() == Some(OsStr::new("cuh")));
+        headers.sort();
+        for header in headers {
+            (header.file_name(), std::fs::read(&header).expect("a file of cuda/")).hash(&mut hasher);
+        }
+        Kept { folder, hash: hasher.finish() }
+    }
+
+    fn path(&self, source: &Path) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        (self.hash, std::fs::read(source).expect("a file of cuda/")).hash(&mut hasher);
+        self.folder.join(format!("{}-{:016x}.fatbin", source.file_stem().expect("a name").to_string_lossy(), hasher.finish()))
+    }
+
+    /// Whether there was one.
+    fn fetch(&self, source: &Path, fatbin: &Path) -> bool {
+        let path = self.path(source);
+        // The log is kept first, so that who has the fatbin has both.
+        std::fs::copy(&path, fatbin).is_ok() && std::fs::copy(path.with_extension("ptxas"), fatbin.with_extension("ptxas")).is_ok()
+    }
+
+    /// A build that cannot keep them is none the worse for it.
+    fn keep(&self, source: &Path, fatbin: &Path) {
+        let path = self.path(source);
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let _ = std::fs::create_dir_all(&self.folder);
+        for extension in ["ptxas", "fatbin"] {
+            let partial = self.folder.join(format!("{name}.{extension}.{}", std::process::id()));
+            let from = fatbin.with_extension(extension);
+            let _ = std::fs::copy(from, &partial).and_then(|_| std::fs::rename(&partial, path.with_extension(extension)));
+        }
     }
 }
 

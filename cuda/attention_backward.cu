@@ -50,30 +50,27 @@ __device__ __forceinline__ void attention_backward_key(const Operands<T>& o, con
                                                        int ld_d_value) {
     constexpr Tile kTile = kBackwardKey[tile_index(kDim)];
     using Block = KeyMajor<T, kDim, kTile.warps, kTile.blocks, kTile.step, kTile.chunk>;
-    // Masks come in fours of score columns, so a block's columns start at a multiple of 4: the first block's may be up
-    // to 3 prefix columns, which it leaves alone.
     const Sequence s = sequence(o, blockIdx.z);
-    const int column = o.prefix_length / 4 * 4 + blockIdx.x * Block::kRows, offset = column - o.prefix_length;  // row r is key offset + r
-    if (offset >= s.keys) return;
-    const int first = max(0, -offset), end = min(Block::kRows, s.keys - offset), kv_head = blockIdx.y;
+    const int first = blockIdx.x * Block::kRows, rows = min(Block::kRows, s.keys - first), kv_head = blockIdx.y;
+    if (rows <= 0) return;
 
     DYN_SMEM(shared);
     Block block(shared);
-    const int key_row = s.first_key + offset + first;
+    const int key_row = s.first_key + first;
     const int row = threadIdx.x / 32 * 16 * kTile.blocks;
-    const int first_row = first_to_see(o, s, offset + first), end_row = s.first_query + s.queries;
+    const int first_row = first_to_see(o, s, first), end_row = s.first_query + s.queries;
     if (first_row < end_row) {
         const T* key = head_of(o.key, key_row, o.ld_key, kv_head, o.head_dim);
         const T* value = head_of(o.value, key_row, o.ld_value, kv_head, o.head_dim);
-        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.keys, key, o.ld_key, first, end, o.head_dim);
-        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.values, value, o.ld_value, first, end, o.head_dim);
-        block.add(o, saved, kv_head, first_row, end_row, column, row < end, offset, s.separator);
+        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.keys, key, o.ld_key, 0, rows, o.head_dim);
+        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.values, value, o.ld_value, 0, rows, o.head_dim);
+        block.add(o, saved, kv_head, first_row, end_row, front_of(o) + first, row < rows, first, s.separator);
     }
-    if (row >= end) return;
+    if (row >= rows) return;
     d_key = head_of(d_key, key_row, ld_d_key, kv_head, o.head_dim);
     d_value = head_of(d_value, key_row, ld_d_value, kv_head, o.head_dim);
-    store_rows<T, kDim, kTile.blocks>(block.keys, row, block.d_key, key_factor(o), d_key, ld_d_key, first, end, o.head_dim);
-    store_rows<T, kDim, kTile.blocks>(block.values, row, block.d_value, value_factor(o), d_value, ld_d_value, first, end, o.head_dim);
+    store_rows<T, kDim, kTile.blocks>(block.keys, row, block.d_key, key_factor(o), d_key, ld_d_key, rows, o.head_dim);
+    store_rows<T, kDim, kTile.blocks>(block.values, row, block.d_value, value_factor(o), d_value, ld_d_value, rows, o.head_dim);
 }
 
 #define ATTENTION_BACKWARD_KEY(T, SUFFIX, D)                                                                                    \
@@ -99,16 +96,15 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     if (rows <= 0) return;
     const int head = blockIdx.y, kv_head = head / (o.heads / o.kv_heads);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 * 16 * M;
-    const uint32_t ordinal = ordinal_of(o, s.first_query);
     // As in attention_forward: columns that some query of the block sees, and of the warp.
-    const int columns = o.prefix_length + seen_by(o, s, first_row + rows - 1);
-    const int own = row < rows ? o.prefix_length + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
+    const int front = front_of(o), columns = front + seen_by(o, s, first_row + rows - 1);
+    const int own = row < rows ? front + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
 
     const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
     const T* d_out = head_of(saved.d_out, first_row, saved.ld_d_out, head, o.head_dim);
     load_tile<T, kDim, kRows, kThreads>(queries, query, o.ld_query, 0, rows, o.head_dim);
     load_tile<T, kDim, kRows, kThreads>(d_outs, d_out, saved.ld_d_out, 0, rows, o.head_dim);
-    if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, ordinal, kv_head, 0);
+    if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, kv_head, 0);
     copy_async_commit();
 
     LeftRows<T, kDim, M, false> query_rows, d_out_rows;
@@ -116,18 +112,12 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     d_out_rows.tile = d_outs;
     query_rows.row = d_out_rows.row = row;
     float sums[M][kDim / 8][4] = {}, offset[M][2] = {}, delta[M][2] = {};  // offset: L in powers of two
-    uint32_t token[M] = {};
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int at = row + m * 16 + half * 8 + g;
-            if (at >= rows) continue;
-            offset[m][half] = kLog2E * row_of(saved.log_sum_exp, first_row + at, saved.ld_log_sum_exp)[head];
-            delta[m][half] = row_of(saved.delta, first_row + at, saved.ld_delta)[head];
-        }
-        const int drawn = row + m * 16 + g + lane % 2 * 8;
-        if (o.dropout.threshold && drawn < rows) token[m] = o.query_tokens[first_row + drawn];
+    for (int i = 0; i < M * 2; ++i) {
+        const int at = row + i * 8 + g;
+        if (at >= rows) continue;
+        offset[i / 2][i % 2] = kLog2E * row_of(saved.log_sum_exp, first_row + at, saved.ld_log_sum_exp)[head];
+        delta[i / 2][i % 2] = row_of(saved.delta, first_row + at, saved.ld_delta)[head];
     }
     const float scale = o.scale * kLog2E;
 
@@ -135,7 +125,7 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
         copy_async_wait<0>();
         __syncthreads();  // this tile is complete, and nobody reads the other stage any more
         if (column + kStep < columns) {
-            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, ordinal, kv_head, column + kStep);
+            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, kv_head, column + kStep);
             copy_async_commit();
         }
         if (column >= own) continue;
@@ -146,16 +136,17 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
             multiply_rows<T, kDim, M, N>(scores, query_rows, keys, chunk);
             multiply_rows<T, kDim, M, N>(gradients, d_out_rows, values, chunk);
             // Whether the warp's first query sees them all, and so every query; asked anew, since no register is free.
-            const bool partly = column + chunk + kTile.chunk > o.prefix_length + seen_by(o, s, first_row + row);
+            const bool partly = column + chunk + kTile.chunk > front_of(o) + seen_by(o, s, first_row + row);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 if (o.dropout.threshold) {
-                    uint32_t bits[2];
-                    keep_rows<N>(bits, o.dropout, ordinal, token[m], head, column + chunk);
+                    // Of the row that this lane draws for; read anew, since no register is free.
+                    const int drawn = first_row + min(row + m * 16 + g + t % 2 * 8, rows - 1);
+                    const uint32_t bits = keep_rows<N>(o.dropout, o.query_ordinals[drawn], o.query_tokens[drawn], head, column + chunk);
 #pragma unroll
                     for (int i = 0; i < N * 4; ++i) {
                         float& gradient = gradients[m][i / 4][i % 4];
-                        gradient = bits[i % 4 / 2] >> (i / 4 * 4 + i % 2) & 1 ? gradient * o.dropout.scale : 0.0f;
+                        gradient = kept_in_rows(bits, i / 4, i % 4) ? gradient * o.dropout.scale : 0.0f;
                     }
                 }
 #pragma unroll
@@ -167,7 +158,7 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
                 if (partly) {  // columns that a query does not see count for nothing
 #pragma unroll
                     for (int half = 0; half < 2; ++half) {
-                        const int seen = o.prefix_length + seen_by(o, s, first_row + min(row + m * 16 + half * 8 + g, rows - 1));
+                        const int seen = front_of(o) + seen_by(o, s, first_row + min(row + m * 16 + half * 8 + g, rows - 1));
                         const int left_over = seen - column - chunk - 2 * t;
 #pragma unroll
                         for (int j = 0; j < N * 2; ++j)
@@ -175,6 +166,7 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
                     }
                 }
             }
+            hide_gap(gradients, o, column + chunk, 0.0f);
             multiply_columns<T, kDim, M, N>(sums, gradients, keys, chunk);
         }
     }
@@ -182,7 +174,7 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     __syncthreads();  // without any columns the queries' copies may still be under way, to where the gradient goes
     if (row >= rows) return;
     T* to = head_of(d_query, first_row, ld_d_query, head, o.head_dim);
-    store_rows<T, kDim, M>(queries, row, sums, o.scale, to, ld_d_query, 0, rows, o.head_dim);
+    store_rows<T, kDim, M>(queries, row, sums, o.scale, to, ld_d_query, rows, o.head_dim);
 }
 
 #define ATTENTION_BACKWARD_QUERY(T, SUFFIX, D)                                                                              \

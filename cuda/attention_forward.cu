@@ -25,34 +25,28 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
     if (rows <= 0) return;
     const int head = blockIdx.y, kv_head = head / (o.heads / o.kv_heads);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 * 16 * M;
-    const uint32_t ordinal = ordinal_of(o, s.first_query);
     // Columns that some query of the block sees, and of the warp.
-    const int columns = o.prefix_length + seen_by(o, s, first_row + rows - 1);
-    const int own = row < rows ? o.prefix_length + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
+    const int front = front_of(o), columns = front + seen_by(o, s, first_row + rows - 1);
+    const int own = row < rows ? front + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
 
     const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
     load_tile<T, kDim, kRows, kThreads>(queries, query, o.ld_query, 0, rows, o.head_dim);
-    if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, ordinal, kv_head, 0);
+    if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, kv_head, 0);
     copy_async_commit();
 
     LeftRows<T, kDim, M, kDim <= 64> left;
     left.tile = queries;
     left.row = row;
     float output[M][kDim / 8][4] = {}, largest[M][2], sum[M][2] = {};
-    uint32_t token[M] = {};  // of the row that this lane draws masks for
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-        largest[m][0] = largest[m][1] = -INFINITY;
-        const int drawn = row + m * 16 + g + lane % 2 * 8;
-        if (o.dropout.threshold && drawn < rows) token[m] = o.query_tokens[first_row + drawn];
-    }
+    for (int i = 0; i < M * 2; ++i) largest[i / 2][i % 2] = -INFINITY;
     const float scale = o.scale * kLog2E;  // exponentials are powers of two
 
     for (int column = 0, stage = 0; column < columns; column += kStep, stage ^= 1) {
         copy_async_wait<0>();
         __syncthreads();  // this tile is complete, and nobody reads the other stage any more
         if (column + kStep < columns) {
-            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, ordinal, kv_head, column + kStep);
+            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, kv_head, column + kStep);
             copy_async_commit();
         }
         if (column >= own) continue;  // a warp without queries only helps loading, too
@@ -61,11 +55,12 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
         const T *keys = stages + stage * 2 * kStep * kDim, *values = keys + kStep * kDim;
         float scores[M][N][4];
         multiply_rows<T, kDim, M, N>(scores, left, keys, 0);
+        hide_gap(scores, o, column, -INFINITY);
         // Unless the warp's first query sees all of the step, and so every query; asked anew, since no register is free.
-        if (column + kStep > o.prefix_length + seen_by(o, s, first_row + row)) {
+        if (column + kStep > front_of(o) + seen_by(o, s, first_row + row)) {
 #pragma unroll
             for (int i = 0; i < M * 2; ++i) {
-                const int seen = o.prefix_length + seen_by(o, s, first_row + min(row + i * 8 + g, rows - 1));
+                const int seen = front_of(o) + seen_by(o, s, first_row + min(row + i * 8 + g, rows - 1));
                 const int left_over = seen - column - 2 * t;
 #pragma unroll
                 for (int j = 0; j < N * 2; ++j)
@@ -99,11 +94,12 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
                 }
             }
             if (o.dropout.threshold) {
-                uint32_t bits[2];
-                keep_rows<N>(bits, o.dropout, ordinal, token[m], head, column);
+                // Of the row that this lane draws for; read anew, since no register is free.
+                const int drawn = first_row + min(row + m * 16 + g + t % 2 * 8, rows - 1);
+                const uint32_t bits = keep_rows<N>(o.dropout, o.query_ordinals[drawn], o.query_tokens[drawn], head, column);
 #pragma unroll
                 for (int i = 0; i < N * 4; ++i)
-                    if (!(bits[i % 4 / 2] >> (i / 4 * 4 + i % 2) & 1)) scores[m][i / 4][i % 4] = 0.0f;
+                    if (!kept_in_rows(bits, i / 4, i % 4)) scores[m][i / 4][i % 4] = 0.0f;
             }
         }
         multiply_columns<T, kDim, M, N>(output, scores, values, 0);
@@ -129,7 +125,7 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
             if (t == 0 && at < rows) row_of(log_sum_exp, first_row + at, ld_log_sum_exp)[head] = largest[m][half] * o.scale + logf(total);
         }
     T* to = head_of(out, first_row, ld_out, head, o.head_dim);
-    store_rows<T, kDim, M>(queries, row, output, 1.0f, to, ld_out, 0, rows, o.head_dim);
+    store_rows<T, kDim, M>(queries, row, output, 1.0f, to, ld_out, rows, o.head_dim);
 }
 
 #define ATTENTION_FORWARD(T, SUFFIX, D)                                                                                         \

@@ -57,7 +57,7 @@ struct KeyMajor {
     }
 
     // Adds the gradients that the queries first_row..end_row of all heads of `kv_head` give. The keys' tiles may still
-    // be on their way; `column` is the score column of the block's first key row, a multiple of 4; `active` is whether
+    // be on their way; `column` is the score column of the block's first key row, a multiple of 8; `active` is whether
     // this warp has keys; `key` is the index of that first row among its sequence's keys, for `separator`. All threads
     // call it; nothing in shared memory is in use any more when it returns.
     __device__ __forceinline__ void add(const Operands<T>& o, const Saved<T>& saved, int kv_head, int first_row, int end_row, int column,
@@ -122,17 +122,15 @@ struct KeyMajor {
                     if (j * 8 >= seen) probabilities[j / 2][i / 2][j % 2 * 2 + i % 2] = 0.0f;
             }
         }
-        uint32_t bits[M][4];
+        uint32_t bits = 0;
         if (o.dropout.threshold) {
             const int *tokens = (const int*)(log_sum_exp + 2 * kStep), *ordinals = (const int*)(log_sum_exp + 3 * kStep);
+            bits = keep_columns<M, N>(o.dropout, ordinals, tokens, head, column);
 #pragma unroll
-            for (int m = 0; m < M; ++m) {
-                keep_columns<N>(bits[m], o.dropout, ordinals, tokens, head, column + m * 16);
-#pragma unroll
-                for (int i = 0; i < N * 4; ++i) {
-                    float& gradient = gradients[m][i / 4][i % 4];
-                    gradient = bits[m][i % 4] >> i / 4 * 4 & 1 ? gradient * o.dropout.scale : 0.0f;
-                }
+            for (int i = 0; i < M * N * 4; ++i) {
+                const int m = i / (N * 4), n = i / 4 % N;
+                float& gradient = gradients[m][n][i % 4];
+                gradient = kept_in_columns<N>(bits, m, n, i % 4) ? gradient * o.dropout.scale : 0.0f;
             }
         }
 #pragma unroll
@@ -146,8 +144,10 @@ struct KeyMajor {
         multiply_columns<T, kDim, M, N>(d_key, gradients, queries(stage), chunk);
         if (o.dropout.threshold) {
 #pragma unroll
-            for (int i = 0; i < M * N * 4; ++i)
-                if (!(bits[i / (N * 4)][i % 4] >> i / 4 % N * 4 & 1)) probabilities[i / (N * 4)][i / 4 % N][i % 4] = 0.0f;
+            for (int i = 0; i < M * N * 4; ++i) {
+                const int m = i / (N * 4), n = i / 4 % N;
+                if (!kept_in_columns<N>(bits, m, n, i % 4)) probabilities[m][n][i % 4] = 0.0f;
+            }
         }
         multiply_columns<T, kDim, M, N>(d_value, probabilities, d_outs(stage), chunk);
     }

@@ -10,8 +10,7 @@
 // kernels, and the band's rows once a tile of keys (or queries), out of L2.
 //
 // Launching. Blocks are 32 * warps threads, tile and own of the table kRelative; shared memory is the same for all:
-//   attention_relative_forward_T, _query_T   grid ceil(max_keys / own)            x heads x sequences
-//   attention_relative_key_T                 grid ceil((P % 4 + max_keys) / own)  x heads x sequences
+//   all three   grid ceil(max_keys / own) x heads x sequences
 #include "attention_relative.cuh"
 
 constexpr int kDim = 64, kStep = kRelative[0].step, kThreads = 32 * kRelative[0].warps, kOwn = 16 * kRelative[0].warps, N = kStep / 8;
@@ -27,18 +26,18 @@ __device__ __forceinline__ void attention_relative_forward(const Operands<T>& o,
     DYN_SMEM(shared);
     T *queries = (T*)shared, *stages = queries + kOwn * kDim;  // two stages, each kStep keys and kStep values
     const Sequence s = sequence(o, blockIdx.z);
-    const int head = blockIdx.y, first_token = blockIdx.x * kOwn, columns = o.prefix_length + s.keys;
+    const int head = blockIdx.y, first_token = blockIdx.x * kOwn, front = front_of(o), columns = front + s.keys;
     if (first_token >= s.keys || s.queries == 0) return;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 * 16;
     const uint32_t ordinal = ordinal_of(o, s.first_query);
     const QuerySlots slots(o, s, first_token);
     const bool active = __ballot_sync(~0u, slots.row(row + lane % 16) >= 0) != 0;  // a warp without queries only helps loading
     // The first tile with keys may begin with the last prefix columns.
-    const int first_column = o.prefix_length / kStep * kStep, prefix_rows = o.prefix_length - first_column;
+    const int first_column = front / kStep * kStep, prefix_rows = front - first_column;
     Band<T, kDim> band((unsigned char*)(stages + 4 * kStep * kDim), o, tables, head, 0, first_token, -prefix_rows);
 
     load_slots<T, kDim, kOwn, kThreads>(queries, o.query + head * o.head_dim, o.ld_query, slots, 0, o.head_dim);
-    load_columns<T, kDim, kStep, kThreads>(stages, o, s, ordinal, head, 0);
+    load_columns<T, kDim, kStep, kThreads>(stages, o, s, head, 0);
     band.load_first();
     copy_async_commit();
 
@@ -46,7 +45,7 @@ __device__ __forceinline__ void attention_relative_forward(const Operands<T>& o,
     left.tile = queries;
     left.row = row;
     float output[1][kDim / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-    const uint32_t token = first_token + row + g + lane % 2 * 8;  // of the slot that this lane draws masks for
+    const uint32_t token = first_token + row + g + t % 2 * 8;  // of the slot that this lane draws masks for
     const float scale = o.scale * kLog2E;                         // exponentials are powers of two
 
     for (int column = 0, stage = 0; column < columns; column += kStep, stage ^= 1) {
@@ -54,7 +53,7 @@ __device__ __forceinline__ void attention_relative_forward(const Operands<T>& o,
         copy_async_wait<0>();
         __syncthreads();  // this tile is complete, and nobody reads the other stage or the band's oldest step any more
         if (column + kStep < columns) {
-            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, ordinal, head, column + kStep);
+            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, head, column + kStep);
             if (column >= first_column) band.load(tile + 3);
             copy_async_commit();
         }
@@ -65,6 +64,7 @@ __device__ __forceinline__ void attention_relative_forward(const Operands<T>& o,
         float scores[1][N][4];
         multiply_rows<T, kDim, 1, N>(scores, left, keys, 0);
         if (column >= first_column) band.add(scores, left, row, keys, tile, tile == 0 ? prefix_rows : 0);
+        hide_gap(scores, o, column, -INFINITY);
         const int left_over = columns - column - 2 * t;
 #pragma unroll
         for (int i = 0; i < N * 4; ++i)
@@ -90,11 +90,10 @@ __device__ __forceinline__ void attention_relative_forward(const Operands<T>& o,
             for (int i = 0; i < kDim / 4; ++i) output[0][i / 2][half * 2 + i % 2] *= correction;
         }
         if (o.dropout.threshold) {
-            uint32_t bits[2];
-            keep_rows<N>(bits, o.dropout, ordinal, token, head, column);
+            const uint32_t bits = keep_rows<N>(o.dropout, ordinal, token, head, column);
 #pragma unroll
             for (int i = 0; i < N * 4; ++i)
-                if (!(bits[i % 4 / 2] >> (i / 4 * 4 + i % 2) & 1)) scores[0][i / 4][i % 4] = 0.0f;
+                if (!kept_in_rows(bits, i / 4, i % 4)) scores[0][i / 4][i % 4] = 0.0f;
         }
         multiply_columns<T, kDim, 1, N>(output, scores, values, 0);
     }
@@ -128,18 +127,18 @@ __device__ __forceinline__ void attention_relative_query(const Operands<T>& o, c
     DYN_SMEM(shared);
     T *queries = (T*)shared, *d_outs = queries + kOwn * kDim, *stages = d_outs + kOwn * kDim;
     const Sequence s = sequence(o, blockIdx.z);
-    const int head = blockIdx.y, first_token = blockIdx.x * kOwn, columns = o.prefix_length + s.keys;
+    const int head = blockIdx.y, first_token = blockIdx.x * kOwn, front = front_of(o), columns = front + s.keys;
     if (first_token >= s.keys || s.queries == 0) return;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = threadIdx.x / 32 * 16;
     const uint32_t ordinal = ordinal_of(o, s.first_query);
     const QuerySlots slots(o, s, first_token);
     const bool active = __ballot_sync(~0u, slots.row(row + lane % 16) >= 0) != 0;
-    const int first_column = o.prefix_length / kStep * kStep, prefix_rows = o.prefix_length - first_column;
+    const int first_column = front / kStep * kStep, prefix_rows = front - first_column;
     Band<T, kDim> band((unsigned char*)(stages + 4 * kStep * kDim), o, tables, head, 0, first_token, -prefix_rows);
 
     load_slots<T, kDim, kOwn, kThreads>(queries, o.query + head * o.head_dim, o.ld_query, slots, 0, o.head_dim);
     load_slots<T, kDim, kOwn, kThreads>(d_outs, saved.d_out + head * o.head_dim, saved.ld_d_out, slots, 0, o.head_dim);
-    load_columns<T, kDim, kStep, kThreads>(stages, o, s, ordinal, head, 0);
+    load_columns<T, kDim, kStep, kThreads>(stages, o, s, head, 0);
     band.load_first();
     copy_async_commit();
 
@@ -156,7 +155,7 @@ __device__ __forceinline__ void attention_relative_query(const Operands<T>& o, c
         offset[half] = kLog2E * row_of(saved.log_sum_exp, at, saved.ld_log_sum_exp)[head];
         delta[half] = row_of(saved.delta, at, saved.ld_delta)[head];
     }
-    const uint32_t token = first_token + row + g + lane % 2 * 8;
+    const uint32_t token = first_token + row + g + t % 2 * 8;
     const float scale = o.scale * kLog2E;
 
     for (int column = 0, stage = 0; column < columns; column += kStep, stage ^= 1) {
@@ -164,7 +163,7 @@ __device__ __forceinline__ void attention_relative_query(const Operands<T>& o, c
         copy_async_wait<0>();
         __syncthreads();  // as in forward
         if (column + kStep < columns) {
-            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, ordinal, head, column + kStep);
+            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, head, column + kStep);
             if (column >= first_column) band.load(tile + 3);
             copy_async_commit();
         }
@@ -176,12 +175,11 @@ __device__ __forceinline__ void attention_relative_query(const Operands<T>& o, c
         if (column >= first_column) band.add(scores, query_rows, row, keys, tile, first);
         multiply_rows<T, kDim, 1, N>(gradients, d_out_rows, values, 0);
         if (o.dropout.threshold) {
-            uint32_t bits[2];
-            keep_rows<N>(bits, o.dropout, ordinal, token, head, column);
+            const uint32_t bits = keep_rows<N>(o.dropout, ordinal, token, head, column);
 #pragma unroll
             for (int i = 0; i < N * 4; ++i) {
                 float& gradient = gradients[0][i / 4][i % 4];
-                gradient = bits[i % 4 / 2] >> (i / 4 * 4 + i % 2) & 1 ? gradient * o.dropout.scale : 0.0f;
+                gradient = kept_in_rows(bits, i / 4, i % 4) ? gradient * o.dropout.scale : 0.0f;
             }
         }
         const int left_over = columns - column - 2 * t;  // columns past the end count for nothing
@@ -191,6 +189,7 @@ __device__ __forceinline__ void attention_relative_query(const Operands<T>& o, c
             float& gradient = gradients[0][i / 4][i % 4];
             gradient = i / 4 * 8 + i % 2 < left_over ? probability * (gradient - delta[i % 4 / 2]) : 0.0f;
         }
+        hide_gap(gradients, o, column, 0.0f);
         multiply_columns<T, kDim, 1, N>(sums, gradients, keys, 0);
         if (column >= first_column) band.add_gradient(sums, gradients, row, tile, first);
     }
@@ -238,11 +237,9 @@ __device__ __forceinline__ void load_queries(T* stage, const Operands<T>& o, con
 template <class T>
 __device__ __forceinline__ void attention_relative_key(const Operands<T>& o, const Tables<T>& tables, const Saved<T>& saved, T* d_key, int ld_d_key,
                                              T* d_value, int ld_d_value) {
-    // As in attention_backward_key, a block's columns start at a multiple of 4, and row r is key offset + r.
     const Sequence s = sequence(o, blockIdx.z);
-    const int column = o.prefix_length / 4 * 4 + blockIdx.x * kOwn, offset = column - o.prefix_length, head = blockIdx.y;
-    if (offset >= s.keys) return;
-    const int first = max(0, -offset), end = min(kOwn, s.keys - offset), key_row = s.first_key + offset + first;
+    const int first = blockIdx.x * kOwn, rows = min(kOwn, s.keys - first), key_row = s.first_key + first, head = blockIdx.y;
+    if (rows <= 0) return;
     const int t = threadIdx.x % 4, row = threadIdx.x / 32 * 16;
     DYN_SMEM(shared);
     T *keys = (T*)shared, *values = keys + kOwn * kDim, *stages = values + kOwn * kDim;
@@ -253,9 +250,9 @@ __device__ __forceinline__ void attention_relative_key(const Operands<T>& o, con
         const int tiles = (o.query_tokens[s.first_query + s.queries - 1] - first_token) / kStep + 1;
         const uint32_t ordinal = ordinal_of(o, s.first_query);
         const QuerySlots slots(o, s, first_token);
-        Band<T, kDim> band((unsigned char*)stage_of(stages, 2), o, tables, head, 1, offset, first_token);
-        load_tile<T, kDim, kOwn, kThreads>(keys, head_of(o.key, key_row, o.ld_key, head, o.head_dim), o.ld_key, first, end, o.head_dim);
-        load_tile<T, kDim, kOwn, kThreads>(values, head_of(o.value, key_row, o.ld_value, head, o.head_dim), o.ld_value, first, end, o.head_dim);
+        Band<T, kDim> band((unsigned char*)stage_of(stages, 2), o, tables, head, 1, first, first_token);
+        load_tile<T, kDim, kOwn, kThreads>(keys, head_of(o.key, key_row, o.ld_key, head, o.head_dim), o.ld_key, 0, rows, o.head_dim);
+        load_tile<T, kDim, kOwn, kThreads>(values, head_of(o.value, key_row, o.ld_value, head, o.head_dim), o.ld_value, 0, rows, o.head_dim);
         load_queries(stages, o, saved, head, slots, 0, ordinal);
         band.load_first();
         copy_async_commit();
@@ -273,7 +270,7 @@ __device__ __forceinline__ void attention_relative_key(const Operands<T>& o, con
                 band.load(tile + 3);
                 copy_async_commit();
             }
-            if (row >= end) continue;
+            if (row >= rows) continue;
             __syncwarp();
             const T *queries = stage_of(stages, stage), *d_outs = queries + kStep * kDim;
             const float *log_sum_exp = numbers_of(queries), *delta = log_sum_exp + kStep;
@@ -281,13 +278,14 @@ __device__ __forceinline__ void attention_relative_key(const Operands<T>& o, con
             multiply_rows<T, kDim, 1, N>(probabilities, key_rows, queries, 0);
             band.add(probabilities, key_rows, row, queries, tile, 0);
             multiply_rows<T, kDim, 1, N>(gradients, value_rows, d_outs, 0);
-            uint32_t bits[4];
+            uint32_t bits = 0;
             if (o.dropout.threshold) {
-                keep_columns<N>(bits, o.dropout, (const int*)log_sum_exp + 3 * kStep, (const int*)log_sum_exp + 2 * kStep, head, column + row);
+                const int *tokens = (const int*)(log_sum_exp + 2 * kStep), *ordinals = tokens + kStep;
+                bits = keep_columns<1, N>(o.dropout, ordinals, tokens, head, front_of(o) + first + row);
 #pragma unroll
                 for (int i = 0; i < N * 4; ++i) {
                     float& gradient = gradients[0][i / 4][i % 4];
-                    gradient = bits[i % 4] >> i / 4 * 4 & 1 ? gradient * o.dropout.scale : 0.0f;
+                    gradient = kept_in_columns<N>(bits, 0, i / 4, i % 4) ? gradient * o.dropout.scale : 0.0f;
                 }
             }
 #pragma unroll
@@ -302,17 +300,17 @@ __device__ __forceinline__ void attention_relative_key(const Operands<T>& o, con
             if (o.dropout.threshold) {
 #pragma unroll
                 for (int i = 0; i < N * 4; ++i)
-                    if (!(bits[i % 4] >> i / 4 * 4 & 1)) probabilities[0][i / 4][i % 4] = 0.0f;
+                    if (!kept_in_columns<N>(bits, 0, i / 4, i % 4)) probabilities[0][i / 4][i % 4] = 0.0f;
             }
             multiply_columns<T, kDim, 1, N>(d_values, probabilities, d_outs, 0);
         }
     }
-    if (row >= end) return;
+    if (row >= rows) return;
     d_key = head_of(d_key, key_row, ld_d_key, head, o.head_dim);
     d_value = head_of(d_value, key_row, ld_d_value, head, o.head_dim);
     const float value_factor = o.dropout.threshold ? o.dropout.scale : 1.0f;
-    store_rows<T, kDim, 1>(keys, row, d_keys, o.scale, d_key, ld_d_key, first, end, o.head_dim);
-    store_rows<T, kDim, 1>(values, row, d_values, value_factor, d_value, ld_d_value, first, end, o.head_dim);
+    store_rows<T, kDim, 1>(keys, row, d_keys, o.scale, d_key, ld_d_key, rows, o.head_dim);
+    store_rows<T, kDim, 1>(values, row, d_values, value_factor, d_value, ld_d_value, rows, o.head_dim);
 }
 
 #define RELATIVE_KEY(T, SUFFIX)                                                                                                    \

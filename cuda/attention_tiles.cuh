@@ -1,16 +1,17 @@
 // attention_tiles.cuh: what the attention kernels share: their operands, the table of tile sizes, tiles in shared
 // memory, products of fragments, and dropout masks in the layout of a fragment.
 //
-// The columns of a sequence's scores are numbered through: prefix positions 0..P first, then its own keys P..P + m.
-// A tile of streamed keys is a range of these columns and may hold both; the prefix rows are read from the float
-// masters, go through the sequence's own mask and are rounded to T on their way into shared memory.
+// The columns of a sequence's scores are numbered through: prefix positions 0..P first, then, from the next multiple of
+// eight on (F), its own keys F..F + m: so draws of masks, which decide eight columns, never belong to both. A tile of
+// streamed keys is a range of these columns and may hold both; the prefix rows are read from the float masters, go through
+// the sequence's own mask and are rounded to T on their way into shared memory. Columns P..F are hidden from every query.
 //
 // Launching. T is f16 or bf16, D the least of 16, 32, 64, 128 that is at least head_dim; P = prefix_length; a tile is
 // the row for D of the kernel's table below; own = 16 * warps * blocks of it. Blocks are 32 * warps threads in x.
 //   kernel                        table           grid x                              y         z          shared memory
 //   attention_forward_T_D         kForward        ceil(max_queries / own)             heads     sequences  row_major_bytes(tile, D, 1)
 //   attention_backward_query_T_D  kBackwardQuery  ceil(max_queries / own)             heads     sequences  row_major_bytes(tile, D, 2)
-//   attention_backward_key_T_D    kBackwardKey    ceil((P % 4 + max_keys) / own)      kv_heads  sequences  key_major_bytes(tile, D)
+//   attention_backward_key_T_D    kBackwardKey    ceil(max_keys / own)                kv_heads  sequences  key_major_bytes(tile, D)
 //   prefix_gradient_partial_T_D   kPrefix         ceil(P / own)                       kv_heads  chunks     key_major_bytes(tile, D)
 //   attention_relative_*_T        see attention_relative.cu
 //   attention_delta_T             256 threads     ceil(rows * heads * lanes / 256)    1         1          0
@@ -136,6 +137,10 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 constexpr int kSeesAll = 0x7fffffff;  // the separator of a sequence whose queries see every key
 
+// Columns in front of a sequence's own keys: the prefix, filled up.
+template <class T>
+__device__ __forceinline__ int front_of(const Operands<T>& o) { return (o.prefix_length + 7) / 8 * 8; }
+
 struct Sequence {
     int first_query, queries, first_key, keys, separator;
 };
@@ -220,13 +225,11 @@ __device__ __forceinline__ void load_prefix_chunk(T* target, const float* from, 
     store_wide(target, x);
 }
 
-// Rows of keys and values for the prefix positions from `first` on: row r takes position first + r where that is below
-// the prefix's length; the other rows are left alone, or zeroed if `clear`. Complete at the next barrier.
-template <class T, int kDim, int kRows, int kThreads>
-__device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T>& o, uint32_t ordinal, int kv_head, int first,
-                                            bool clear) {
+// `rows` rows of keys and values for the prefix positions from `first` on; zeros behind the prefix's end. Complete at the next
+// barrier.
+template <class T, int kDim, int kThreads>
+__device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T>& o, uint32_t ordinal, int kv_head, int first, int rows) {
     constexpr int kChunks = kDim / 8;
-    int rows = clear ? kRows : min(kRows, o.prefix_length - first);
 #pragma unroll 1
     for (int i = threadIdx.x; i < rows * kChunks; i += kThreads) {
         int row = i / kChunks, chunk = i % kChunks, position = first + row, at = chunk_at<kDim>(row, chunk);
@@ -243,16 +246,31 @@ __device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T
 
 // Starts loading columns column..column + kRows of the sequence: keys, then values, of prefix and tokens.
 template <class T, int kDim, int kRows, int kThreads>
-__device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, const Sequence& s, uint32_t ordinal, int kv_head, int column) {
+__device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, const Sequence& s, int kv_head, int column) {
     T *keys = stage, *values = stage + kRows * kDim;
-    const int prefix_rows = max(0, min(kRows, o.prefix_length - column));
+    const int front = front_of(o), prefix_rows = max(0, min(kRows, front - column));
     if (prefix_rows < kRows) {
-        const int row = s.first_key + column + prefix_rows - o.prefix_length, end = o.prefix_length + s.keys - column;
+        const int row = s.first_key + column + prefix_rows - front, end = front + s.keys - column;
         const T *key = head_of(o.key, row, o.ld_key, kv_head, o.head_dim), *value = head_of(o.value, row, o.ld_value, kv_head, o.head_dim);
         load_tile<T, kDim, kRows, kThreads>(keys, key, o.ld_key, prefix_rows, end, o.head_dim);
         load_tile<T, kDim, kRows, kThreads>(values, value, o.ld_value, prefix_rows, end, o.head_dim);
     }
-    if (prefix_rows > 0) load_prefix<T, kDim, kRows, kThreads>(keys, values, o, ordinal, kv_head, column, false);
+    if (prefix_rows > 0) load_prefix<T, kDim, kThreads>(keys, values, o, ordinal_of(o, s.first_query), kv_head, column, prefix_rows);
+}
+
+// Gives `value` to what stands in the columns between the prefix and the own keys, in an accumulator of columns column ..
+// column + 8 * N.
+template <class T, int M, int N>
+__device__ __forceinline__ void hide_gap(float (&scores)[M][N][4], const Operands<T>& o, int column, float value) {
+    const int first = o.prefix_length - column, width = -o.prefix_length & 7;
+    if (width == 0 || first < 0 || first >= 8 * N) return;
+    const int from = threadIdx.x % 4 * 2 - first;
+#pragma unroll
+    for (int i = 0; i < N * 2; ++i) {
+        if ((unsigned)(from + i / 2 * 8 + i % 2) >= (unsigned)width) continue;
+#pragma unroll
+        for (int j = 0; j < M * 2; ++j) scores[j / 2][i / 2][j % 2 * 2 + i % 2] = value;
+    }
 }
 
 // ---- fragments --------------------------------------------------------------------------------------------------
@@ -345,12 +363,11 @@ __device__ __forceinline__ void multiply_columns(float (&acc)[M][kDim / 8][4], c
     }
 }
 
-// Writes a warp's accumulators, times `factor` and rounded, to its rows row .. row + 16 * M of `to` (row `first` of the
-// tile is row 0 of `to`; rows outside first .. end are not written). They go through the same rows of `tile`, which only
-// this warp may be using, so that memory sees whole rows.
+// Writes a warp's accumulators, times `factor` and rounded, to its rows row .. row + 16 * M of `to`, of which there are
+// `end`. They go through the same rows of `tile`, which only this warp may be using, so that memory sees whole rows.
 template <class T, int kDim, int M>
-__device__ __forceinline__ void store_rows(T* tile, int row, const float (&acc)[M][kDim / 8][4], float factor, T* to, int ld, int first,
-                                           int end, int head_dim) {
+__device__ __forceinline__ void store_rows(T* tile, int row, const float (&acc)[M][kDim / 8][4], float factor, T* to, int ld, int end,
+                                           int head_dim) {
     constexpr int kChunks = kDim / 8;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     __syncwarp();
@@ -367,59 +384,71 @@ __device__ __forceinline__ void store_rows(T* tile, int row, const float (&acc)[
 #pragma unroll
         for (int i = lane; i < 16 * M * kChunks; i += 32) {
             const int at = row + i / kChunks, chunk = i % kChunks;
-            if (at >= first && at < end && chunk * 8 < head_dim)
-                *(uint4*)(row_of(to, at - first, ld) + chunk * 8) = *(const uint4*)(tile + chunk_at<kDim>(at, chunk));
+            if (at < end && chunk * 8 < head_dim)
+                *(uint4*)(row_of(to, at, ld) + chunk * 8) = *(const uint4*)(tile + chunk_at<kDim>(at, chunk));
         }
     } else {
 #pragma unroll 1
         for (int i = lane; i < 16 * M * kDim; i += 32) {
             const int at = row + i / kDim, dim = i % kDim;
-            if (at >= first && at < end && dim < head_dim) row_of(to, at - first, ld)[dim] = tile[chunk_at<kDim>(at, dim / 8) + dim % 8];
+            if (at < end && dim < head_dim) row_of(to, at, ld)[dim] = tile[chunk_at<kDim>(at, dim / 8) + dim % 8];
         }
     }
 }
 
 // ---- dropout masks in the layout of an accumulator --------------------------------------------------------------
 
-// Which of the four words keep their element, as bits.
-__device__ __forceinline__ uint32_t keep_four(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
-    const uint4 words = dropout_words(dropout, ordinal, token, head, column);
-    const uint32_t below = dropout.threshold;
-    return (words.x >= below ? 1 : 0) | (words.y >= below ? 2 : 0) | (words.z >= below ? 4 : 0) | (words.w >= below ? 8 : 0);
-}
-
-// The mask of 16 rows (mask rows are accumulator rows) and 8 * N columns from `column`, a multiple of 4. One draw gives
-// four columns of a row, of which a lane holds two: of each two lanes the even one draws for row g and the odd one for
-// row g + 8, and they exchange the bits. `token` is that of the lane's row, g + 8 * (lane % 2).
-// Element (n, i) is kept where bits[i / 2] >> (4 * n + i % 2) & 1.
-template <int N>
-__device__ __forceinline__ void keep_rows(uint32_t (&bits)[2], const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head,
-                                          uint32_t column) {
-    static_assert(N <= 8, "four bits for each of N blocks");
-    const int lane = threadIdx.x % 32, odd = lane % 2;
-    uint32_t mine = 0;
+// Which of eight columns from `column` on, a multiple of eight, are kept, as bits.
+__device__ __forceinline__ uint32_t keep_eight(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
+    const uint4 draw = dropout_words(dropout, ordinal, token, head, column);
+    const uint32_t words[4] = {draw.x, draw.y, draw.z, draw.w};
+    uint32_t kept = 0;
 #pragma unroll
-    for (int n = 0; n < N; ++n) mine |= keep_four(dropout, ordinal, token, head, column + n * 8 + lane % 4 / 2 * 4) << 4 * n;
-    const uint32_t other = __shfl_xor_sync(~0u, mine, 1);
-    bits[0] = (odd ? other : mine) >> 2 * odd;
-    bits[1] = (odd ? mine : other) >> 2 * odd;
+    for (int i = 0; i < 4; ++i)
+        kept |= (keeps_even(words[i], dropout.threshold) ? 1u : 0u) << 2 * i | (keeps_odd(words[i], dropout.threshold) ? 2u : 0u) << 2 * i;
+    return kept;
 }
 
-// The mask of a transposed accumulator: its 16 rows are mask columns from `column` (a multiple of 4) on, its 8 * N
-// columns are mask rows (queries). One draw gives four of the rows for one query: lane l draws rows l / 8 * 4 .. + 4 for
-// query 8 n + l % 8, and every lane fetches its four elements' bits. `tokens` and `ordinals` are the queries'.
-// Element (n, i) is kept where bits[i] >> 4 * n & 1.
+// The mask of 16 rows (mask rows are accumulator rows) and 8 * N columns from `column`, a multiple of eight; N is even.
+// One draw gives eight columns of a row, of which a lane holds two, and it holds two rows. So of the four lanes of a row
+// each draws half of one row's: lane t those of row g + 8 * (t % 2), in blocks of columns t / 2, t / 2 + 2, ..., and all
+// fetch theirs. `token` is that of the lane's row, g + 8 * (t % 2).
+// Element (n, i) is kept where kept_in_rows says so.
 template <int N>
-__device__ __forceinline__ void keep_columns(uint32_t (&bits)[4], const Dropout& dropout, const int* ordinals, const int* tokens,
-                                             uint32_t head, uint32_t column) {
-    static_assert(N <= 8, "four bits for each of N blocks");
+__device__ __forceinline__ uint32_t keep_rows(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
+    static_assert(N % 2 == 0 && N <= 8, "eight bits for each of N / 2 blocks");
+    const int t = threadIdx.x % 4;
+    uint32_t mine = 0, bits = 0;
+#pragma unroll
+    for (int n = 0; n < N; n += 2) mine |= keep_eight(dropout, ordinal, token, head, column + (n + t / 2) * 8) << 4 * n;
+    // Of each eight bits two are this lane's; `from` counts within the row's four lanes.
+#pragma unroll
+    for (int from = 0; from < 4; ++from) bits |= (__shfl_sync(~0u, mine, from, 4) >> 2 * t & 0x03030303u) << 2 * from;
+    return bits;
+}
+__device__ __forceinline__ bool kept_in_rows(uint32_t bits, int n, int i) { return bits >> (n / 2 * 8 + n % 2 * 4 + i) & 1; }
+
+// The mask of a transposed accumulator: its 16 * M rows are mask columns from `column` (a multiple of eight) on, its 8 * N
+// columns are mask rows (queries); N is even. One draw gives eight of the rows for one query: lane l draws rows
+// 8 * (l / 16) .. + 8 for query l % 16 of each 16, and every lane fetches its elements' bits. `tokens` and `ordinals` are the
+// queries'. Element (m, n, i) is kept where kept_in_columns says so.
+template <int M, int N>
+__device__ __forceinline__ uint32_t keep_columns(const Dropout& dropout, const int* ordinals, const int* tokens, uint32_t head,
+                                                 uint32_t column) {
+    static_assert(N % 2 == 0 && M * N <= 8, "eight bits for each of M * N / 2 pairs of blocks");
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    uint32_t mine = 0;
+    uint32_t mine = 0, bits = 0;
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-        const int query = n * 8 + lane % 8;
-        mine |= keep_four(dropout, ordinals[query], tokens[query], head, column + lane / 8 * 4) << 4 * n;
+    for (int i = 0; i < M * N / 2; ++i) {
+        const int m = i / (N / 2), query = i % (N / 2) * 16 + lane % 16;
+        mine |= keep_eight(dropout, ordinals[query], tokens[query], head, column + m * 16 + lane / 16 * 8) << 8 * i;
     }
+    // Of each eight bits, those of the rows g and g + 8, for four queries.
 #pragma unroll
-    for (int i = 0; i < 4; ++i) bits[i] = __shfl_sync(~0u, mine, (i / 2 * 2 + g / 4) * 8 + 2 * t + i % 2) >> g % 4;
+    for (int i = 0; i < 8; ++i) bits |= (__shfl_sync(~0u, mine, i / 4 * 16 + i / 2 % 2 * 8 + 2 * t + i % 2) >> g & 0x01010101u) << i;
+    return bits;
+}
+template <int N>
+__device__ __forceinline__ bool kept_in_columns(uint32_t bits, int m, int n, int i) {
+    return bits >> (8 * (m * (N / 2) + n / 2) + i / 2 * 4 + n % 2 * 2 + i % 2) & 1;
 }

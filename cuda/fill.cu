@@ -27,7 +27,7 @@ __device__ __forceinline__ void fill_normal(T* __restrict__ out, int64_t count, 
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const uint64_t block = 2 * static_cast<uint64_t>(pack) + half;
-            const uint4 words = philox(key0, key1, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0, 0);
+            const uint4 words = philox<kRounds>(key0, key1, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0, 0);
             normal_pair(words.x, words.y, deviation, values[4 * half], values[4 * half + 1]);
             normal_pair(words.z, words.w, deviation, values[4 * half + 2], values[4 * half + 3]);
         }

@@ -1,19 +1,24 @@
-// philox.cuh: Philox4x32-10 (Salmon et al. 2011) and dropout masks drawn from it, bit for bit those of
-// src/backend/random.rs. The counter of an element is [column / 4, head, token, ordinal], its word column % 4; it is
-// kept when the word is at least the threshold. Masks are never stored: backward draws them again.
-// About 70 integer instructions for four elements.
+// philox.cuh: Philox4x32 (Salmon et al. 2011) and dropout masks drawn from it, bit for bit those of
+// src/backend/random.rs. A draw, of seven rounds, decides eight columns: its counter is [column / 8, head, token, ordinal],
+// and column c has 16 of its 128 bits, the lower half of word c % 8 / 2 if c is even, else the upper. It is kept when these
+// are at least the threshold. Masks are never stored: backward draws them again.
+// About 50 integer instructions for eight elements.
 #pragma once
 #include "numbers.cuh"
 
 // A threshold of 0 is no dropout.
 struct Dropout {
-    uint32_t key0, key1, threshold;
-    float scale;  // 1 / (1 - rate)
+    uint32_t key0, key1, threshold;  // threshold: 16 bits, the upper ones
+    float scale;                     // 1 / the probability of being kept
 };
 
+// Seven rounds are the fewest that pass all of BigCrush (Salmon et al.); ten are customary.
+constexpr int kMaskRounds = 7, kRounds = 10;
+
+template <int kRounds>
 __device__ __forceinline__ uint4 philox(uint32_t key0, uint32_t key1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
 #pragma unroll
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < kRounds; ++round) {
         const uint32_t low0 = c0 * 0xD2511F53u, high0 = __umulhi(c0, 0xD2511F53u);
         const uint32_t low1 = c2 * 0xCD9E8D57u, high1 = __umulhi(c2, 0xCD9E8D57u);
         c0 = high1 ^ c1 ^ key0;
@@ -26,21 +31,24 @@ __device__ __forceinline__ uint4 philox(uint32_t key0, uint32_t key1, uint32_t c
     return make_uint4(c0, c1, c2, c3);
 }
 
-// The words of columns column .. column + 4; `column` is a multiple of four.
+// The draw of columns column .. column + 8; `column` is a multiple of eight.
 __device__ __forceinline__ uint4 dropout_words(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
-    return philox(dropout.key0, dropout.key1, column / 4, head, token, ordinal);
+    return philox<kMaskRounds>(dropout.key0, dropout.key1, column / 8, head, token, ordinal);
 }
 
-// Multiplies columns column .. column + N by their mask: 0, or 1 / (1 - rate). `column` and N are multiples of four.
-template <int N>
-__device__ __forceinline__ void apply_dropout(float (&values)[N], const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head,
+// Whether a word's columns are kept: the even one's bits are brought to where the threshold's are, below the odd one's
+// stand bits that change nothing.
+__device__ __forceinline__ bool keeps_even(uint32_t word, uint32_t threshold) { return word << 16 >= threshold; }
+__device__ __forceinline__ bool keeps_odd(uint32_t word, uint32_t threshold) { return word >= threshold; }
+
+// Multiplies columns column .. column + 8 by their mask: 0, or the scale. `column` is a multiple of eight.
+__device__ __forceinline__ void apply_dropout(float (&values)[8], const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head,
                                               uint32_t column) {
+    const uint4 draw = dropout_words(dropout, ordinal, token, head, column);
+    const uint32_t words[4] = {draw.x, draw.y, draw.z, draw.w};
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
-        const uint4 words = dropout_words(dropout, ordinal, token, head, column + i);
-        values[i] *= words.x >= dropout.threshold ? dropout.scale : 0.0f;
-        values[i + 1] *= words.y >= dropout.threshold ? dropout.scale : 0.0f;
-        values[i + 2] *= words.z >= dropout.threshold ? dropout.scale : 0.0f;
-        values[i + 3] *= words.w >= dropout.threshold ? dropout.scale : 0.0f;
+    for (int i = 0; i < 4; ++i) {
+        values[2 * i] *= keeps_even(words[i], dropout.threshold) ? dropout.scale : 0.0f;
+        values[2 * i + 1] *= keeps_odd(words[i], dropout.threshold) ? dropout.scale : 0.0f;
     }
 }

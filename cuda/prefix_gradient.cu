@@ -22,10 +22,10 @@ __device__ __forceinline__ void put_partial(float* to, const float (&acc)[M][kDi
     for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int block = 0; block < kDim / 8; block += N) {
-            uint32_t bits[2] = {~0u, ~0u};
+            uint32_t bits = ~0u;
             float scale = factor;
             if (dropout.threshold) {
-                keep_rows<N>(bits, dropout, ordinal, position + m * 16 + g + lane % 2 * 8, kv_head, block * 8);
+                bits = keep_rows<N>(dropout, ordinal, position + m * 16 + g + t % 2 * 8, kv_head, block * 8);
                 scale *= dropout.scale;
             }
 #pragma unroll
@@ -33,10 +33,9 @@ __device__ __forceinline__ void put_partial(float* to, const float (&acc)[M][kDi
                 const int n = i / 2, half = i % 2, at = position + m * 16 + half * 8 + g, dim = (block + n) * 8 + 2 * t;
                 if (at >= o.prefix_length || dim >= o.head_dim) continue;
                 float2* target = (float2*)(head_of(to, at, o.kv_heads * o.head_dim, kv_head, o.head_dim) + dim);
-                const uint32_t kept = bits[half] >> n * 4;
                 float2 value = add ? *target : make_float2(0.0f, 0.0f);
-                if (kept & 1) value.x += acc[m][block + n][half * 2] * scale;
-                if (kept & 2) value.y += acc[m][block + n][half * 2 + 1] * scale;
+                if (kept_in_rows(bits, n, half * 2)) value.x += acc[m][block + n][half * 2] * scale;
+                if (kept_in_rows(bits, n, half * 2 + 1)) value.y += acc[m][block + n][half * 2 + 1] * scale;
                 *target = value;
             }
         }
@@ -73,7 +72,7 @@ __device__ __forceinline__ void prefix_gradient_partial(const Operands<T>& o, co
         uint32_t ordinal = 0;
         if (first_row < end_row) {
             if (masked) ordinal = (uint32_t)o.query_ordinals[first_row];
-            load_prefix<T, kDim, Block::kRows, Block::kThreads>(block.keys, block.values, o, ordinal, kv_head, first, true);
+            load_prefix<T, kDim, Block::kThreads>(block.keys, block.values, o, ordinal, kv_head, first, Block::kRows);
             block.add(o, saved, kv_head, first_row, end_row, first, active, 0, kSeesAll);
         }
         if (active) {

@@ -1,13 +1,19 @@
-//! Philox4x32-10 (Salmon et al. 2011): random numbers as a pure function of (key, counter). Dropout masks are never
+//! Philox4x32 (Salmon et al. 2011): random numbers as a pure function of (key, counter). Dropout masks are never
 //! stored: forward and backward, CPU and GPU, any packing and any micro-batch ask for the same element and get the
 //! same bits.
 
+/// Rounds of what is drawn once.
+pub const ROUNDS: usize = 10;
+/// Rounds of masks, which a GPU draws faster than it reads memory only if they are few: seven are the fewest that pass all of
+/// BigCrush (Salmon et al.).
+pub const MASK_ROUNDS: usize = 7;
+
 /// The four 32-bit words for one counter.
 #[inline(always)]
-pub fn philox(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
+pub fn philox<const ROUNDS: usize>(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
     let [mut k0, mut k1] = key;
     let [mut c0, mut c1, mut c2, mut c3] = counter;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let p0 = u64::from(c0) * 0xD251_1F53;
         let p1 = u64::from(c2) * 0xCD9E_8D57;
         (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
@@ -39,27 +45,48 @@ pub enum Site {
     Weights = 12,
 }
 
-/// One stream of random numbers: a key of (seed, optimizer step, site, layer). The counter of an element is
-/// `[column / 4, head, token in its sequence, ordinal of the sequence in the step]`; its word is `column % 4`.
+/// One stream of random numbers: a key of (seed, optimizer step, site, layer).
 pub fn stream_key(seed: u64, step: u64, site: Site, layer: usize) -> [u32; 2] {
-    let words = philox([seed as u32, (seed >> 32) as u32], [step as u32, (step >> 32) as u32, site as u32, layer as u32]);
+    let words = philox::<ROUNDS>([seed as u32, (seed >> 32) as u32], [step as u32, (step >> 32) as u32, site as u32, layer as u32]);
     [words[0], words[1]]
 }
 
-/// A dropout mask: its stream and its rate. An element is kept when its word is at least `threshold`.
+/// A dropout mask: its stream and its rate. A draw decides eight columns: its counter is `[column / 8, head, token in its
+/// sequence, ordinal of the sequence in the step]`, and a column has 16 of its 128 bits ([`Dropout::bits`]). An element is
+/// kept when these are at least `threshold`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     pub key: [u32; 2],
+    /// Times 2^16, so that a word whose upper half is a column's bits is compared as it is.
     pub threshold: u32,
-    /// 1 / (1 - rate): what a kept element is multiplied by.
+    /// What a kept element is multiplied by: 1 / the probability of being kept, which is 1 - rate to within 2^-17.
     pub scale: f64,
 }
+
+/// Columns that a draw decides.
+pub const DRAWN: usize = 8;
 
 impl Dropout {
     /// None for a rate of zero, so that an operation without dropout costs nothing. `rate` is in [0, 1).
     pub fn new(rate: f64, key: [u32; 2]) -> Option<Dropout> {
         assert!((0.0..1.0).contains(&rate));
-        (rate > 0.0).then(|| Dropout { key, threshold: (rate * 4_294_967_296.0) as u32, scale: 1.0 / (1.0 - rate) })
+        (rate > 0.0).then(|| {
+            let dropped = (rate * 65536.0).round().clamp(1.0, 65535.0);
+            Dropout { key, threshold: (dropped as u32) << 16, scale: 65536.0 / (65536.0 - dropped) }
+        })
+    }
+
+    /// A column's bits in a draw, in the upper half of a word; what stands below them changes nothing. Of each word the lower
+    /// half is the even column's.
+    #[inline(always)]
+    pub fn bits(draw: [u32; 4], column: usize) -> u32 {
+        let word = draw[column % DRAWN / 2];
+        if column.is_multiple_of(2) { word << 16 } else { word }
+    }
+
+    /// The column of attention's masks that a sequence's first own key has: behind the prefix, where a draw begins.
+    pub fn first_own(prefix_length: usize) -> usize {
+        prefix_length.next_multiple_of(DRAWN)
     }
 }
 
@@ -77,7 +104,7 @@ impl Stream {
     fn block(&mut self) -> [u32; 4] {
         let counter = [self.position as u32, (self.position >> 32) as u32, 0, 0];
         self.position += 1;
-        philox(self.key, counter)
+        philox::<ROUNDS>(self.key, counter)
     }
 
     /// A uniform integer in `0..bound` (64 random bits scaled: bias below 2^-32 for any bound under 2^32).
@@ -110,16 +137,29 @@ impl Stream {
 mod tests {
     use super::*;
 
-    /// Known answers of the Random123 distribution (kat_vectors, philox4x32 with 10 rounds).
+    /// Known answers of the Random123 distribution (kat_vectors, philox4x32 with 10 and with 7 rounds).
     #[test]
     fn philox_known_answers() {
-        assert_eq!(philox([0, 0], [0, 0, 0, 0]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        let ones = u32::MAX;
-        assert_eq!(philox([ones; 2], [ones; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
-        assert_eq!(
-            philox([0xa409_3822, 0x299f_31d0], [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]),
-            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
-        );
+        let ones = ([u32::MAX; 2], [u32::MAX; 4]);
+        let digits = ([0xa409_3822, 0x299f_31d0], [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]);
+        assert_eq!(philox::<10>([0; 2], [0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox::<10>(ones.0, ones.1), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(philox::<10>(digits.0, digits.1), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+        assert_eq!(philox::<7>([0; 2], [0; 4]), [0x5f6f_b709, 0x0d89_3f64, 0x4f12_1f81, 0x4f73_0a48]);
+        assert_eq!(philox::<7>(ones.0, ones.1), [0x5207_ddc2, 0x4516_5e59, 0x4d8e_e751, 0x8c52_f662]);
+        assert_eq!(philox::<7>(digits.0, digits.1), [0x4dfc_caba, 0x190a_87f0, 0xc473_62ba, 0xb6b5_242a]);
+    }
+
+    /// The mean of a mask is one whatever the rate: what is kept is scaled by the rate that there is.
+    #[test]
+    fn rates_are_kept_to_16_bits() {
+        assert!(Dropout::new(0.0, [0; 2]).is_none());
+        for rate in [1e-9, 1e-3, 0.1, 0.5, 1.0 / 3.0, 0.999_999] {
+            let dropout = Dropout::new(rate, [0; 2]).unwrap();
+            let kept = 1.0 - f64::from(dropout.threshold) / 2f64.powi(32);
+            assert!((kept * dropout.scale - 1.0).abs() < 1e-12 && (kept - (1.0 - rate)).abs() <= 2f64.powi(-16), "{rate}: {kept}");
+        }
+        assert_eq!(Dropout::new(0.5, [0; 2]).unwrap().scale, 2.0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! inside a product it sums in f64.
 
 use super::rounded;
-use crate::backend::{DType, Dropout, philox};
+use crate::backend::{DRAWN, DType, Dropout, MASK_ROUNDS, philox};
 
 /// Operands as numbers, of one type; rows are packed tokens.
 pub struct Plain<'a> {
@@ -41,8 +41,8 @@ struct Block {
 
 fn mask(dropout: Option<Dropout>, ordinal: u32, token: usize, head: usize, column: usize) -> f64 {
     let Some(dropout) = dropout else { return 1.0 };
-    let words = philox(dropout.key, [(column / 4) as u32, head as u32, token as u32, ordinal]);
-    if words[column % 4] >= dropout.threshold { dropout.scale } else { 0.0 }
+    let draw = philox::<MASK_ROUNDS>(dropout.key, [(column / DRAWN) as u32, head as u32, token as u32, ordinal]);
+    if Dropout::bits(draw, column) >= dropout.threshold { dropout.scale } else { 0.0 }
 }
 
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -139,7 +139,9 @@ impl Plain<'_> {
     }
 
     fn masks(&self, block: &Block, index: usize, columns: usize) -> Vec<f64> {
-        (0..columns).map(|column| mask(self.dropout, self.ordinal(block), index * self.every, block.head, column)).collect()
+        let own = Dropout::first_own(self.prefix_length);
+        let numbers = (0..self.prefix_length).chain(own..own + columns - self.prefix_length);
+        numbers.map(|column| mask(self.dropout, self.ordinal(block), index * self.every, block.head, column)).collect()
     }
 
     /// Outputs and log-sum-exp.

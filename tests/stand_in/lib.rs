@@ -23,13 +23,17 @@ macro_rules! exported {
             /// # Safety
             /// As NVIDIA's documentation of the function says.
             #[unsafe(no_mangle)]
-            #[allow(non_snake_case, unused_variables, unused_mut)]
+            #[allow(non_snake_case, clippy::too_many_arguments)]
             pub unsafe extern "C" fn $name($($argument: $type),*) -> $status {
-                let mut guard = $crate::world::world();
-                let $world = &mut *guard;
-                $world.count(stringify!($name));
-                let answer: $crate::world::Answer = (|| $body)();
-                <$status as $crate::world::Status>::of($world.answer(stringify!($name), answer))
+                // Its unsafe blocks count on the caller's promise.
+                #[allow(non_snake_case, unused_variables, clippy::too_many_arguments)]
+                fn answer($world: &mut $crate::world::World $(, $argument: $type)*) -> $crate::world::Answer {
+                    $body
+                }
+                let mut world = $crate::world::world();
+                world.count(stringify!($name));
+                let answer = answer(&mut world $(, $argument)*);
+                <$status as $crate::world::Status>::of(world.answer(stringify!($name), answer))
             }
             const _: () = {
                 use $bindings as bindings;

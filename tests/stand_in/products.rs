@@ -229,13 +229,13 @@ exported! { cudarc::cublaslt::sys, cublasStatus_t;
         if mark != MARK || of != fingerprint(description, layouts) {
             refuse!("an algorithm that was not chosen for this product");
         }
-        if !world.on_device(workspace as u64, workspace_bytes) || workspace_bytes < most as usize || workspace as u64 % 256 != 0 {
+        if !world.on_device(workspace as u64, workspace_bytes) || workspace_bytes < most as usize || !(workspace as u64).is_multiple_of(256) {
             refuse!("a workspace of {workspace_bytes} bytes at {workspace:?}; the algorithm takes {most}");
         }
         let addresses = [a as u64, b as u64, c as u64, d as u64];
         for ((&address, layout), alignment) in addresses.iter().zip(&layouts).zip(alignments) {
             let bytes = ((layout.columns as usize - 1) * layout.ld as usize + layout.rows as usize) * layout.dtype.size();
-            if address % alignment != 0 || !world.on_device(address, bytes) {
+            if !address.is_multiple_of(alignment) || !world.on_device(address, bytes) {
                 refuse!("{layout:?} at {address:#x}, promised to be aligned to {alignment}");
             }
         }

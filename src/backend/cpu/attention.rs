@@ -116,8 +116,10 @@ impl<T: Real + Element> Operands<'_, T> {
     }
 
     fn drop(&self, row: &mut [T], ordinal: u32, token: i32, head: usize) {
-        if let Some(dropout) = self.dropout {
-            mask::apply(row, dropout, ordinal, token as u32, head as u32, 0);
+        let Some(dropout) = self.dropout else { return };
+        let (prefix, own) = row.split_at_mut(self.prefix_length());
+        for (part, column) in [(prefix, 0), (own, Dropout::first_own(self.prefix_length()))] {
+            mask::apply(part, dropout, ordinal, token as u32, head as u32, column);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Filling and copying whole buffers, in pieces that threads share.
 
 use super::memory::Matrix;
-use crate::backend::philox;
+use crate::backend::{ROUNDS, philox};
 use rayon::prelude::*;
 
 /// Elements of a task: a multiple of a Philox block's four.
@@ -29,7 +29,7 @@ pub fn normal<E: Copy + Send + Sync>(to: Matrix<E>, key: [u32; 2], deviation: f6
         let (start, end) = (piece * PIECE, count.min((piece + 1) * PIECE));
         for first in (start..end).step_by(4) {
             let block = (first / 4) as u64;
-            let values = normals(philox(key, [block as u32, (block >> 32) as u32, 0, 0]));
+            let values = normals(philox::<ROUNDS>(key, [block as u32, (block >> 32) as u32, 0, 0]));
             for (index, value) in (first..end).zip(values) {
                 // SAFETY: inside the matrix; only this task writes the piece.
                 unsafe { *to.at(0, index) = round(value * deviation as f32) };
@@ -83,7 +83,7 @@ mod tests {
         assert_ne!(fill(9, [1, 3], 1.0), values[..9]);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads");
         assert_eq!(pool.install(|| fill(3 * PIECE + 7, [1, 2], 1.0)), values);
-        assert_eq!(normals(philox([1, 2], [PIECE as u32 / 2, 0, 0, 0])), values[2 * PIECE..2 * PIECE + 4]);
+        assert_eq!(normals(philox::<ROUNDS>([1, 2], [PIECE as u32 / 2, 0, 0, 0])), values[2 * PIECE..2 * PIECE + 4]);
     }
 
     #[test]

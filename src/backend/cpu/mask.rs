@@ -1,41 +1,42 @@
-//! Dropout masks on the fly: the Philox words of a run of columns, eight blocks at a time.
+//! Dropout masks on the fly: the draws of a run of columns, eight at a time.
 
 use super::real::Real;
-use crate::backend::Dropout;
+use crate::backend::{DRAWN, Dropout, MASK_ROUNDS};
 
-/// Blocks of four words that are computed together.
-const BLOCKS: usize = 8;
+/// Draws that are computed together.
+const DRAWS: usize = 8;
+/// Columns that they decide.
+const COLUMNS: usize = DRAWS * DRAWN;
 
-/// Multiplies `row` (columns `column`.. of an element row) by its mask: 0, or 1 / (1 - rate).
-/// `column` is a multiple of four.
+/// Multiplies `row` (columns `column`.. of an element row) by its mask: 0, or the scale. `column` is a multiple of eight.
 #[inline(always)]
 pub fn apply<T: Real>(row: &mut [T], dropout: Dropout, ordinal: u32, token: u32, head: u32, column: usize) {
-    debug_assert!(column.is_multiple_of(4));
+    debug_assert!(column.is_multiple_of(DRAWN));
     let scale = T::of(dropout.scale);
-    let mut first = (column / 4) as u32;
-    for chunk in row.chunks_mut(4 * BLOCKS) {
-        let words = blocks(dropout.key, first, head, token, ordinal);
-        if chunk.len() == 4 * BLOCKS {
-            for i in 0..4 * BLOCKS {
-                chunk[i] *= if words[i] >= dropout.threshold { scale } else { T::ZERO };
+    let mut first = (column / DRAWN) as u32;
+    for chunk in row.chunks_mut(COLUMNS) {
+        let bits = draws(dropout.key, first, head, token, ordinal);
+        if chunk.len() == COLUMNS {
+            for i in 0..COLUMNS {
+                chunk[i] *= if bits[i] >= dropout.threshold { scale } else { T::ZERO };
             }
         } else {
-            for (value, &word) in chunk.iter_mut().zip(&words) {
-                *value *= if word >= dropout.threshold { scale } else { T::ZERO };
+            for (value, &bits) in chunk.iter_mut().zip(&bits) {
+                *value *= if bits >= dropout.threshold { scale } else { T::ZERO };
             }
         }
-        first += BLOCKS as u32;
+        first += DRAWS as u32;
     }
 }
 
-/// The words of the blocks `first..first + BLOCKS`, in order of columns; [`crate::backend::philox`] in lanes.
+/// The bits of the columns of draws `first..first + DRAWS`, as [`Dropout::bits`] has them; [`crate::backend::philox`] in lanes.
 #[inline(always)]
-fn blocks(key: [u32; 2], first: u32, head: u32, token: u32, ordinal: u32) -> [u32; 4 * BLOCKS] {
+fn draws(key: [u32; 2], first: u32, head: u32, token: u32, ordinal: u32) -> [u32; COLUMNS] {
     let [mut k0, mut k1] = key;
-    let mut c0: [u32; BLOCKS] = std::array::from_fn(|i| first.wrapping_add(i as u32));
-    let (mut c1, mut c2, mut c3) = ([head; BLOCKS], [token; BLOCKS], [ordinal; BLOCKS]);
-    for _ in 0..10 {
-        for i in 0..BLOCKS {
+    let mut c0: [u32; DRAWS] = std::array::from_fn(|i| first.wrapping_add(i as u32));
+    let (mut c1, mut c2, mut c3) = ([head; DRAWS], [token; DRAWS], [ordinal; DRAWS]);
+    for _ in 0..MASK_ROUNDS {
+        for i in 0..DRAWS {
             let p0 = u64::from(c0[i]) * 0xD251_1F53;
             let p1 = u64::from(c2[i]) * 0xCD9E_8D57;
             c0[i] = (p1 >> 32) as u32 ^ c1[i] ^ k0;
@@ -46,14 +47,14 @@ fn blocks(key: [u32; 2], first: u32, head: u32, token: u32, ordinal: u32) -> [u3
         k0 = k0.wrapping_add(0x9E37_79B9);
         k1 = k1.wrapping_add(0xBB67_AE85);
     }
-    let mut words = [0; 4 * BLOCKS];
-    for i in 0..BLOCKS {
-        words[4 * i] = c0[i];
-        words[4 * i + 1] = c1[i];
-        words[4 * i + 2] = c2[i];
-        words[4 * i + 3] = c3[i];
+    let mut bits = [0; COLUMNS];
+    for i in 0..DRAWS {
+        for (number, word) in [c0[i], c1[i], c2[i], c3[i]].into_iter().enumerate() {
+            bits[DRAWN * i + 2 * number] = word << 16;
+            bits[DRAWN * i + 2 * number + 1] = word;
+        }
     }
-    words
+    bits
 }
 
 #[cfg(test)]
@@ -63,9 +64,13 @@ mod tests {
 
     #[test]
     fn lanes_equal_the_scalar_generator() {
-        let words = blocks([7, 9], 5, 3, 2, 11);
-        for (i, chunk) in words.chunks(4).enumerate() {
-            assert_eq!(chunk, philox([7, 9], [5 + i as u32, 3, 2, 11]));
+        let bits = draws([7, 9], 5, 3, 2, 11);
+        for (i, chunk) in bits.chunks(DRAWN).enumerate() {
+            let draw = philox::<MASK_ROUNDS>([7, 9], [5 + i as u32, 3, 2, 11]);
+            let expected: [u32; DRAWN] = std::array::from_fn(|column| Dropout::bits(draw, column));
+            assert_eq!(chunk, expected);
+            // Halves of the words, low first.
+            assert_eq!((chunk[2] >> 16, chunk[3] >> 16), (draw[1] & 0xFFFF, draw[1] >> 16));
         }
     }
 
@@ -76,11 +81,11 @@ mod tests {
         let mut whole = vec![1.0_f32; 10_000];
         apply(&mut whole, dropout, 4, 3, 2, 0);
         let mut part = vec![1.0_f32; 77];
-        apply(&mut part, dropout, 4, 3, 2, 1236);
-        assert_eq!(part, whole[1236..1313]);
+        apply(&mut part, dropout, 4, 3, 2, 1240);
+        assert_eq!(part, whole[1240..1317]);
         let kept = whole.iter().filter(|&&value| value > 0.0).count() as f64 / 1e4;
         // Five standard deviations of a binomial share.
         assert!((kept - 0.9).abs() < 5.0 * (0.09_f64 / 1e4).sqrt(), "{kept}");
-        assert!(whole.iter().all(|&value| value == 0.0 || value == (1.0_f64 / 0.9) as f32));
+        assert!(whole.iter().all(|&value| value == 0.0 || value == dropout.scale as f32));
     }
 }

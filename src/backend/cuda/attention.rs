@@ -127,9 +127,9 @@ impl<D: Driver> Cuda<D> {
         self.operands(operands).optional_matrix(t, relative.key).optional_matrix(t, relative.query).int(relative.span)
     }
 
-    /// Launches a kernel of `attention_relative.cu` over `rows` rows of the longest sequence.
-    fn launch_relative(&mut self, kernel: &'static str, operands: &Attention, rows: usize, arguments: Arguments) {
-        let grid = [rows.div_ceil(RELATIVE[0].rows()), operands.heads, operands.key_rows.sequences()];
+    /// Launches a kernel of `attention_relative.cu`.
+    fn launch_relative(&mut self, kernel: &'static str, operands: &Attention, arguments: Arguments) {
+        let grid = [operands.key_rows.longest.div_ceil(RELATIVE[0].rows()), operands.heads, operands.key_rows.sequences()];
         self.launch(kernel, grid, RELATIVE[0].block(), relative_shared(RELATIVE[0]), arguments);
     }
 
@@ -143,7 +143,7 @@ pub fn forward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, out: View, l
     if let Some(relative) = &operands.relative {
         let t = cuda.activation;
         let arguments = cuda.relative_operands(operands, relative).matrix(t, out).matrix(DType::F32, log_sum_exp);
-        return cuda.launch_relative(for_type!(t, "attention_relative_forward"), operands, operands.key_rows.longest, arguments);
+        return cuda.launch_relative(for_type!(t, "attention_relative_forward"), operands, arguments);
     }
     let (t, class, rows) = (cuda.activation, size_class(operands.head_dim), operands.query_rows);
     let tile = FORWARD[class];
@@ -165,18 +165,16 @@ pub fn delta<D: Driver>(cuda: &mut Cuda<D>, out: View, d_out: View, heads: usize
 pub fn backward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, saved: &AttentionSaved, d_query: View, d_key: View, d_value: View) {
     let (t, class) = (cuda.activation, size_class(operands.head_dim));
     let (queries, keys) = (operands.query_rows, operands.key_rows);
-    // Columns begin where those of a mask's random words do: at a multiple of four, prefix columns first.
-    let columns = operands.prefix.map_or(0, |prefix| prefix.key.rows % 4) + keys.longest;
     if let Some(relative) = &operands.relative {
         let arguments = cuda.saved(cuda.relative_operands(operands, relative), saved).matrix(t, d_key).matrix(t, d_value);
-        cuda.launch_relative(for_type!(t, "attention_relative_key"), operands, columns, arguments);
+        cuda.launch_relative(for_type!(t, "attention_relative_key"), operands, arguments);
         let arguments = cuda.saved(cuda.relative_operands(operands, relative), saved).matrix(t, d_query);
-        return cuda.launch_relative(for_type!(t, "attention_relative_query"), operands, keys.longest, arguments);
+        return cuda.launch_relative(for_type!(t, "attention_relative_query"), operands, arguments);
     }
 
     let tile = BACKWARD_KEY[class];
     let arguments = cuda.saved(cuda.operands(operands), saved).matrix(t, d_key).matrix(t, d_value).int(keys.longest);
-    let grid = [columns.div_ceil(tile.rows()), operands.kv_heads, keys.sequences()];
+    let grid = [keys.longest.div_ceil(tile.rows()), operands.kv_heads, keys.sequences()];
     let shared = tile.shared(2, 16 << class) + 32 * tile.step;
     cuda.launch(sized!(t, class, "attention_backward_key"), grid, tile.block(), shared, arguments);
 
