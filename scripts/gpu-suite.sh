@@ -16,6 +16,11 @@ PTUNE=$(realpath "$1")
 mkdir -p "$2" && OUT=$(realpath "$2") || exit 2
 cd "$(dirname "$0")/.." || exit 2
 
+# cuBLAS of a Python environment, where the system has none that the loader finds.
+if LIBRARIES=$(python3 -c 'import nvidia.cu13; print(list(nvidia.cu13.__path__)[0] + "/lib")' 2>/dev/null); then
+    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$LIBRARIES
+fi
+
 DEVICE=${PTUNE_SUITE_DEVICE:-cuda}
 TINY=${PTUNE_SUITE_TINY:-}
 LIMIT=470  # seconds for everything

@@ -28,6 +28,7 @@ pub mod scoring;
 mod sets;
 mod settings;
 mod several;
+mod shared;
 pub mod spelling;
 mod state;
 pub mod sweep;

@@ -66,11 +66,14 @@ fn release_in(text: &str) -> Option<String> {
     text.lines().next()?.split_whitespace().find(is_release).map(String::from)
 }
 
-/// Python's environments: those that are activated, and that of the python3 that is found first.
+/// Python's environments: those that are activated, and that of the python3 that is found first, which may be a link into one.
 fn environments() -> Vec<PathBuf> {
     let activated = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    let found = std::env::var_os("PATH").and_then(|path| std::env::split_paths(&path).find(|folder| folder.join("python3").exists()));
-    activated.chain(found.and_then(|folder| folder.parent().map(Path::to_path_buf))).collect()
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("python3")).find(|python| python.exists());
+    let linked = |python: &PathBuf| Some(python.parent()?.join(std::fs::read_link(python).ok()?));
+    let programs = std::iter::successors(found, linked).take(8);
+    activated.chain(programs.filter_map(|python| Some(python.parent()?.parent()?.to_path_buf()))).collect()
 }
 
 /// The folders of an environment that NVIDIA's packages put libraries into.

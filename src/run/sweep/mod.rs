@@ -9,8 +9,9 @@ pub use grid::Sweep;
 
 use super::folder::RESULTS;
 use super::interrupt::Interrupt;
+use super::shared::Shared;
 use super::terminal::{Terminal, clock};
-use super::train::{Outcome, Shared, train_with};
+use super::train::{Outcome, train_with};
 use super::trainer::write_text;
 use crate::usage;
 use anyhow::{Context, Result, bail};

@@ -1,0 +1,146 @@
+//! What the runs of a sweep share.
+
+use super::base::BaseOptions;
+use super::data_set::Data;
+use super::options::TrainOptions;
+use super::terminal::Terminal;
+use super::train::Prepared;
+use super::values::Device;
+use crate::checkpoint::FrozenModel;
+use crate::engine::{Capacity, Engine, EngineOptions};
+use anyhow::Result;
+use std::sync::Arc;
+
+/// What runs of one process have in common: the model with its mapped files, its weights on the device, and data that was
+/// read and encoded.
+#[derive(Default)]
+pub struct Shared {
+    model: Option<(BaseOptions, Arc<FrozenModel>)>,
+    /// The engine of the run before, which the next one may turn to its own ends.
+    engine: Option<(Device, Arc<FrozenModel>, Engine)>,
+    /// The runs behind the one at hand: an engine is made with room for them.
+    coming: Vec<TrainOptions>,
+    /// The latest data sets, and the options that they depend on.
+    data: Option<(toml::Table, Vec<Data>)>,
+}
+
+/// Options that change nothing of what is read and how it is encoded.
+const NOT_OF_DATA: [&str; 38] = [
+    "output",
+    "device",
+    "method",
+    "prefix-length",
+    "prefix-projection",
+    "prefix-layers",
+    "prefix-init",
+    "positions",
+    "head",
+    "prefix-dropout",
+    "hidden-dropout",
+    "attention-dropout",
+    "learning-rate",
+    "schedule",
+    "warmup",
+    "weight-decay",
+    "max-grad-norm",
+    "batch-size",
+    "gradient-accumulation",
+    "tokens-per-step",
+    "memory-budget",
+    "recompute",
+    "weights",
+    "offload-activations",
+    "layer-major",
+    "weight-format",
+    "micro-batch-size",
+    "micro-batch-tokens",
+    "epochs",
+    "max-steps",
+    "seed",
+    "sampling",
+    "eval-every",
+    "patience",
+    "save-every",
+    "save-limit",
+    "quiet",
+    "threads",
+];
+
+impl Shared {
+    /// The model of a run, opened where the latest one is another.
+    pub(super) fn model(&mut self, base: BaseOptions) -> Result<Arc<FrozenModel>> {
+        match &self.model {
+            Some((known, model)) if *known == base => Ok(model.clone()),
+            _ => {
+                let model = Arc::new(base.open()?);
+                self.model = Some((base, model.clone()));
+                Ok(model)
+            }
+        }
+    }
+
+    /// Options of the runs that follow the next one.
+    pub fn expect(&mut self, coming: Vec<TrainOptions>) {
+        self.coming = coming;
+    }
+
+    /// Keeps the engine of a run that ended well, where another one follows.
+    pub(super) fn keep(&mut self, device: Device, model: &Arc<FrozenModel>, engine: Engine) {
+        if !self.coming.is_empty() {
+            self.engine = Some((device, model.clone(), engine));
+        }
+    }
+
+    /// The engine of the run before if it can do what this one needs; else its memory is given back.
+    pub(super) fn turned(
+        &mut self,
+        device: Device,
+        model: &Arc<FrozenModel>,
+        options: &EngineOptions,
+        capacity: Capacity,
+    ) -> Option<Engine> {
+        let (known, of, mut engine) = self.engine.take()?;
+        let same = known == device && Arc::ptr_eq(&of, model);
+        // An error says that it cannot; a new one then tells whether anything else is wrong.
+        (same && engine.turn_to(model, options.clone(), capacity).is_ok()).then_some(engine)
+    }
+
+    /// What the coming runs need of an engine, of those that go over the same data and model: others may need another one, and
+    /// a budget may choose any memory mode.
+    pub(super) fn turns(&mut self, options: &TrainOptions) -> Vec<(EngineOptions, Capacity)> {
+        let coming = std::mem::take(&mut self.coming);
+        // What is wrong with one of them is found when its turn comes.
+        let demand = |given: &TrainOptions| {
+            let mut given = given.clone().with_recipe().ok().filter(|given| given.memory_budget.is_none())?;
+            given.locate().ok()?;
+            let key = key_of_data(&given.clone().with_defaults()).ok()?;
+            let same = self.data.as_ref().is_some_and(|(known, _)| *known == key) && given.base() == options.base();
+            let prepared = if same { Prepared::new(given, &Terminal::silent(), self).ok()? } else { return None };
+            Some(prepared.demand())
+        };
+        let turns = coming.iter().filter_map(demand).collect();
+        self.coming = coming;
+        turns
+    }
+
+    /// The data sets of a run, read where the latest ones are others.
+    pub(super) fn data(&mut self, options: &TrainOptions, read: impl FnOnce() -> Result<Vec<Data>>) -> Result<Vec<Data>> {
+        let key = key_of_data(options)?;
+        match &self.data {
+            Some((known, data)) if *known == key => Ok(data.clone()),
+            _ => {
+                self.data = None; // its memory is given back before the next is read
+                let data = read()?;
+                self.data = Some((key, data.clone()));
+                Ok(data)
+            }
+        }
+    }
+}
+
+/// The options that data depends on.
+fn key_of_data(options: &TrainOptions) -> Result<toml::Table> {
+    let mut key = options.to_table()?;
+    key.retain(|name, _| !NOT_OF_DATA.contains(&name));
+    Ok(key)
+}
