@@ -12,6 +12,8 @@ use std::process::{Child, Command};
 /// Machine code for each of these; what comes after them translates the PTX of the first at its first start.
 const ARCHITECTURES: [&str; 4] = ["80", "90a", "100", "120"];
 const FLAGS: [&str; 7] = ["-O3", "-std=c++17", "-fatbin", "-Icuda", "--compress-mode=size", "-Xptxas", "-v"];
+/// By which nvcc is given others.
+const MORE_FLAGS: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 /// The first nvcc that knows them all.
 const LEAST_NVCC: [u32; 2] = [12, 8];
 /// Where `make` puts an nvcc on a machine that has none.
@@ -66,7 +68,7 @@ fn tiles() {
 
 /// nvcc by $NVCC, $CUDA_HOME, PATH, or where `make` puts it; an explicit choice that does not run is an error.
 fn find_nvcc() -> Option<PathBuf> {
-    for name in ["NVCC", "CUDA_HOME", "PTUNE_CUDA_ARCHS"] {
+    for name in ["NVCC", "CUDA_HOME", "PTUNE_CUDA_ARCHS"].iter().chain(&MORE_FLAGS) {
         println!("cargo::rerun-if-env-changed={name}");
     }
     if let Some(path) = env::var_os("NVCC").map(PathBuf::from) {
@@ -85,10 +87,15 @@ fn find_nvcc() -> Option<PathBuf> {
     found
 }
 
-/// Release of an nvcc that runs.
-fn release(nvcc: &Path) -> Option<[u32; 2]> {
+/// What an nvcc that runs says of itself.
+fn version(nvcc: &Path) -> Option<String> {
     let output = Command::new(nvcc).arg("--version").output().ok().filter(|output| output.status.success())?;
-    let text = String::from_utf8(output.stdout).ok()?;
+    String::from_utf8(output.stdout).ok()
+}
+
+/// Its release.
+fn release(nvcc: &Path) -> Option<[u32; 2]> {
+    let text = version(nvcc)?;
     let mut numbers = text.split("release ").nth(1)?.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
     Some([numbers.next()??, numbers.next()??])
 }
@@ -112,7 +119,7 @@ fn fatbins(sources: &[PathBuf]) {
         if architectures.iter().any(|name| name == "80") {
             generate.push("-gencode=arch=compute_80,code=compute_80".into());
         }
-        let kept = Kept::new(&out, (release(&nvcc), FLAGS, &generate));
+        let kept = Kept::new(&out, (version(&nvcc), FLAGS, &generate, MORE_FLAGS.map(env::var_os)));
         let mut running: Vec<(&PathBuf, Child)> = Vec::new();
         let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
         for source in sources {

@@ -76,8 +76,7 @@ __device__ __forceinline__ void attention_backward_key(const Operands<T>& o, con
 #define ATTENTION_BACKWARD_KEY(T, SUFFIX, D)                                                                                    \
     extern "C" __global__ void ATTENTION_LAUNCH_BOUNDS(kBackwardKey, D)                                                         \
         attention_backward_key_##SUFFIX##_##D(ATTENTION_PARAMETERS(T), SAVED_PARAMETERS(T), T* d_key, int ld_d_key, T* d_value, \
-                                              int ld_d_value, int max_keys) {                                                   \
-        (void)max_keys; /* only the grid depends on it */                                                                       \
+                                              int ld_d_value) {                                                                 \
         attention_backward_key<T, D>(ATTENTION_OPERANDS(T), SAVED_OPERANDS(T), d_key, ld_d_key, d_value, ld_d_value);           \
     }                                                                                                                           \
     KERNEL_ENTRY(attention_backward_key_##SUFFIX##_##D);

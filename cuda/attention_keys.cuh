@@ -153,7 +153,7 @@ struct KeyMajor {
     }
 };
 
-// A gradient's last factor: dS was summed without the scale, A without 1 / (1 - rate).
+// A gradient's last factor: dS was summed without the scale, A without its mask's.
 template <class T>
 __device__ __forceinline__ float key_factor(const Operands<T>& o) { return o.scale; }
 template <class T>

@@ -100,7 +100,7 @@ struct Operands {
     const int* key_offsets;
     const int* query_ordinals;  // [Tq]
     const int* query_tokens;    // ascending within a sequence
-    int sequences, max_queries, heads, kv_heads, head_dim;
+    int sequences, heads, kv_heads, head_dim;
     float scale;
     Dropout dropout;        // of the probabilities: element (ordinal, query token, head, column)
     const int* separators;  // [sequences]: see seen_by; null: every query sees every key
@@ -110,13 +110,13 @@ struct Operands {
         const float *prefix_value, int ld_prefix, int prefix_length, uint32_t key_key0, uint32_t key_key1, uint32_t key_below,  \
         float key_scale, uint32_t value_key0, uint32_t value_key1, uint32_t value_below, float value_scale,                     \
         const int *query_offsets, const int *key_offsets, const int *query_ordinals, const int *query_tokens, int sequences,    \
-        int max_queries, int heads, int kv_heads, int head_dim, float scale, uint32_t key0, uint32_t key1, uint32_t below,      \
-        float kept_scale, const int *separators
+        int heads, int kv_heads, int head_dim, float scale, uint32_t key0, uint32_t key1, uint32_t below, float kept_scale,     \
+        const int *separators
 #define ATTENTION_OPERANDS(T)                                                                                                   \
     Operands<T> {                                                                                                               \
         query, ld_query, key, ld_key, value, ld_value, prefix_key, prefix_value, ld_prefix, prefix_length,                      \
             {key_key0, key_key1, key_below, key_scale}, {value_key0, value_key1, value_below, value_scale}, query_offsets,      \
-            key_offsets, query_ordinals, query_tokens, sequences, max_queries, heads, kv_heads, head_dim, scale,                \
+            key_offsets, query_ordinals, query_tokens, sequences, heads, kv_heads, head_dim, scale,                             \
             {key0, key1, below, kept_scale}, separators                                                                         \
     }
 

@@ -18,7 +18,7 @@ __device__ __forceinline__ void for_each_pack(int rows, int width, F f) {
     }
 }
 
-// data *= mask / (1 - rate).
+// data *= mask * scale.
 template <class T>
 __device__ __forceinline__ void dropout_rows(T* data, int ld, const Dropout& dropout, const int* ordinals, const int* tokens, int rows, int width) {
     if (!dropout.threshold) return;

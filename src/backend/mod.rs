@@ -337,7 +337,7 @@ pub trait Backend: Sizing + Instruments + Send {
     /// out = normalized * gamma + beta: what [`Backend::norm_forward`] put out, once more from what it kept.
     fn norm_output(&mut self, normalized: View, gamma: View, beta: Option<View>, out: View);
     fn norm_backward(&mut self, arguments: &NormBackward);
-    /// data *= mask / (1 - rate), in place, on rows.
+    /// data *= mask * scale, in place, on rows.
     fn dropout(&mut self, data: View, dropout: Dropout, rows: &Rows);
 
     /// out\[n, k\] = scales\[n\] * weight\[n, k\], rounded to the 16-bit type of `out`; the weight is int8, scales are fp32 on

@@ -59,7 +59,7 @@ pub struct Dropout {
     pub key: [u32; 2],
     /// Times 2^16, so that a word whose upper half is a column's bits is compared as it is.
     pub threshold: u32,
-    /// What a kept element is multiplied by: 1 / the probability of being kept, which is 1 - rate to within 2^-17.
+    /// What a kept element is multiplied by: 1 / the probability of being kept, which is 1 - rate to within 2^-16.
     pub scale: f64,
 }
 

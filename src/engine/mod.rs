@@ -124,7 +124,8 @@ impl Engine {
         Engine::in_turns(backend, model, options, capacity, &[])
     }
 
-    /// [`Engine::new`] with room for other options and capacities, which [`Engine::turn_to`] lays out on the same weights.
+    /// [`Engine::new`] with room for other options and capacities, which [`Engine::turn_to`] lays out on the same weights; none for
+    /// what needs other weights.
     pub fn in_turns(
         backend: Box<dyn Backend>,
         model: &FrozenModel,
@@ -210,7 +211,10 @@ impl Engine {
     pub fn turn_to(&mut self, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<()> {
         let (now, then) = (&self.options, &options);
         ensure!(now.memory.weights == Residency::Resident, "streamed weights serve one plan");
-        ensure!(now.memory.weights == then.memory.weights && now.weight_format == then.weight_format, "other weights");
+        ensure!(
+            (now.memory.weights, now.weight_format) == (then.memory.weights, then.weight_format),
+            "other weights are wanted than are there"
+        );
         options.prefix.check_positions(&self.spec, capacity.longest + capacity.generated)?;
         self.plan = Plan::new(model, &options, capacity, self.backend.as_ref())?.in_arena_of(&self.plan)?;
         self.options = options;

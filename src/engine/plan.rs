@@ -361,29 +361,36 @@ impl Plan {
 }
 
 impl Plan {
-    /// Makes room in the arena for another plan of the same model and heads, which then may take turns with this one.
+    /// Makes room for another plan over the same weights, which then may take turns with this one; no room for one over others.
     pub(super) fn cover(&mut self, other: &Plan) {
+        if !self.frozen_as(other) {
+            return;
+        }
         let count = self.scratch.len().max(other.scratch.len());
         let offset = self.scratch.offset.max(other.scratch.offset);
         self.scratch = View { offset, cols: count, stride: count, ..self.scratch };
-        self.total = self.scratch.end();
+        (self.total, self.host) = (self.scratch.end(), self.host.max(other.host));
     }
 
-    /// Puts this plan in the arena of one that covers it.
+    /// Puts this plan in the memory of one that covers it.
     pub(super) fn in_arena_of(mut self, covering: &Plan) -> Result<Plan> {
-        let [own, there] = [&self, covering].map(|plan| (plan.regions[0].bytes, plan.host));
+        ensure!(self.frozen_as(covering), "other weights are wanted than are there");
         let fits = self.scratch.offset <= covering.scratch.offset && self.scratch.len() <= covering.scratch.len();
-        ensure!(own == there && self.frozen.same_places(&covering.frozen), "other weights are wanted than are there");
-        ensure!(fits, "the memory that was allocated has no room for this plan");
-        (self.scratch, self.total) = (covering.scratch, covering.total);
+        ensure!(fits && self.host <= covering.host, "the memory that was allocated has no room for this plan");
+        (self.scratch, self.total, self.host) = (covering.scratch, covering.total, covering.host);
         Ok(self)
     }
 
-    /// Everything behind the frozen weights.
+    /// Whether the same weights lie in the same places.
+    fn frozen_as(&self, other: &Plan) -> bool {
+        self.regions[0].bytes == other.regions[0].bytes && self.frozen.same_places(&other.frozen)
+    }
+
+    /// Everything between the frozen weights and the scratch.
     pub(super) fn unfrozen(&self) -> View {
-        let (offset, dtype) = (self.regions[0].bytes, self.report.dtype);
-        let count = (self.total - offset) / dtype.size();
-        View { offset, rows: 1, cols: count, stride: count, dtype, ..self.scratch }
+        let [frozen, own @ .., _scratch] = self.regions.as_slice() else { unreachable!("a plan has regions") };
+        let count = own.iter().map(|region| region.bytes).sum::<usize>() / self.report.dtype.size();
+        View { offset: frozen.bytes, rows: 1, cols: count, stride: count, dtype: self.report.dtype, ..self.scratch }
     }
 }
 
@@ -490,6 +497,10 @@ impl fmt::Display for Plan {
             for (name, bytes) in &region.parts {
                 writeln!(formatter, "    {name:<26} {:>10}", Bytes(*bytes).to_string())?;
             }
+        }
+        let others = self.total - self.regions.iter().map(|region| region.bytes).sum::<usize>();
+        if others > 0 {
+            writeln!(formatter, "  {:<18} {:>10}  for larger ones that take turns with it", "room", Bytes(others).to_string())?;
         }
         writeln!(formatter, "  {:<18} {:>10}  one allocation", "arena", Bytes(self.total).to_string())?;
         if self.host > 0 {

@@ -50,6 +50,11 @@ impl WordHead {
         Ok(WordHead { slot, tokens: tokens.to_vec(), rows: Linear { weight, bias, quantised: None }, transform })
     }
 
+    /// The labels' tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     pub fn slot(&self) -> Slot {
         self.slot
     }

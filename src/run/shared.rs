@@ -7,7 +7,7 @@ use super::terminal::Terminal;
 use super::train::Prepared;
 use super::values::Device;
 use crate::checkpoint::FrozenModel;
-use crate::engine::{Capacity, Engine, EngineOptions};
+use crate::engine::{Capacity, Engine, EngineOptions, Residency};
 use anyhow::Result;
 use std::sync::Arc;
 
@@ -105,18 +105,24 @@ impl Shared {
         (same && engine.turn_to(model, options.clone(), capacity).is_ok()).then_some(engine)
     }
 
-    /// What the coming runs need of an engine, of those that go over the same data and model: others may need another one, and
-    /// a budget may choose any memory mode.
-    pub(super) fn turns(&mut self, options: &TrainOptions) -> Vec<(EngineOptions, Capacity)> {
+    /// What the coming runs need of an engine, of those that can take turns with this one over its weights and data.
+    pub(super) fn turns(&mut self, run: &Prepared) -> Vec<(EngineOptions, Capacity)> {
+        if run.memory.weights != Residency::Resident {
+            return Vec::new();
+        }
         let coming = std::mem::take(&mut self.coming);
         // What is wrong with one of them is found when its turn comes.
         let demand = |given: &TrainOptions| {
             let mut given = given.clone().with_recipe().ok().filter(|given| given.memory_budget.is_none())?;
             given.locate().ok()?;
             let key = key_of_data(&given.clone().with_defaults()).ok()?;
-            let same = self.data.as_ref().is_some_and(|(known, _)| *known == key) && given.base() == options.base();
-            let prepared = if same { Prepared::new(given, &Terminal::silent(), self).ok()? } else { return None };
-            Some(prepared.demand())
+            let same = self.data.as_ref().is_some_and(|(known, _)| *known == key) && given.base() == run.options.base();
+            let other = if same { Prepared::new(given, &Terminal::silent(), self).ok()? } else { return None };
+            let (options, capacity) = other.demand();
+            let turns = other.settings.device == run.settings.device
+                && (options.memory.weights, options.weight_format) == (run.memory.weights, run.settings.weight_format)
+                && options.prefix.check_positions(&run.model.spec, capacity.longest).is_ok();
+            turns.then_some((options, capacity))
         };
         let turns = coming.iter().filter_map(demand).collect();
         self.coming = coming;

@@ -247,10 +247,13 @@ impl Trainer<'_> {
         self.engine.check()?;
         let done = step + 1;
         let rate = self.rate.at(step);
+        // Of several sets, which one the step was of.
+        let set = (self.sets.len() > 1).then(|| ("data_set", Value::from(self.sets[self.session.draws.at(step).0].name.as_str())));
+        let row = |fields: Vec<(&str, Value)>| fields.into_iter().chain(set).map(|(name, value)| (name.to_string(), value)).collect();
         if skipped {
             self.session.skipped += 1;
-            let row = [("step", Value::from(done)), ("loss_scale", scale.into()), ("skipped", true.into())];
-            return self.record.write(row.map(|(name, value)| (name.to_string(), value)).into_iter().collect(), None);
+            let fields = vec![("step", Value::from(done)), ("loss_scale", scale.into()), ("skipped", true.into())];
+            return self.record.write(row(fields), None);
         }
         if !loss.is_finite() || !grad_norm.is_finite() {
             let what = if loss.is_finite() { "gradient norm" } else { "loss" };
@@ -268,16 +271,15 @@ impl Trainer<'_> {
         }
         self.state.add_step(&self.extent, step, loss, grad_norm, rate);
         self.session.last_loss = Some(loss);
-        let row = [
+        let mut fields = vec![
             ("step", Value::from(done)),
             ("epoch", self.extent.epoch(done).into()),
             ("loss", loss.into()),
             ("grad_norm", grad_norm.into()),
             ("learning_rate", rate.into()),
         ];
-        let scale = scale.map(|scale| ("loss_scale", Value::from(scale)));
-        let row = row.into_iter().chain(scale).map(|(name, value)| (name.to_string(), value)).collect();
-        self.record.write(row, self.session.tokens_per_second())
+        fields.extend(scale.map(|scale| ("loss_scale", Value::from(scale))));
+        self.record.write(row(fields), self.session.tokens_per_second())
     }
 
     fn describe(&self) -> String {

@@ -34,7 +34,7 @@ macro_rules! refuse {
 pub(crate) use refuse;
 
 /// Device memory, and what a context takes of it.
-pub const MEMORY: usize = 4 << 30;
+pub const MEMORY: usize = 2 << 30;
 pub const CONTEXT: usize = 300 << 20;
 /// More dynamic shared memory has to be asked for, and the most there is.
 pub const PLAIN_SHARED: u32 = 48 << 10;

@@ -192,6 +192,9 @@ fn two_data_sets_train_one_prefix_and_a_stop_in_between_changes_nothing() {
     let run = trained(whole.path(), schedule);
     let again = trained(broken.path(), schedule);
     assert!(outcome(&run) == outcome(&again), "the same run twice");
+    let steps: Vec<Value> = json_lines(&run.join("metrics.jsonl")).into_iter().filter(|row| row.get("loss").is_some()).collect();
+    let of = |name: &str| steps[..10].iter().filter(|row| row["data_set"] == name).count();
+    assert!(of("classification") > 0 && of("words") > of("classification") && of("classification") + of("words") == 10, "{steps:?}");
 
     // Back to the first checkpoint, in the middle of an epoch of 10 steps.
     for name in ["checkpoint-8", "checkpoint-12", "checkpoint-13"] {

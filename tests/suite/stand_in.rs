@@ -27,10 +27,13 @@ fn all_libraries() -> Option<TempDir> {
     libraries(&["libcuda.so", "libcuda.so.1", "libcublasLt.so.13"])
 }
 
-/// The program where those are all of NVIDIA's libraries that the loader is told of.
+/// The program where those are all of NVIDIA's libraries that it is told of.
 fn beside(libraries: &TempDir) -> Command {
     let mut command = program();
-    command.env("LD_LIBRARY_PATH", libraries.path()).env_remove("CUDA_HOME");
+    command.env("LD_LIBRARY_PATH", libraries.path()).env("PATH", "");
+    for name in ["CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX"] {
+        command.env_remove(name);
+    }
     command
 }
 
@@ -138,6 +141,13 @@ fn a_sweep_loads_the_weights_once() {
     assert!(weights(&swept) < 8 * weights(&alone), "{} copies to the device in 8 runs, {} in one", weights(&swept), weights(&alone));
     let adapter = |name: &str| std::fs::read(folder.path().join(name).join("adapter_model.safetensors")).unwrap();
     assert!(adapter("swept/prefix-length=9,prefix-projection=7,seed=2") == adapter("alone"));
+
+    // One for which the device is too small fails alone.
+    let mut large = command("sweep", "large.report");
+    large.args("--output large --prefix-length 9 --seed 2 --grid prefix-projection=7,1000000".split_whitespace());
+    let said = run(large);
+    assert!(said.contains("1000000: failed: cannot allocate"), "{said}");
+    assert!(adapter("large/prefix-projection=7") == adapter("alone"));
 }
 
 /// What a GPU session runs, on tiny shapes; the checks themselves run on the emulated device (`on_cuda.rs`).
@@ -168,10 +178,14 @@ fn what_is_missing_is_named() {
         command
     };
     let run = |mut command: Command| Run::from(command.output().unwrap());
-    let nothing = libraries(&[]).unwrap();
-    run(predict(&nothing, "cuda")).error(1, &["libcuda.so.1", "install driver 580"]);
-    let driver_alone = libraries(&["libcuda.so.1"]).unwrap();
-    run(predict(&driver_alone, "cuda")).error(1, &["libcublasLt.so.13", "LD_LIBRARY_PATH"]);
+    // On a machine that has them, none is missing.
+    let installed = ["/proc/driver/nvidia", "/usr/local/cuda", "/usr/local/cuda-13", "/opt/cuda"].map(|path| Path::new(path).exists());
+    if !installed.contains(&true) {
+        let nothing = libraries(&[]).unwrap();
+        run(predict(&nothing, "cuda")).error(1, &["libcuda.so.1", "install driver 580"]);
+        let driver_alone = libraries(&["libcuda.so.1"]).unwrap();
+        run(predict(&driver_alone, "cuda")).error(1, &["libcublasLt.so.13", "LD_LIBRARY_PATH"]);
+    }
     run(predict(&libraries_of_both, "cuda:1")).error(1, &["no GPU 1", "has 1"]);
     let mut old = predict(&libraries_of_both, "cuda");
     old.env("PTUNE_STAND_IN_VERSION", "12080");

@@ -2,6 +2,7 @@
 
 use crate::bundle::golden;
 use crate::command::{Run, files, json, program, text};
+use crate::place::Place;
 use std::path::Path;
 
 fn command(folder: &Path, first: &str, more: &[&str]) -> Run {
@@ -65,4 +66,24 @@ fn a_sweep_runs_its_grid_compares_and_goes_on() {
     read.current_dir(folder.path()).args(["sweep", "--config", "sweep.toml", "--grid", "seed=2"]);
     Run::from(read.output().unwrap()).ok();
     assert!(adapter(&folder.path().join("other/prefix-length=2,seed=2")) == adapter(&second));
+}
+
+/// Weights are shared where they are the same: runs that score labels by other words do not take each other's rows.
+#[test]
+fn runs_over_other_words_are_what_they_are_alone() {
+    let place = Place::new("bert-cloze");
+    let words = [r#"{"entailment":" twice","not_entailment":" sold"}"#, r#"{"entailment":" sold","not_entailment":" twice"}"#];
+    let base = "task='classification'\nmodel='model'\ndata='data.jsonl'\nvalidation='data.jsonl'\nmax-steps=2\nbatch-size=8";
+    let grid = format!("verbalizer=['{}','{}']", words[0], words[1]);
+    place.write("sweep.toml", format!("output='out'\n[base]\n{base}\nprefix-length=3\n[grid]\n{grid}\n"));
+    place.run("sweep --config sweep.toml").ok();
+    let mut alone = program();
+    alone.current_dir(place.root()).args(["train", "--output", "alone", "--verbalizer", words[1]]);
+    alone.args("--task classification --model model --data data.jsonl --validation data.jsonl --prefix-length 3".split_whitespace());
+    Run::from(alone.args(["--max-steps", "2", "--batch-size", "8"]).output().unwrap()).ok();
+    let runs = std::fs::read_dir(place.path("out")).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let same = runs.filter(|run| text(&run.join("ptune.json")) == text(&place.path("alone/ptune.json")));
+    let [run] = same.collect::<Vec<_>>().try_into().expect("one run has the words");
+    let adapter = |run: &Path| std::fs::read(run.join("adapter_model.safetensors")).unwrap();
+    assert!(adapter(&run) == adapter(&place.path("alone")));
 }

@@ -110,7 +110,6 @@ impl<D: Driver> Cuda<D> {
             .vector(DType::I32, operands.query_rows.ordinals)
             .vector(DType::I32, operands.query_rows.tokens)
             .int(operands.query_rows.sequences())
-            .int(operands.query_rows.longest)
             .int(operands.heads)
             .int(operands.kv_heads)
             .int(operands.head_dim)
@@ -173,7 +172,7 @@ pub fn backward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, saved: &Att
     }
 
     let tile = BACKWARD_KEY[class];
-    let arguments = cuda.saved(cuda.operands(operands), saved).matrix(t, d_key).matrix(t, d_value).int(keys.longest);
+    let arguments = cuda.saved(cuda.operands(operands), saved).matrix(t, d_key).matrix(t, d_value);
     let grid = [keys.longest.div_ceil(tile.rows()), operands.kv_heads, keys.sequences()];
     let shared = tile.shared(2, 16 << class) + 32 * tile.step;
     cuda.launch(sized!(t, class, "attention_backward_key"), grid, tile.block(), shared, arguments);

@@ -79,7 +79,9 @@ fn environments() -> Vec<PathBuf> {
 /// The folders of an environment that NVIDIA's packages put libraries into.
 fn of_python(environment: &Path) -> Vec<PathBuf> {
     let versions = std::fs::read_dir(environment.join("lib")).into_iter().flatten().flatten();
-    let mut folders: Vec<PathBuf> = versions.map(|version| version.path().join("site-packages").join(OF_PYTHON)).collect();
+    let packages =
+        |version: std::fs::DirEntry| ["site-packages", "dist-packages"].map(|folder| version.path().join(folder).join(OF_PYTHON));
+    let mut folders: Vec<PathBuf> = versions.flat_map(packages).collect();
     folders.retain(|folder| folder.is_dir());
     folders.sort();
     folders
@@ -89,12 +91,10 @@ fn of_python(environment: &Path) -> Vec<PathBuf> {
 fn open_elsewhere() {
     let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("lib64"));
     for folder in home.into_iter().chain(FOLDERS.map(Into::into)).chain(environments().iter().flat_map(|root| of_python(root))) {
-        for name in ["libcublasLt.so.13", "libcublasLt.so.12"] {
-            let Ok(path) = CString::new(folder.join(name).to_string_lossy().into_owned()) else { continue };
-            // SAFETY: NVIDIA's library, whose initialisers have no demands on us.
-            if !unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
-                return;
-            }
+        let Ok(path) = CString::new(folder.join("libcublasLt.so.13").to_string_lossy().into_owned()) else { continue };
+        // SAFETY: NVIDIA's library, whose initialisers have no demands on us.
+        if !unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
+            return;
         }
     }
 }

@@ -1,5 +1,6 @@
-//! A sweep: runs over a grid of options, one after the other in one process. Frozen weights are loaded once, and data is
-//! read and encoded once for all runs that read it alike; each run lays out its own memory behind the weights. A run is an
+//! A sweep: runs over a grid of options, one after the other in one process. Frozen weights that stay on the
+//! device are loaded once, and data is read and encoded once, for all runs that have them in common; each run lays out its own
+//! memory behind the weights. A run is an
 //! ordinary one in a folder of its own, so a sweep is gone on with by going on with its runs.
 
 mod grid;
@@ -54,7 +55,8 @@ impl Sweep {
         let mut finished = Vec::new();
         for (index, cell) in cells.iter().enumerate() {
             let started = Instant::now();
-            shared.expect(cells[index + 1..].iter().map(|cell| cell.options.clone()).collect());
+            let unfinished = cells[index + 1..].iter().filter(|cell| !cell.folder().join(RESULTS).exists());
+            shared.expect(unfinished.map(|cell| cell.options.clone()).collect());
             let outcome = train_with(cell.options.clone(), interrupt, &mut shared);
             let result = match outcome {
                 Ok(Outcome::Interrupted(signal)) => {
