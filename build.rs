@@ -120,7 +120,7 @@ fn fatbins(sources: &[PathBuf]) {
             generate.push("-gencode=arch=compute_80,code=compute_80".into());
         }
         let kept = Kept::new(&out, (version(&nvcc), FLAGS, &generate, MORE_FLAGS.map(env::var_os)));
-        let mut running: Vec<(&PathBuf, Child)> = Vec::new();
+        let mut running: Vec<(&PathBuf, PathBuf, Child)> = Vec::new();
         let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
         for source in sources {
             let fatbin = out.join(source.file_stem().expect("a name")).with_extension("fatbin");
@@ -129,23 +129,22 @@ fn fatbins(sources: &[PathBuf]) {
                 continue;
             }
             if running.len() >= jobs {
-                finish(running.remove(0), &out, &kept);
+                finish(running.remove(0), &kept);
             }
             let log = std::fs::File::create(fatbin.with_extension("ptxas")).expect("OUT_DIR can be written");
             let mut command = Command::new(&nvcc);
             command.args(FLAGS).args(&generate).arg(source).arg("-o").arg(&fatbin);
-            running.push((source, command.stderr(log).spawn().expect("nvcc ran a moment ago")));
+            running.push((source, fatbin, command.stderr(log).spawn().expect("nvcc ran a moment ago")));
         }
-        running.into_iter().for_each(|compilation| finish(compilation, &out, &kept));
+        running.into_iter().for_each(|compilation| finish(compilation, &kept));
         println!("cargo::rustc-env=PTUNE_CUDA={}", architectures.iter().map(|name| format!("sm_{name}")).collect::<Vec<_>>().join(" "));
         println!("cargo::rustc-env=PTUNE_NVCC={}", nvcc.display());
     }
     std::fs::write(out.join("fatbins.rs"), format!("&[\n{list}]")).expect("OUT_DIR can be written");
 }
 
-fn finish((source, mut child): (&PathBuf, Child), out: &Path, kept: &Kept) {
+fn finish((source, fatbin, mut child): (&PathBuf, PathBuf, Child), kept: &Kept) {
     let status = child.wait().expect("nvcc was started");
-    let fatbin = out.join(source.file_stem().expect("a name")).with_extension("fatbin");
     if !status.success() {
         let log = std::fs::read_to_string(fatbin.with_extension("ptxas")).unwrap_or_default();
         panic!("nvcc failed on {}:\n{log}", source.display());

@@ -16,7 +16,7 @@ PTUNE=$(realpath "$1")
 mkdir -p "$2" && OUT=$(realpath "$2") || exit 2
 cd "$(dirname "$0")/.." || exit 2
 
-# cuBLAS of a Python environment, where the system has none that the loader finds.
+# cuBLAS of a Python environment, also where python3 is a wrapper, which the program's own search does not see through.
 if LIBRARIES=$(python3 -c 'import nvidia.cu13; print(list(nvidia.cu13.__path__)[0] + "/lib")' 2>/dev/null); then
     export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$LIBRARIES
 fi

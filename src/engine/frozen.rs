@@ -256,9 +256,9 @@ impl Placer<'_> {
 impl Frozen {
     /// Whether the same tensors, or rows of them, lie in the same places.
     pub fn same_places(&self, other: &Frozen) -> bool {
-        let words = |frozen: &Frozen| frozen.words.as_ref().map(|words| (words.slot(), words.tokens().to_vec()));
+        let words = self.words.as_ref().map(WordHead::source) == other.words.as_ref().map(WordHead::source);
         let lasting = self.ring.is_none() && other.ring.is_none();
-        lasting && self.uploads == other.uploads && self.apart == other.apart && words(self) == words(other)
+        lasting && words && self.uploads == other.uploads && self.apart == other.apart
     }
 
     /// Decides where every tensor lies, of those that heads need besides too; a head that is not trained is the only one.

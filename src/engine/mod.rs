@@ -209,12 +209,7 @@ impl Engine {
     /// Becomes the engine that [`Engine::new`] makes of these, on the frozen weights and in the memory that are there. An error
     /// where that cannot be: weights are streamed, others are wanted, or there is no room; then nothing has changed.
     pub fn turn_to(&mut self, model: &FrozenModel, options: EngineOptions, capacity: Capacity) -> Result<()> {
-        let (now, then) = (&self.options, &options);
-        ensure!(now.memory.weights == Residency::Resident, "streamed weights serve one plan");
-        ensure!(
-            (now.memory.weights, now.weight_format) == (then.memory.weights, then.weight_format),
-            "other weights are wanted than are there"
-        );
+        ensure!(self.options.memory.weights == Residency::Resident, "streamed weights serve one plan");
         options.prefix.check_positions(&self.spec, capacity.longest + capacity.generated)?;
         self.plan = Plan::new(model, &options, capacity, self.backend.as_ref())?.in_arena_of(&self.plan)?;
         self.options = options;

@@ -388,9 +388,9 @@ impl Plan {
 
     /// Everything between the frozen weights and the scratch.
     pub(super) fn unfrozen(&self) -> View {
-        let [frozen, own @ .., _scratch] = self.regions.as_slice() else { unreachable!("a plan has regions") };
-        let count = own.iter().map(|region| region.bytes).sum::<usize>() / self.report.dtype.size();
-        View { offset: frozen.bytes, rows: 1, cols: count, stride: count, dtype: self.report.dtype, ..self.scratch }
+        let (dtype, own) = (self.report.dtype, &self.regions[1..self.regions.len() - 1]);
+        let count = own.iter().map(|region| region.bytes).sum::<usize>() / dtype.size();
+        View { offset: self.regions[0].bytes, rows: 1, cols: count, stride: count, dtype, ..self.scratch }
     }
 }
 

@@ -50,9 +50,9 @@ impl WordHead {
         Ok(WordHead { slot, tokens: tokens.to_vec(), rows: Linear { weight, bias, quantised: None }, transform })
     }
 
-    /// The labels' tokens.
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+    /// Whose rows of which tokens there are.
+    pub fn source(&self) -> (Slot, &[u32]) {
+        (self.slot, &self.tokens)
     }
 
     pub fn slot(&self) -> Slot {

@@ -2,6 +2,7 @@
 
 use super::base::BaseOptions;
 use super::data_set::Data;
+use super::device;
 use super::options::TrainOptions;
 use super::terminal::Terminal;
 use super::train::Prepared;
@@ -91,22 +92,32 @@ impl Shared {
         }
     }
 
-    /// The engine of the run before if it can do what this one needs; else its memory is given back.
-    pub(super) fn turned(
-        &mut self,
-        device: Device,
-        model: &Arc<FrozenModel>,
-        options: &EngineOptions,
-        capacity: Capacity,
-    ) -> Option<Engine> {
-        let (known, of, mut engine) = self.engine.take()?;
-        let same = known == device && Arc::ptr_eq(&of, model);
-        // An error says that it cannot; a new one then tells whether anything else is wrong.
-        (same && engine.turn_to(model, options.clone(), capacity).is_ok()).then_some(engine)
+    /// An engine for a run: that of the run before, if it can become what this one needs; else a new one, with room for the runs to
+    /// come.
+    pub(super) fn engine(&mut self, run: &Prepared, terminal: &Terminal) -> Result<Engine> {
+        let (device, model, (options, capacity)) = (run.settings.device, &run.model, run.demand());
+        let kept = self.engine.take().filter(|(known, of, _)| *known == device && Arc::ptr_eq(of, model));
+        let mut turns = Vec::new();
+        // A budget may have chosen anything, and holds for this run alone.
+        if run.settings.memory_budget.is_none() {
+            if let Some((.., mut engine)) = kept {
+                // An error says that it cannot; a new one then tells whether anything else is wrong.
+                if engine.turn_to(model, options.clone(), capacity).is_ok() {
+                    return Ok(engine);
+                }
+            }
+            turns = self.turns(run);
+        }
+        let open = |turns: &[_]| Engine::in_turns(device::open(device, model, terminal)?, model, options.clone(), capacity, turns);
+        match open(&turns) {
+            // One of those to come may be too large, and is no reason for this one to fail.
+            Err(_) if !turns.is_empty() => open(&[]),
+            engine => engine,
+        }
     }
 
-    /// What the coming runs need of an engine, of those that can take turns with this one over its weights and data.
-    pub(super) fn turns(&mut self, run: &Prepared) -> Vec<(EngineOptions, Capacity)> {
+    /// What the coming runs over the same data need of an engine. Those over other weights get no room in it.
+    fn turns(&mut self, run: &Prepared) -> Vec<(EngineOptions, Capacity)> {
         if run.memory.weights != Residency::Resident {
             return Vec::new();
         }
@@ -116,13 +127,8 @@ impl Shared {
             let mut given = given.clone().with_recipe().ok().filter(|given| given.memory_budget.is_none())?;
             given.locate().ok()?;
             let key = key_of_data(&given.clone().with_defaults()).ok()?;
-            let same = self.data.as_ref().is_some_and(|(known, _)| *known == key) && given.base() == run.options.base();
-            let other = if same { Prepared::new(given, &Terminal::silent(), self).ok()? } else { return None };
-            let (options, capacity) = other.demand();
-            let turns = other.settings.device == run.settings.device
-                && (options.memory.weights, options.weight_format) == (run.memory.weights, run.settings.weight_format)
-                && options.prefix.check_positions(&run.model.spec, capacity.longest).is_ok();
-            turns.then_some((options, capacity))
+            self.data.as_ref().filter(|(known, _)| *known == key)?;
+            Some(Prepared::new(given, &Terminal::silent(), self).ok()?.demand())
         };
         let turns = coming.iter().filter_map(demand).collect();
         self.coming = coming;

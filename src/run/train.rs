@@ -340,24 +340,7 @@ impl Prepared {
     /// The engine with its initial values, or those of the adapter to start from.
     fn engine(&self, terminal: &Terminal, shared: &mut Shared) -> Result<Engine> {
         let settings = &self.settings;
-        let (options, capacity) = self.demand();
-        // A budget may have chosen anything, and holds for this run alone.
-        let alone = settings.memory_budget.is_some();
-        let mut engine = match shared.turned(settings.device, &self.model, &options, capacity).filter(|_| !alone) {
-            Some(engine) => engine,
-            None => {
-                let open = |turns: &[(EngineOptions, Capacity)]| {
-                    let backend = device::open(settings.device, &self.model, terminal)?;
-                    Engine::in_turns(backend, &self.model, options.clone(), capacity, turns)
-                };
-                let turns = if alone { Vec::new() } else { shared.turns(self) };
-                match open(&turns) {
-                    // One of those to come may be too large, and is no reason for this one to fail.
-                    Err(_) if !turns.is_empty() => open(&[])?,
-                    engine => engine?,
-                }
-            }
-        };
+        let mut engine = shared.engine(self, terminal)?;
         engine.initialise(if settings.prefix_init == PrefixStart::Zero { PrefixInit::Zero } else { PrefixInit::Normal });
         if let Some(tokens) = &self.prefix_tokens {
             engine.set_prefix_from_tokens(tokens)?;

@@ -256,19 +256,19 @@ exported! { cudarc::driver::sys, CUresult;
             refuse!("an image that is no fatbin, or not aligned");
         }
         let handle = world.handle();
-        world.modules.insert(handle, ());
+        world.modules.insert(handle);
         unsafe { *module = handle as CUmodule };
         Ok(())
     }
     fn cuModuleUnload(world, module: CUmodule) {
-        if world.modules.remove(&(module as usize)).is_none() {
+        if !world.modules.remove(&(module as usize)) {
             refuse!("{module:?} is no module that was loaded");
         }
         Ok(())
     }
     fn cuModuleGetFunction(world, function: *mut CUfunction, module: CUmodule, name: *const c_char) {
         world.in_context()?;
-        if !world.modules.contains_key(&(module as usize)) {
+        if !world.modules.contains(&(module as usize)) {
             refuse!("{module:?} is no module that was loaded");
         }
         let name = unsafe { CStr::from_ptr(name) };

@@ -89,7 +89,7 @@ fn value<V: Copy>(from: *const c_void, bytes: usize) -> Result<V, Fault> {
 }
 
 /// What the three matrices are, as a row-major product: b stands for what the library calls A.
-fn shapes(world: &mut World, description: Description, a: Layout, b: Layout, c: Layout) -> Result<Product, Fault> {
+fn shapes(description: Description, a: Layout, b: Layout, c: Layout) -> Result<Product, Fault> {
     let [rows_of_a, inner] = if description.transposed[0] { [a.columns, a.rows] } else { [a.rows, a.columns] };
     if description.transposed[1] || b.rows != inner || c.rows != rows_of_a || c.columns != b.columns || a.dtype != b.dtype {
         refuse!("operands do not fit: {a:?}, {b:?}, {c:?}, {description:?}");
@@ -100,7 +100,6 @@ fn shapes(world: &mut World, description: Description, a: Layout, b: Layout, c: 
     let operand =
         |layout: Layout| Operand { address: 0, rows: layout.columns as usize, cols: layout.rows as usize, stride: layout.ld as usize };
     let [a_operand, b_operand, c_operand] = [a, b, c].map(operand);
-    world.count("products");
     Ok(Product {
         dtype: a.dtype,
         out: c.dtype,
@@ -201,7 +200,7 @@ exported! { cudarc::cublaslt::sys, cublasStatus_t;
         if layouts[2] != layouts[3] || asked != 1 || preference.reductions & !ORDERED != 0 {
             refuse!("{asked} algorithms for {layouts:?} with {preference:?}");
         }
-        shapes(world, description, layouts[0], layouts[1], layouts[2])?;
+        shapes(description, layouts[0], layouts[1], layouts[2])?;
         // What an algorithm may take for granted goes with it.
         let alignments = preference.alignments.map(|alignment| u64::from(alignment.unwrap_or(256)));
         let mut algorithm = cublasLtMatmulAlgo_t { data: [0; 8] };
@@ -243,7 +242,7 @@ exported! { cudarc::cublaslt::sys, cublasStatus_t;
         if alpha != 1.0 || (beta != 0.0 && beta != 1.0) || c != d.cast_const() {
             refuse!("factors {alpha} and {beta}, c at {c:?} and d at {d:?}");
         }
-        let mut product = shapes(world, description, layouts[0], layouts[1], layouts[2])?;
+        let mut product = shapes(description, layouts[0], layouts[1], layouts[2])?;
         (product.b.address, product.a.address, product.c.address) = (addresses[0], addresses[1], addresses[2]);
         product.accumulate = beta == 1.0;
         if description.has_bias {
@@ -253,6 +252,7 @@ exported! { cudarc::cublaslt::sys, cublasStatus_t;
             }
             product.bias = Some(description.bias);
         }
+        world.count("products");
         world.ask(stream as usize, Work::Product(product))
     }
 }

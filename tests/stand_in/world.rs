@@ -3,9 +3,9 @@
 
 use ptune::backend::cuda::{Product, emulated};
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// What a function answers: nothing, or what is wrong.
@@ -120,7 +120,7 @@ pub struct World {
     pub pinned: BTreeMap<u64, usize>,
     pub streams: BTreeMap<usize, VecDeque<Work>>,
     pub events: BTreeMap<usize, Event>,
-    pub modules: BTreeMap<usize, ()>,
+    pub modules: BTreeSet<usize>,
     pub kernels: Vec<Kernel>,
     /// Objects of cuBLASLt that were made and not destroyed.
     pub objects: BTreeMap<usize, crate::products::Object>,
@@ -129,31 +129,14 @@ pub struct World {
     failure: Option<String>,
 }
 
-static WORLD: Mutex<Option<World>> = Mutex::new(None);
+static WORLD: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::new()));
 
 /// The one world, locked.
-pub fn world() -> Guard {
-    let mut guard = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
-    guard.get_or_insert_with(World::new);
-    Guard(guard)
+pub fn world() -> MutexGuard<'static, World> {
+    WORLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub struct Guard(MutexGuard<'static, Option<World>>);
-
-impl std::ops::Deref for Guard {
-    type Target = World;
-    fn deref(&self) -> &World {
-        self.0.as_ref().expect("made above")
-    }
-}
-
-impl std::ops::DerefMut for Guard {
-    fn deref_mut(&mut self) -> &mut World {
-        self.0.as_mut().expect("made above")
-    }
-}
-
-/// Where `bytes` from an address end, if they lie within one of these.
+/// Whether `bytes` from an address lie within one of these.
 fn holds(memory: &BTreeMap<u64, usize>, at: u64, bytes: usize) -> bool {
     memory.range(..=at).next_back().is_some_and(|(&start, &size)| at - start + bytes as u64 <= size as u64)
 }
@@ -173,7 +156,7 @@ impl World {
             pinned: BTreeMap::new(),
             streams: BTreeMap::new(),
             events: BTreeMap::new(),
-            modules: BTreeMap::new(),
+            modules: BTreeSet::new(),
             kernels: Vec::new(),
             objects: BTreeMap::new(),
             next_handle: 0x1000,

@@ -46,6 +46,16 @@ impl Run {
     }
 }
 
+/// Whether the program was built with nvcc; else says what is left out, which under CI=true is a failure.
+pub fn has_kernels(left_out: &str) -> bool {
+    let built = option_env!("PTUNE_CUDA").is_some();
+    assert!(built || std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI needs nvcc: scripts/fetch-nvcc.sh fetches it");
+    if !built {
+        eprintln!("built without nvcc: {left_out}");
+    }
+    built
+}
+
 /// The program without arguments.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ptune"));

@@ -1,7 +1,7 @@
-//! A sweep: runs over a grid of options, one after the other in one process. Frozen weights that stay on the
-//! device are loaded once, and data is read and encoded once, for all runs that have them in common; each run lays out its own
-//! memory behind the weights. A run is an
-//! ordinary one in a folder of its own, so a sweep is gone on with by going on with its runs.
+//! A sweep: runs over a grid of options, one after the other in one process. Frozen weights that stay on the device are
+//! loaded once, and data is read and encoded once, for all runs that have them in common (`shared.rs`); each run lays out its
+//! own memory behind the weights. A run is an ordinary one in a folder of its own, so a sweep is gone on with by going on
+//! with its runs.
 
 mod grid;
 mod outcome;
