@@ -24,7 +24,7 @@ pub fn check(device: Device) -> Result<()> {
     if cuda::architectures().is_none() {
         usage!("--device {device}: this program was built without nvcc; build it where `make` finds or fetches one, or use --device cpu");
     }
-    cuda::Device::check(ordinal)
+    cuda::Gpu::check(ordinal)
 }
 
 /// Refuses to profile steps on a device that is known to be no GPU; a usage error.
@@ -41,7 +41,7 @@ pub fn resolve(device: Device, terminal: &Terminal) -> Result<Device> {
     if device != Device::Auto {
         return Ok(device);
     }
-    match cuda::Device::count() {
+    match cuda::Gpu::count() {
         Ok(0) => {}
         Ok(_) if cuda::architectures().is_some() => return Ok(Device::Cuda(0)),
         Ok(_) => terminal.warn("this machine has a GPU, but this build has no kernels for it, because there was no nvcc; using the CPU"),

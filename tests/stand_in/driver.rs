@@ -19,6 +19,10 @@ impl Status for CUresult {
     }
 }
 
+extern "C" fn report_at_exit() {
+    world().report();
+}
+
 /// The first word of what nvcc packs machine code of several architectures into.
 const FATBIN: u32 = 0xBA55_ED50;
 /// CU_STREAM_NON_BLOCKING and CU_EVENT_DISABLE_TIMING.
@@ -94,6 +98,9 @@ exported! { cudarc::driver::sys, CUresult;
             refuse!("cuInit was not called");
         }
         world.retained += 1;
+        // What a process has at its end is what it never gave back.
+        static AT_EXIT: std::sync::Once = std::sync::Once::new();
+        AT_EXIT.call_once(|| assert_eq!(unsafe { libc::atexit(report_at_exit) }, 0));
         unsafe { *context = CONTEXT_HANDLE as CUcontext };
         device_of(device)
     }
@@ -102,9 +109,6 @@ exported! { cudarc::driver::sys, CUresult;
             refuse!("released more often than retained");
         }
         world.retained -= 1;
-        if world.retained == 0 {
-            world.report();
-        }
         device_of(device)
     }
     fn cuCtxSetCurrent(world, context: CUcontext) {
@@ -281,10 +285,11 @@ exported! { cudarc::driver::sys, CUresult;
     fn cuFuncSetAttribute(world, function: CUfunction, attribute: CUfunction_attribute, value: c_int) {
         world.in_context()?;
         let Some(kernel) = world.kernels.get_mut((function as usize).wrapping_sub(1)) else { refuse!("{function:?} is no kernel") };
-        if attribute != CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES || value as u32 > MOST_SHARED {
-            refuse!("{attribute:?} {value} of {:?}", kernel.name);
+        match attribute {
+            CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES if value as u32 <= MOST_SHARED => kernel.shared = value as u32,
+            CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT if (-1..=100).contains(&value) => {}
+            _ => refuse!("{attribute:?} {value} of {:?}", kernel.name),
         }
-        kernel.shared = value as u32;
         Ok(())
     }
     fn cuLaunchKernel(world, function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,

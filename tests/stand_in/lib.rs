@@ -6,7 +6,7 @@
 //! `now`, `late`, or a number that seeds the chance); memory starts out as NaNs; what no driver takes (a null stream, a
 //! thread without a context, shared memory that was not asked for, a copy beside its memory) is refused with a reason
 //! on standard error. PTUNE_STAND_IN_REPORT names a file that gets counts of all calls, and of what was not given back,
-//! when the context is released.
+//! when the process ends.
 //!
 //! Signatures are those of cudarc's bindings, which are made from NVIDIA's headers: `exported!` compares them. What the
 //! functions do is from NVIDIA's documentation; only a GPU can tell whether that was understood.

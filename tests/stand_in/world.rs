@@ -332,7 +332,7 @@ impl World {
         Ok(())
     }
 
-    /// Writes the counts, when the last who retained the context releases it.
+    /// Writes the counts. The context and its modules are the process's to the end.
     pub fn report(&self) {
         let Some(path) = std::env::var_os("PTUNE_STAND_IN_REPORT") else { return };
         let mut text: String = self.calls.iter().map(|(name, count)| format!("{name} {count}\n")).collect();
@@ -341,7 +341,6 @@ impl World {
             ("pinned memory", self.pinned.len()),
             ("streams", self.streams.len()),
             ("events", self.events.len()),
-            ("modules", self.modules.len()),
             ("objects", self.objects.len()),
         ];
         text.extend(kept.iter().map(|(what, count)| format!("kept {what} {count}\n")));

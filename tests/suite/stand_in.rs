@@ -135,6 +135,7 @@ fn a_sweep_loads_the_weights_once() {
     run(alone);
     let [swept, alone] = ["sweep.report", "alone.report"].map(|name| counts(&folder.path().join(name)));
     assert_eq!((swept["cuMemAlloc_v2"], alone["cuMemAlloc_v2"]), (1, 1));
+    assert_eq!(swept["cuModuleLoadData"], alone["cuModuleLoadData"]);
     let weights = |counts: &BTreeMap<String, u64>| counts["cuMemcpyHtoDAsync_v2"];
     assert!(weights(&swept) < 8 * weights(&alone), "{} copies to the device in 8 runs, {} in one", weights(&swept), weights(&alone));
     let adapter = |name: &str| std::fs::read(folder.path().join(name).join("adapter_model.safetensors")).unwrap();
@@ -188,6 +189,9 @@ fn what_is_missing_is_named() {
     let mut old = predict(&libraries_of_both, "cuda");
     old.env("PTUNE_STAND_IN_VERSION", "12080");
     run(old).error(1, &["CUDA 12.8", "580"]);
+    let mut old = predict(&libraries_of_both, "cuda");
+    old.env("PTUNE_STAND_IN_PRODUCTS_VERSION", "120803");
+    run(old).error(1, &["version 12.8", "LD_LIBRARY_PATH"]);
     // And where all of it is here, auto takes it.
     let folder = tempfile::tempdir().unwrap();
     let mut auto = predict(&libraries_of_both, "auto");

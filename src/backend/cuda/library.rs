@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 const LEAST_VERSION: i32 = 13000;
 const LEAST_DRIVER: &str = "580";
 
+/// The first cuBLASLt of that toolkit, and what its versions count a major one as.
+const LEAST_PRODUCTS: (usize, usize) = (13, 10000);
+
 /// Where installers put cuBLASLt without telling the loader.
 const FOLDERS: [&str; 4] =
     ["/usr/local/cuda/lib64", "/usr/local/cuda-13/lib64", "/usr/local/cuda/targets/x86_64-linux/lib", "/opt/cuda/lib64"];
@@ -40,6 +43,16 @@ pub fn load() -> Result<()> {
         has_products(),
         "libcublasLt.so.13 is not found: install cuBLAS 13 (package libcublas-13-0, or nvidia-cublas from PyPI) and put its folder into \
          LD_LIBRARY_PATH, or use --device cpu"
+    );
+    // The loader may have found an older one first, by a name without a version.
+    // SAFETY: takes nothing and answers with a number.
+    let version = unsafe { cublaslt::sys::cublasLtGetVersion() };
+    ensure!(
+        version / LEAST_PRODUCTS.1 >= LEAST_PRODUCTS.0,
+        "libcublasLt is found in version {}.{}; this program needs {} or later: put the folder of libcublasLt.so.13 first in LD_LIBRARY_PATH, or use --device cpu",
+        version / LEAST_PRODUCTS.1,
+        version % LEAST_PRODUCTS.1 / 100,
+        LEAST_PRODUCTS.0
     );
     Ok(())
 }

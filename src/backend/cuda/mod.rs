@@ -10,12 +10,14 @@ mod device;
 mod driver;
 #[cfg(feature = "emulation")]
 pub mod emulated;
+mod gpu;
 mod instruments;
 mod library;
 mod linear;
 mod pinned;
 mod probes;
 mod products;
+mod queue;
 mod reader;
 mod rowwise;
 mod scratch;
@@ -24,14 +26,15 @@ mod training;
 
 pub use absent::Absent;
 pub use arguments::Arguments;
-pub use device::{Device, architectures};
+pub use device::Device;
 pub use driver::{Address, Driver, Launch, Move, Operand, Product, Source};
 #[cfg(feature = "emulation")]
 pub use emulated::{Emulated, Timing};
+pub use gpu::{Gpu, architectures};
 pub use probes::{LANES, PROBES, Probe, Prober};
 
 use super::*;
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use arguments::Arena;
 use scratch::Scratch;
 
@@ -92,6 +95,12 @@ impl<D: Driver> Cuda<D> {
         if grid.contains(&0) {
             return;
         }
+        let [_, y, z] = grid;
+        if y.max(z) > MOST_BLOCKS {
+            return self.attempt(|_| {
+                bail!("{kernel}: {} sequences or heads are more than a GPU is given at once ({MOST_BLOCKS}); use smaller micro-batches (--micro-batch-tokens)", y.max(z))
+            });
+        }
         let [x, y] = block.map(|count| count as u32);
         let launch = Launch { kernel, grid: grid.map(|count| count as u32), block: [x, y, 1], shared: shared as u32 };
         // SAFETY: arguments are written beside each launch in the order of the kernel's signature; `Arguments` checked
@@ -100,6 +109,9 @@ impl<D: Driver> Cuda<D> {
         self.log(kernel);
     }
 }
+
+/// Blocks of a grid in y or z: CUDA's limit.
+const MOST_BLOCKS: usize = 65535;
 
 /// Bytes of rows that the host gathers at a time.
 const FETCHED: usize = 1 << 20;
@@ -147,7 +159,7 @@ impl<D: Driver> Backend for Cuda<D> {
             assert!(from.is_contiguous() && to.is_contiguous() && from.dtype == to.dtype && from.len() == to.len());
             Move { from: self.source(from), to: self.arena.address(to), bytes: from.len() * from.dtype.size() }
         });
-        let moves: Vec<Move> = moves.collect();
+        let moves: Vec<Move> = moves.filter(|copy| copy.bytes > 0).collect();
         self.attempt(|driver| driver.transfer(lane, &moves));
     }
 
@@ -197,6 +209,9 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn read(&mut self, from: View, bytes: &mut [u8]) {
         assert!(from.is_contiguous() && bytes.len() == from.len() * from.dtype.size());
+        if bytes.is_empty() {
+            return;
+        }
         let address = self.arena.address(from);
         self.attempt(|driver| driver.read(address, bytes));
         if self.failure.is_some() {
@@ -208,6 +223,9 @@ impl<D: Driver> Backend for Cuda<D> {
         assert!(from.is_contiguous());
         let (address, count) = (self.arena.address(from), from.len() * from.dtype.size());
         let mut readback: Readback = Box::new(move || vec![VOID; count]);
+        if count == 0 {
+            return readback;
+        }
         self.attempt(|driver| {
             readback = driver.read_later(address, count)?;
             Ok(())
@@ -233,6 +251,11 @@ impl<D: Driver> Backend for Cuda<D> {
 
     fn fill_normal(&mut self, to: View, key: [u32; 2], deviation: f64) {
         rowwise::fill_normal(self, to, key, deviation);
+        if to.buffer == HOST {
+            // The host reads its memory as it is (`fetch_rows`), so this waits for what was drawn there.
+            let address = self.arena.address(to);
+            self.attempt(|driver| driver.write_host(address, &[]));
+        }
     }
 
     fn embed(&mut self, arguments: &Embed) {

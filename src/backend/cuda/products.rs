@@ -5,7 +5,7 @@
 //! cuBLASLt's matrices are column-major, so c = a bᵀ is asked for as cᵀ = (bᵀ)ᵀ aᵀ, and c = a b as cᵀ = bᵀ aᵀ: the memory
 //! is the same. A bias has a value for each of cᵀ's rows, as the library's epilogue wants it.
 
-use super::driver::{Address, Operand, Product};
+use super::driver::{Address, Product};
 use crate::backend::DType;
 use anyhow::{Context, Result};
 use cudarc::cublaslt::result;
@@ -37,7 +37,8 @@ struct Shape {
     alignments: [u32; 3],
     transposed: bool,
     accumulate: bool,
-    bias: bool,
+    /// What the bias's address is a multiple of, where there is one.
+    bias: Option<u32>,
 }
 
 /// An algorithm with the descriptions that it is called with.
@@ -56,8 +57,21 @@ pub struct Products {
 }
 
 /// Bytes that an address is a multiple of, as far as they matter.
-fn alignment(operand: &Operand) -> u32 {
-    1 << operand.address.trailing_zeros().min(8)
+fn alignment(address: Address) -> u32 {
+    1 << address.trailing_zeros().min(8)
+}
+
+/// Tells a product where its bias is; algorithms are chosen by what its address is a multiple of.
+///
+/// # Safety
+/// The description exists.
+unsafe fn set_bias(description: cublasLtMatmulDesc_t, bias: Address) -> Result<()> {
+    let value = (&raw const bias).cast();
+    // SAFETY: the attribute's size, and the caller's promise.
+    unsafe {
+        result::set_matmul_desc_attribute(description, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, value, size_of::<Address>())?
+    };
+    Ok(())
 }
 
 impl Products {
@@ -90,7 +104,7 @@ impl Products {
         unsafe {
             let operation = (&raw const operation).cast::<c_void>();
             result::set_matmul_desc_attribute(description, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, operation, size_of::<i32>())?;
-            if shape.bias {
+            if let Some(alignment) = shape.bias {
                 let epilogue = cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
                 let value = (&raw const epilogue).cast();
                 result::set_matmul_desc_attribute(
@@ -99,6 +113,8 @@ impl Products {
                     value,
                     size_of_val(&epilogue),
                 )?;
+                // Any address of this alignment: the algorithm is kept for all of them.
+                set_bias(description, Address::from(alignment))?;
             }
             let set = |attribute, value: *const c_void, bytes| result::set_matmul_pref_attribute(preference, attribute, value, bytes);
             set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const self.workspace_bytes).cast(), size_of::<usize>())?;
@@ -130,10 +146,10 @@ impl Products {
             out,
             sizes: [c.rows, c.cols, a.cols],
             strides: [a.stride, b.stride, c.stride],
-            alignments: [alignment(&a), alignment(&b), alignment(&c)],
+            alignments: [a, b, c].map(|operand| alignment(operand.address)),
             transposed,
             accumulate,
-            bias: bias.is_some(),
+            bias: bias.map(alignment),
         };
         if !self.plans.contains_key(&shape) {
             let plan = self.plan(&shape)?;
@@ -145,8 +161,7 @@ impl Products {
         // SAFETY: the caller's promise; the plan is of these shapes, and its description takes the pointer's value.
         unsafe {
             if let Some(bias) = bias {
-                let (attribute, value) = (DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const bias).cast());
-                result::set_matmul_desc_attribute(plan.description, attribute, value, size_of::<Address>())?;
+                set_bias(plan.description, bias)?;
             }
             result::matmul(
                 self.handle,
