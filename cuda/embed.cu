@@ -16,16 +16,14 @@
 #include "normalisation.cuh"
 #include "philox.cuh"
 
-#include <type_traits>
-
 namespace {
 
 template <bool kWide, class T>
-__device__ __forceinline__ void add_row(const T* row, int width, float (&x)[kPacks][8]) {
+__device__ __forceinline__ void add_row(const Row<kWide, T>& row, float (&x)[kPacks][8]) {
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
         float term[8];
-        load_pack<kWide>(row, column_of(p), width, term);
+        row.read(p, term);
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[p][i] += term[i];
     }
@@ -36,10 +34,8 @@ template <class T, bool kWide>
 __device__ __forceinline__ void store_row(float (&x)[kPacks][8], const Dropout& dropout, uint32_t ordinal, uint32_t token, T* to, int width) {
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-        const int column = column_of(p);
-        if (column >= width) continue;
-        if (dropout.threshold) apply_dropout(x[p], dropout, ordinal, token, 0, column);
-        store_some(to, column, width, kWide, x[p]);
+        if (dropout.threshold) apply_dropout(x[p], dropout, ordinal, token, 0, column_of(p));
+        store_columns<kWide>(to, column_of(p), width, x[p]);
     }
 }
 
@@ -47,16 +43,25 @@ template <class T, bool kWide>
 __device__ __forceinline__ void embed_row(const T* word, const float* prompt, const T* position, const T* token_type, const Dropout& dropout, uint32_t ordinal,
                                           uint32_t token, int kind, float epsilon, const float* gamma, const float* beta, T* sum,
                                           T* normalized, float* rstd, T* out, int width) {
+    // All rows are asked for before any is used.
+    Row<kWide, T> words, places, kinds;
+    Row<kWide, float> prompts;
+    if (prompt)
+        prompts.ask(prompt, width);
+    else
+        words.ask(word, width);
+    if (position) places.ask(position, width);
+    if (token_type) kinds.ask(token_type, width);
     float x[kPacks][8];
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
         if (prompt)
-            load_pack<kWide>(prompt, column_of(p), width, x[p]);
+            prompts.read(p, x[p]);
         else
-            load_pack<kWide>(word, column_of(p), width, x[p]);
+            words.read(p, x[p]);
     }
-    if (position) add_row<kWide>(position, width, x);
-    if (token_type) add_row<kWide>(token_type, width, x);
+    if (position) add_row(places, x);
+    if (token_type) add_row(kinds, x);
     if (sum) {
         store_row<T, kWide>(x, dropout, ordinal, token, sum, width);
         // As it was stored, so that the norm of the stored sum gives the same bits.
@@ -68,53 +73,41 @@ __device__ __forceinline__ void embed_row(const T* word, const float* prompt, co
         if (rstd && threadIdx.x == 0) *rstd = scale;
 #pragma unroll
         for (int p = 0; p < kPacks; ++p) {
-            const int column = column_of(p);
-            if (column >= width) continue;
             normalize_pack<T>(x[p], scale);
-            if (normalized) store_some(normalized, column, width, kWide, x[p]);
-            scale_pack<kWide>(x[p], gamma, beta, column, width);
+            if (normalized) store_columns<kWide>(normalized, column_of(p), width, x[p]);
+            scale_pack<kWide>(x[p], gamma, beta, column_of(p), width);
         }
     }
     store_row<T, kWide>(x, sum ? Dropout{} : dropout, ordinal, token, out, width);
 }
 
-template <class T>
+template <class T, bool kWide>
 __device__ __forceinline__ void embed(const T* word, const T* position, const T* token_type, const int* ids, const int* positions,
                                       const int* types, const float* prompt, const Dropout& dropout, const int* ordinals, const int* tokens, int kind,
                                       float epsilon, const float* gamma, const float* beta, T* sum, int ld_sum, T* normalized,
                                       int ld_normalized, float* rstd, T* out, int ld_out, int rows, int width) {
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;  // whole x-rows of threads leave
-    // What is absent is at address 0, which is aligned.
-    const bool wide = width % 8 == 0 && rows_are_wide(word, width) && rows_are_wide(position, width) && rows_are_wide(token_type, width) &&
-                      rows_are_wide(prompt, width) && rows_are_wide(gamma, 0) && rows_are_wide(beta, 0) && rows_are_wide(sum, ld_sum) &&
-                      rows_are_wide(normalized, ld_normalized) && rows_are_wide(out, ld_out);
     const uint32_t ordinal = dropout.threshold ? ordinals[row] : 0, token = dropout.threshold ? tokens[row] : 0;
     const int id = ids[row];
     const bool prompted = prompt && id < 0;
-    auto body = [&](auto is_wide) {
-        embed_row<T, decltype(is_wide)::value>(
-            prompted ? nullptr : row_of(word, id, width), prompted ? row_of(prompt, -1 - id, width) : nullptr, position ? row_of(position, positions[row], width) : nullptr,
-            token_type ? row_of(token_type, types[row], width) : nullptr, dropout, ordinal, token, kind, epsilon, gamma, beta,
-            optional_row(sum, row, ld_sum), optional_row(normalized, row, ld_normalized), rstd ? rstd + row : nullptr,
-            row_of(out, row, ld_out), width);
-    };
-    if (wide)
-        body(std::true_type());
-    else
-        body(std::false_type());
+    embed_row<T, kWide>(prompted ? nullptr : row_of(word, id, width), prompted ? row_of(prompt, -1 - id, width) : nullptr,
+                        position ? row_of(position, positions[row], width) : nullptr,
+                        token_type ? row_of(token_type, types[row], width) : nullptr, dropout, ordinal, token, kind, epsilon, gamma, beta,
+                        optional_row(sum, row, ld_sum), optional_row(normalized, row, ld_normalized), rstd ? rstd + row : nullptr,
+                        row_of(out, row, ld_out), width);
 }
 
 }  // namespace
 
-#define ENTRIES(T, suffix)                                                                                                              \
+#define ENTRIES(T, suffix, wide)                                                                                                        \
     extern "C" __global__ void __launch_bounds__(kThreads) embed_##suffix(                                                              \
         const T* word, const T* position, const T* token_type, const int* ids, const int* positions, const int* types,                  \
         const float* prompt, uint32_t key0, uint32_t key1, uint32_t threshold, float scale, const int* ordinals, const int* tokens,     \
         int kind, float epsilon, const float* gamma, const float* beta, T* sum, int ld_sum, T* normalized, int ld_normalized,           \
         float* rstd, T* out, int ld_out, int rows, int width) {                                                                         \
-        embed<T>(word, position, token_type, ids, positions, types, prompt, {key0, key1, threshold, scale}, ordinals, tokens, kind,     \
+        embed<T, wide>(word, position, token_type, ids, positions, types, prompt, {key0, key1, threshold, scale}, ordinals, tokens, kind,     \
                  epsilon, gamma, beta, sum, ld_sum, normalized, ld_normalized, rstd, out, ld_out, rows, width);                         \
     }                                                                                                                                   \
     KERNEL_ENTRY(embed_##suffix);
-FOR_BOTH_HALVES(ENTRIES)
+FOR_BOTH_HALVES_AND_ROWS(ENTRIES)

@@ -150,6 +150,17 @@ __device__ __forceinline__ void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const
 
 // ---- arithmetic -------------------------------------------------------------------------------------------------
 
+// 1 / x to a unit in the last place, one instruction (rcp.approx.ftz).
+__device__ __forceinline__ float reciprocal_fast(float x) {
+#if defined(CUDA_EMU)
+    return 1.0f / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 // 2^x to 2 units in the last place, one instruction (ex2.approx.ftz).
 __device__ __forceinline__ float exp2_fast(float x) {
 #if defined(CUDA_EMU)

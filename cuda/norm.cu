@@ -15,23 +15,25 @@
 #include "normalisation.cuh"
 #include "philox.cuh"
 
-#include <type_traits>
-
 namespace {
 
 template <class T, bool kWide>
 __device__ __forceinline__ void norm_forward_row(int kind, float epsilon, const T* residual, const T* branch, const Dropout& dropout,
                                                  uint32_t ordinal, uint32_t token, const float* gamma, const float* beta, T* sum, T* normalized,
                                                  float* rstd, T* out, int width) {
+    // Everything that is read is asked for before any of it is used: that is what keeps the memory busy.
+    Row<kWide, T> kept, added;
+    kept.ask(residual, width);
+    if (branch) added.ask(branch, width);
     float x[kPacks][8];
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) load_pack<kWide>(residual, column_of(p), width, x[p]);
+    for (int p = 0; p < kPacks; ++p) kept.read(p, x[p]);
     if (branch) {
 #pragma unroll
         for (int p = 0; p < kPacks; ++p) {
             float part[8];
-            load_pack<kWide>(branch, column_of(p), width, part);
-            if (dropout.threshold && column_of(p) < width) apply_dropout(part, dropout, ordinal, token, 0, column_of(p));
+            added.read(p, part);
+            if (dropout.threshold) apply_dropout(part, dropout, ordinal, token, 0, column_of(p));
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[p][i] += part[i];
         }
@@ -40,32 +42,30 @@ __device__ __forceinline__ void norm_forward_row(int kind, float epsilon, const 
 #pragma unroll
         for (int p = 0; p < kPacks; ++p) {
             round_pack<T>(x[p]);
-            if (column_of(p) < width) store_some(sum, column_of(p), width, kWide, x[p]);
+            store_columns<kWide>(sum, column_of(p), width, x[p]);
         }
     }
     const float scale = centre_row<kWide>(kind, epsilon, x, width);
     if (threadIdx.x == 0) *rstd = scale;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-        const int column = column_of(p);
-        if (column >= width) continue;
         normalize_pack<T>(x[p], scale);
-        store_some(normalized, column, width, kWide, x[p]);
-        scale_pack<kWide>(x[p], gamma, beta, column, width);
-        store_some(out, column, width, kWide, x[p]);
+        store_columns<kWide>(normalized, column_of(p), width, x[p]);
+        scale_pack<kWide>(x[p], gamma, beta, column_of(p), width);
+        store_columns<kWide>(out, column_of(p), width, x[p]);
     }
 }
 
 template <class T, bool kWide>
 __device__ __forceinline__ void norm_output_row(const T* normalized, const float* gamma, const float* beta, T* out, int width) {
+    Row<kWide, T> kept;
+    kept.ask(normalized, width);
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-        const int column = column_of(p);
-        if (column >= width) continue;
         float x[8];
-        load_some(normalized, column, width, kWide, x);
-        scale_pack<kWide>(x, gamma, beta, column, width);
-        store_some(out, column, width, kWide, x);
+        kept.read(p, x);
+        scale_pack<kWide>(x, gamma, beta, column_of(p), width);
+        store_columns<kWide>(out, column_of(p), width, x);
     }
 }
 
@@ -73,127 +73,86 @@ template <class T, bool kWide>
 __device__ __forceinline__ void norm_backward_row(int kind, const T* d_out, const T* d_residual, const float* gamma, const T* normalized,
                                                   float rstd, T* d_sum, const Dropout& dropout, uint32_t ordinal, uint32_t token, T* d_branch,
                                                   int width) {
-    float g[kPacks][8], x[kPacks][8];
+    Row<kWide, T> above, kept, beside;
+    above.ask(d_out, width);
+    kept.ask(normalized, width);
+    if (d_residual) beside.ask(d_residual, width);
+    float g[kPacks][8], sums[2] = {0.0f, 0.0f};  // sums of g and of g * normalized
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-        load_pack<kWide>(d_out, column_of(p), width, g[p]);
-        load_pack<kWide>(normalized, column_of(p), width, x[p]);
-    }
-    float sums[2] = {0.0f, 0.0f};  // of g and of g * normalized
-#pragma unroll
-    for (int p = 0; p < kPacks; ++p) {
-        float weight[8];
-        load_pack<kWide>(gamma, column_of(p), width, weight);
+        float weight[8], x[8];
+        load_columns<kWide>(gamma, column_of(p), width, weight);
+        above.read(p, g[p]);
+        kept.read(p, x);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             g[p][i] *= weight[i];
             sums[0] += g[p][i];
-            sums[1] += g[p][i] * x[p][i];
+            sums[1] += g[p][i] * x[i];
         }
     }
     row_sums(sums);
     const float mean = kind == kLayerNorm ? sums[0] / width : 0.0f, projection = sums[1] / width;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-        const int column = column_of(p);
-        if (column >= width) continue;
+        float x[8];
+        kept.read(p, x);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) g[p][i] = rstd * (g[p][i] - mean - x[p][i] * projection);
+        for (int i = 0; i < 8; ++i) g[p][i] = rstd * (g[p][i] - mean - x[i] * projection);
         if (d_residual) {
             float part[8];
-            load_some(d_residual, column, width, kWide, part);
+            beside.read(p, part);
 #pragma unroll
             for (int i = 0; i < 8; ++i) g[p][i] += part[i];
         }
-        store_some(d_sum, column, width, kWide, g[p]);
+        store_columns<kWide>(d_sum, column_of(p), width, g[p]);
         if (d_branch) {
-            if (dropout.threshold) apply_dropout(g[p], dropout, ordinal, token, 0, column);
-            store_some(d_branch, column, width, kWide, g[p]);
+            if (dropout.threshold) apply_dropout(g[p], dropout, ordinal, token, 0, column_of(p));
+            store_columns<kWide>(d_branch, column_of(p), width, g[p]);
         }
     }
 }
 
-template <class T>
-__device__ __forceinline__ void norm_forward(int kind, float epsilon, const T* residual, int ld_residual, const T* branch, int ld_branch,
-                                             const Dropout& dropout, const int* ordinals, const int* tokens, const float* gamma,
-                                             const float* beta, T* sum, int ld_sum, T* normalized, int ld_normalized, float* rstd, T* out,
-                                             int ld_out, int rows, int width) {
+// This thread's row, or -1 where there is none: whole x-rows of threads leave.
+__device__ __forceinline__ int row_of_thread(int rows) {
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= rows) return;  // whole x-rows of threads leave
-    const bool wide = width % 8 == 0 && rows_are_wide(residual, ld_residual) && (!branch || rows_are_wide(branch, ld_branch)) &&
-                      (!sum || rows_are_wide(sum, ld_sum)) && rows_are_wide(normalized, ld_normalized) && rows_are_wide(out, ld_out) &&
-                      rows_are_wide(gamma, 0) && rows_are_wide(beta, 0);
-    const bool dropping = branch && dropout.threshold;
-    const uint32_t ordinal = dropping ? ordinals[row] : 0, token = dropping ? tokens[row] : 0;
-    auto body = [&](auto is_wide) {
-        norm_forward_row<T, decltype(is_wide)::value>(kind, epsilon, row_of(residual, row, ld_residual), optional_row(branch, row, ld_branch),
-                                                      dropout, ordinal, token, gamma, beta, optional_row(sum, row, ld_sum),
-                                                      row_of(normalized, row, ld_normalized), rstd + row, row_of(out, row, ld_out), width);
-    };
-    if (wide)
-        body(std::true_type());
-    else
-        body(std::false_type());
-}
-
-template <class T>
-__device__ __forceinline__ void norm_output(const T* normalized, int ld_normalized, const float* gamma, const float* beta, T* out, int ld_out,
-                                            int rows, int width) {
-    const int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= rows) return;
-    const bool wide = width % 8 == 0 && rows_are_wide(normalized, ld_normalized) && rows_are_wide(out, ld_out) && rows_are_wide(gamma, 0) &&
-                      rows_are_wide(beta, 0);
-    if (wide)
-        norm_output_row<T, true>(row_of(normalized, row, ld_normalized), gamma, beta, row_of(out, row, ld_out), width);
-    else
-        norm_output_row<T, false>(row_of(normalized, row, ld_normalized), gamma, beta, row_of(out, row, ld_out), width);
-}
-
-template <class T>
-__device__ __forceinline__ void norm_backward(int kind, const T* d_out, int ld_d_out, const T* d_residual, int ld_d_residual,
-                                              const float* gamma, const T* normalized, int ld_normalized, const float* rstd, T* d_sum,
-                                              int ld_d_sum, const Dropout& dropout, const int* ordinals, const int* tokens, T* d_branch,
-                                              int ld_d_branch, int rows, int width) {
-    const int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= rows) return;
-    const bool wide = width % 8 == 0 && rows_are_wide(d_out, ld_d_out) && (!d_residual || rows_are_wide(d_residual, ld_d_residual)) &&
-                      rows_are_wide(normalized, ld_normalized) && rows_are_wide(d_sum, ld_d_sum) &&
-                      (!d_branch || rows_are_wide(d_branch, ld_d_branch)) && rows_are_wide(gamma, 0);
-    const bool dropping = d_branch && dropout.threshold;
-    const uint32_t ordinal = dropping ? ordinals[row] : 0, token = dropping ? tokens[row] : 0;
-    auto body = [&](auto is_wide) {
-        norm_backward_row<T, decltype(is_wide)::value>(kind, row_of(d_out, row, ld_d_out), optional_row(d_residual, row, ld_d_residual), gamma,
-                                                       row_of(normalized, row, ld_normalized), rstd[row], row_of(d_sum, row, ld_d_sum), dropout,
-                                                       ordinal, token, optional_row(d_branch, row, ld_d_branch), width);
-    };
-    if (wide)
-        body(std::true_type());
-    else
-        body(std::false_type());
+    return row < rows ? row : -1;
 }
 
 }  // namespace
 
-#define ENTRIES(T, suffix)                                                                                                                \
+#define ENTRIES(T, suffix, wide)                                                                                                          \
     extern "C" __global__ void __launch_bounds__(kThreads) norm_forward_##suffix(                                                         \
         int kind, float epsilon, const T* residual, int ld_residual, const T* branch, int ld_branch, uint32_t key0, uint32_t key1,        \
         uint32_t threshold, float scale, const int* ordinals, const int* tokens, const float* gamma, const float* beta, T* sum,           \
         int ld_sum, T* normalized, int ld_normalized, float* rstd, T* out, int ld_out, int rows, int width) {                             \
-        norm_forward<T>(kind, epsilon, residual, ld_residual, branch, ld_branch, {key0, key1, threshold, scale}, ordinals, tokens, gamma, \
-                        beta, sum, ld_sum, normalized, ld_normalized, rstd, out, ld_out, rows, width);                                    \
+        const int row = row_of_thread(rows);                                                                                              \
+        if (row < 0) return;                                                                                                              \
+        const bool dropping = branch && threshold;                                                                                        \
+        norm_forward_row<T, wide>(kind, epsilon, row_of(residual, row, ld_residual), optional_row(branch, row, ld_branch),                \
+                                  {key0, key1, threshold, scale}, dropping ? ordinals[row] : 0, dropping ? tokens[row] : 0, gamma, beta,  \
+                                  optional_row(sum, row, ld_sum), row_of(normalized, row, ld_normalized), rstd + row,                     \
+                                  row_of(out, row, ld_out), width);                                                                       \
     }                                                                                                                                     \
     KERNEL_ENTRY(norm_forward_##suffix);                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(kThreads) norm_output_##suffix(const T* normalized, int ld_normalized, const float* gamma, \
-                                                                                const float* beta, T* out, int ld_out, int rows, int width) { \
-        norm_output<T>(normalized, ld_normalized, gamma, beta, out, ld_out, rows, width);                                                 \
+    extern "C" __global__ void __launch_bounds__(kThreads) norm_output_##suffix(                                                          \
+        const T* normalized, int ld_normalized, const float* gamma, const float* beta, T* out, int ld_out, int rows, int width) {         \
+        const int row = row_of_thread(rows);                                                                                              \
+        if (row < 0) return;                                                                                                              \
+        norm_output_row<T, wide>(row_of(normalized, row, ld_normalized), gamma, beta, row_of(out, row, ld_out), width);                   \
     }                                                                                                                                     \
     KERNEL_ENTRY(norm_output_##suffix);                                                                                                   \
     extern "C" __global__ void __launch_bounds__(kThreads) norm_backward_##suffix(                                                        \
         int kind, const T* d_out, int ld_d_out, const T* d_residual, int ld_d_residual, const float* gamma, const T* normalized,          \
         int ld_normalized, const float* rstd, T* d_sum, int ld_d_sum, uint32_t key0, uint32_t key1, uint32_t threshold, float scale,      \
         const int* ordinals, const int* tokens, T* d_branch, int ld_d_branch, int rows, int width) {                                      \
-        norm_backward<T>(kind, d_out, ld_d_out, d_residual, ld_d_residual, gamma, normalized, ld_normalized, rstd, d_sum, ld_d_sum,       \
-                         {key0, key1, threshold, scale}, ordinals, tokens, d_branch, ld_d_branch, rows, width);                           \
+        const int row = row_of_thread(rows);                                                                                              \
+        if (row < 0) return;                                                                                                              \
+        const bool dropping = d_branch && threshold;                                                                                      \
+        norm_backward_row<T, wide>(kind, row_of(d_out, row, ld_d_out), optional_row(d_residual, row, ld_d_residual), gamma,               \
+                                   row_of(normalized, row, ld_normalized), rstd[row], row_of(d_sum, row, ld_d_sum),                       \
+                                   {key0, key1, threshold, scale}, dropping ? ordinals[row] : 0, dropping ? tokens[row] : 0,              \
+                                   optional_row(d_branch, row, ld_d_branch), width);                                                      \
     }                                                                                                                                     \
     KERNEL_ENTRY(norm_backward_##suffix);
-FOR_BOTH_HALVES(ENTRIES)
+FOR_BOTH_HALVES_AND_ROWS(ENTRIES)

@@ -59,6 +59,40 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t bits) {
     return PairOf<T>::split(pair);
 }
 
+// Eight values as they lie in memory: what a thread holds while its loads are under way, and no wider than they came.
+template <class T>
+struct Pack {
+    uint4 bits;
+};
+template <>
+struct Pack<float> {
+    float4 low, high;
+};
+template <class T>
+__device__ __forceinline__ void unpack(const Pack<T>& pack, float (&to)[8]) {
+    const uint32_t words[4] = {pack.bits.x, pack.bits.y, pack.bits.z, pack.bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const float2 pair = unpack_pair<T>(words[i]);
+        to[2 * i] = pair.x;
+        to[2 * i + 1] = pair.y;
+    }
+}
+__device__ __forceinline__ void unpack(const Pack<float>& pack, float (&to)[8]) {
+    const float all[8] = {pack.low.x, pack.low.y, pack.low.z, pack.low.w, pack.high.x, pack.high.y, pack.high.z, pack.high.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) to[i] = all[i];
+}
+
+// From an address that is a multiple of 16 bytes.
+template <class T>
+__device__ __forceinline__ Pack<T> load_packed(const T* from) {
+#if defined(CUDA_EMU)
+    if (reinterpret_cast<uintptr_t>(from) % 16) emu::fail("a load of 16 bytes from an address that is no multiple of that");
+#endif
+    return *reinterpret_cast<const Pack<T>*>(from);
+}
+
 // N values at an address that is a multiple of min(16, N * sizeof(T)) bytes, by accesses of that size.
 __device__ __forceinline__ void load_wide(const float* from, float (&to)[4]) {
     const float4 four = *reinterpret_cast<const float4*>(from);
@@ -67,27 +101,9 @@ __device__ __forceinline__ void load_wide(const float* from, float (&to)[4]) {
     to[2] = four.z;
     to[3] = four.w;
 }
-__device__ __forceinline__ void load_wide(const float* from, float (&to)[8]) {
-    const float4 low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
-    to[0] = low.x;
-    to[1] = low.y;
-    to[2] = low.z;
-    to[3] = low.w;
-    to[4] = high.x;
-    to[5] = high.y;
-    to[6] = high.z;
-    to[7] = high.w;
-}
 template <class T>
 __device__ __forceinline__ void load_wide(const T* from, float (&to)[8]) {
-    const uint4 bits = *reinterpret_cast<const uint4*>(from);
-    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const float2 pair = unpack_pair<T>(words[i]);
-        to[2 * i] = pair.x;
-        to[2 * i + 1] = pair.y;
-    }
+    unpack(load_packed(from), to);
 }
 template <class T>
 __device__ __forceinline__ void load_wide(const T* from, float (&to)[4]) {
@@ -107,6 +123,9 @@ __device__ __forceinline__ void store_wide(float* to, const float (&from)[8]) {
 }
 template <class T>
 __device__ __forceinline__ void store_wide(T* to, const float (&from)[8]) {
+#if defined(CUDA_EMU)
+    if (reinterpret_cast<uintptr_t>(to) % 16) emu::fail("a store of 16 bytes to an address that is no multiple of that");
+#endif
     *reinterpret_cast<uint4*>(to) = make_uint4(pack_pair<T>(from[0], from[1]), pack_pair<T>(from[2], from[3]), pack_pair<T>(from[4], from[5]),
                                                pack_pair<T>(from[6], from[7]));
 }

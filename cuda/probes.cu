@@ -127,6 +127,12 @@ extern "C" __global__ void probe_exp2(const uint32_t* in, uint32_t* out) {
 }
 KERNEL_ENTRY(probe_exp2);
 
+extern "C" __global__ void probe_reciprocal(const uint32_t* in, uint32_t* out) {
+    const uint32_t words[1] = {__float_as_uint(reciprocal_fast(__uint_as_float(input<1>(in)[0])))};
+    output(out, words);
+}
+KERNEL_ENTRY(probe_reciprocal);
+
 // A value and a lane: from that lane, from the lane whose number differs in its bits, from that many lanes on and back;
 // and the lanes whose values are odd.
 extern "C" __global__ void probe_shuffles(const uint32_t* in, uint32_t* out) {

@@ -30,6 +30,8 @@ impl Expected {
 const MMA_ERROR: f64 = 1.0 / (1 << 20) as f64;
 /// Two units in the last place (ex2.approx.ftz), and what is flushed to zero.
 const EXP2_ERROR: f64 = 1.0 / (1 << 22) as f64;
+/// Of rcp.approx: one unit in the last place.
+const RECIPROCAL_ERROR: f64 = 1.0 / (1 << 23) as f64;
 const SMALLEST_NORMAL: f64 = f32::MIN_POSITIVE as f64;
 
 /// Inputs of a probe: `blocks` warps of words, from a seed.
@@ -42,7 +44,7 @@ pub fn inputs(probe: Probe, blocks: usize, seed: u32) -> Vec<u32> {
                 "probe_mma_f16" | "probe_mma_bf16" if word >= 6 => (random.normal_pair()[0] as f32).to_bits(),
                 "probe_mma_f16" => pair(random.normal_pair(), |value| f16::from_f64(value).to_bits()),
                 "probe_mma_bf16" => pair(random.normal_pair(), |value| bf16::from_f64(value).to_bits()),
-                "probe_exp2" => exponent(&mut random, lane),
+                "probe_exp2" | "probe_reciprocal" => exponent(&mut random, lane),
                 "probe_convert_f16" | "probe_convert_bf16" => number(&mut random, word == 2),
                 _ => random.below(1 << 32) as u32,
             });
@@ -93,6 +95,7 @@ fn of_warp(probe: Probe, warp: &[u32]) -> Vec<Expected> {
         "probe_convert_f16" => lanes().flat_map(|lane| convert(lane, DType::F16)).collect(),
         "probe_convert_bf16" => lanes().flat_map(|lane| convert(lane, DType::BF16)).collect(),
         "probe_exp2" => warp.iter().map(|&word| exp2(f64::from(f32::from_bits(word)))).collect(),
+        "probe_reciprocal" => warp.iter().map(|&word| reciprocal(f64::from(f32::from_bits(word)))).collect(),
         "probe_shuffles" => bits(shuffles(warp)),
         other => unreachable!("{other} has no definition"),
     }
@@ -156,6 +159,11 @@ fn exp2(x: f64) -> Expected {
     // Results below the normal numbers are flushed to zero, or are not.
     let within = if value < 2.0 * SMALLEST_NORMAL { SMALLEST_NORMAL } else { 2.0 * EXP2_ERROR * value };
     Expected::Near(value, within.max(step(DType::F32) * SMALLEST_NORMAL))
+}
+
+/// The probe's inputs are zero, infinite, or far from both.
+fn reciprocal(x: f64) -> Expected {
+    Expected::Near(1.0 / x, 2.0 * RECIPROCAL_ERROR / x.abs())
 }
 
 /// From a lane; from the lane that differs in given bits; from so many lanes up or down, its own where there is none; and

@@ -1,19 +1,45 @@
 //! Launches of the operations that work row by row: `embed.cu`, `fill.cu`, `norm.cu`, `pointwise.cu`, `prompt_gradient.cu`,
 //! `rotary.cu`.
 
-use super::{Cuda, Driver, for_type};
+use super::{Arguments, Cuda, Driver, MOST_BLOCKS, for_type};
 use crate::backend::*;
+use anyhow::bail;
 
 const THREADS: usize = 256;
+/// Columns that the largest block of `normalisation.cuh` holds.
+const WIDEST: usize = 16384;
 
-/// A thread an access of 16 bytes; the kernels' loops take any grid.
-fn packs(rows: usize, width: usize) -> [usize; 3] {
-    [(rows * width.div_ceil(8)).div_ceil(THREADS), 1, 1]
+/// Launches what touches every element once: a lane 8 columns, 16 bytes, a warp a piece of a row; the kernels' loops go on to
+/// further rows.
+fn launch_packs<D: Driver>(cuda: &mut Cuda<D>, kernel: &'static str, rows: usize, width: usize, arguments: Arguments) {
+    let grid = [width.div_ceil(32 * 8), rows.div_ceil(8).min(MOST_BLOCKS), 1];
+    cuda.launch(kernel, grid, [32, 8], 0, arguments);
 }
 
-/// A warp a row, four rows a block, while a row's 16-byte packs fit a warp's registers; else a block a row.
-fn norm_block(width: usize) -> [usize; 2] {
-    if width <= 1024 { [32, 4] } else { [32 * width.div_ceil(1024), 1] }
+/// Whether packs of 8 columns of these can be accessed 16 bytes at a time (`normalisation.cuh`: wide rows).
+fn are_wide<const N: usize>(width: usize, views: [Option<View>; N]) -> bool {
+    let aligned = |view: &View| view.offset.is_multiple_of(16) && (view.rows <= 1 || (view.stride * view.dtype.size()).is_multiple_of(16));
+    width.is_multiple_of(8) && views.iter().flatten().all(aligned)
+}
+
+/// Launches what keeps a row in registers: a warp a row, four rows a block, while a row's 16-byte packs fit a warp's; else a
+/// block a row. The kernel is the first for wide rows, the second for any.
+fn launch_rows<D: Driver>(cuda: &mut Cuda<D>, kernels: [&'static str; 2], wide: bool, rows: usize, width: usize, arguments: Arguments) {
+    if width > WIDEST {
+        return cuda.attempt(|_| bail!("a hidden size of {width}: the GPU's norms take up to {WIDEST}; use --device cpu"));
+    }
+    let block = if width <= 1024 { [32, 4] } else { [32 * width.div_ceil(1024), 1] };
+    cuda.launch(kernels[usize::from(!wide)], [rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
+}
+
+/// A kernel of `launch_rows` and its twin, by element type.
+macro_rules! for_rows {
+    ($dtype:expr, $name:literal) => {
+        match $dtype {
+            DType::BF16 => [concat!($name, "_bf16"), concat!($name, "_any_bf16")],
+            _ => [concat!($name, "_f16"), concat!($name, "_any_f16")],
+        }
+    };
 }
 
 fn norm_kind(kind: NormKind) -> usize {
@@ -38,7 +64,7 @@ pub fn fill_normal<D: Driver>(cuda: &mut Cuda<D>, to: View, [key0, key1]: [u32; 
     let t = to.dtype;
     let arguments = cuda.arguments().vector(t, to).long(to.len()).word(key0).word(key1).float(deviation);
     let name = if t == DType::BF16 { "fill_normal_bf16" } else { "fill_normal_f16" };
-    cuda.launch(name, packs(1, to.len()), [THREADS, 1], 0, arguments);
+    cuda.launch(name, [to.len().div_ceil(8).div_ceil(THREADS), 1, 1], [THREADS, 1], 0, arguments);
 }
 
 pub fn embed<D: Driver>(cuda: &mut Cuda<D>, embed: &Embed) {
@@ -65,8 +91,10 @@ pub fn embed<D: Driver>(cuda: &mut Cuda<D>, embed: &Embed) {
         .matrix(t, out)
         .int(out.rows)
         .int(out.cols);
-    let block = norm_block(out.cols);
-    cuda.launch(for_type!(t, "embed"), [out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
+    let tables = [Some(word), position, token_type, prompt];
+    let of_norm = norm.map_or([None; 4], |norm| [Some(norm.gamma), norm.beta, norm.stream, kept.map(|[normalized, _]| normalized)]);
+    let wide = are_wide(out.cols, tables) && are_wide(out.cols, of_norm) && are_wide(out.cols, [Some(out)]);
+    launch_rows(cuda, for_rows!(t, "embed"), wide, out.rows, out.cols, arguments);
 }
 
 pub fn norm_forward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormForward) {
@@ -86,16 +114,17 @@ pub fn norm_forward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormForward) {
         .matrix(t, norm.out)
         .int(norm.out.rows)
         .int(norm.out.cols);
-    let block = norm_block(norm.out.cols);
-    cuda.launch(for_type!(t, "norm_forward"), [norm.out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
+    let NormForward { residual, branch, gamma, beta, sum, normalized, out, .. } = *norm;
+    let wide = are_wide(out.cols, [Some(residual), branch, Some(gamma), beta, sum, Some(normalized), Some(out)]);
+    launch_rows(cuda, for_rows!(t, "norm_forward"), wide, out.rows, out.cols, arguments);
 }
 
 pub fn norm_output<D: Driver>(cuda: &mut Cuda<D>, normalized: View, gamma: View, beta: Option<View>, out: View) {
     let t = cuda.activation;
     let arguments = cuda.arguments().matrix(t, normalized).vector(DType::F32, gamma).optional_vector(DType::F32, beta).matrix(t, out);
     let arguments = arguments.int(out.rows).int(out.cols);
-    let block = norm_block(out.cols);
-    cuda.launch(for_type!(t, "norm_output"), [out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
+    let wide = are_wide(out.cols, [Some(normalized), Some(gamma), beta, Some(out)]);
+    launch_rows(cuda, for_rows!(t, "norm_output"), wide, out.rows, out.cols, arguments);
 }
 
 pub fn norm_backward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormBackward) {
@@ -117,13 +146,14 @@ pub fn norm_backward<D: Driver>(cuda: &mut Cuda<D>, norm: &NormBackward) {
         .optional_matrix(t, d_branch)
         .int(norm.d_out.rows)
         .int(norm.d_out.cols);
-    let block = norm_block(norm.d_out.cols);
-    cuda.launch(for_type!(t, "norm_backward"), [norm.d_out.rows.div_ceil(block[1]), 1, 1], block, 0, arguments);
+    let NormBackward { d_out, d_residual, gamma, normalized, d_sum, .. } = *norm;
+    let wide = are_wide(d_out.cols, [Some(d_out), d_residual, Some(gamma), Some(normalized), Some(d_sum), d_branch]);
+    launch_rows(cuda, for_rows!(t, "norm_backward"), wide, d_out.rows, d_out.cols, arguments);
 }
 
 pub fn dropout<D: Driver>(cuda: &mut Cuda<D>, data: View, dropout: Dropout, rows: &Rows) {
     let arguments = cuda.arguments().matrix(cuda.activation, data).dropout_rows(Some((dropout, rows))).int(data.rows).int(data.cols);
-    cuda.launch(for_type!(cuda.activation, "dropout"), packs(data.rows, data.cols), [THREADS, 1], 0, arguments);
+    launch_packs(cuda, for_type!(cuda.activation, "dropout"), data.rows, data.cols, arguments);
 }
 
 /// Also in fp32: the projection that makes a prefix.
@@ -131,20 +161,20 @@ pub fn activation_forward<D: Driver>(cuda: &mut Cuda<D>, kind: Activation, z: Vi
     let t = z.dtype;
     if kind.arity() == 2 {
         let arguments = cuda.arguments().matrix(t, z).matrix(t, out).int(out.rows).int(out.cols);
-        return cuda.launch(for_type!(t, "gated_forward"), packs(out.rows, out.cols), [THREADS, 1], 0, arguments);
+        return launch_packs(cuda, for_type!(t, "gated_forward"), out.rows, out.cols, arguments);
     }
     let arguments = cuda.arguments().int(activation_kind(kind)).matrix(t, z).matrix(t, out).int(z.rows).int(z.cols);
-    cuda.launch(for_type!(t, "activation_forward"), packs(z.rows, z.cols), [THREADS, 1], 0, arguments);
+    launch_packs(cuda, for_type!(t, "activation_forward"), z.rows, z.cols, arguments);
 }
 
 pub fn activation_backward<D: Driver>(cuda: &mut Cuda<D>, kind: Activation, z: View, d_out: View, dz: View) {
     let (t, rows, width) = (z.dtype, d_out.rows, d_out.cols);
     if kind.arity() == 2 {
         let arguments = cuda.arguments().matrix(t, z).matrix(t, d_out).matrix(t, dz).int(rows).int(width);
-        return cuda.launch(for_type!(t, "gated_backward"), packs(rows, width), [THREADS, 1], 0, arguments);
+        return launch_packs(cuda, for_type!(t, "gated_backward"), rows, width, arguments);
     }
     let arguments = cuda.arguments().int(activation_kind(kind)).matrix(t, z).matrix(t, d_out).matrix(t, dz).int(rows).int(width);
-    cuda.launch(for_type!(t, "activation_backward"), packs(z.rows, z.cols), [THREADS, 1], 0, arguments);
+    launch_packs(cuda, for_type!(t, "activation_backward"), z.rows, z.cols, arguments);
 }
 
 /// Forward (`other` is the output) and backward (the gradient, in place) take the same arguments.
@@ -183,11 +213,11 @@ pub fn prompt_gradient<D: Driver>(cuda: &mut Cuda<D>, d: View, offsets: View, d_
 pub fn gather_rows<D: Driver>(cuda: &mut Cuda<D>, x: View, rows: View, out: View) {
     let t = cuda.activation;
     let arguments = cuda.arguments().matrix(t, x).vector(DType::I32, rows).matrix(t, out).int(out.rows).int(out.cols);
-    cuda.launch(for_type!(t, "gather_rows"), packs(out.rows, out.cols), [THREADS, 1], 0, arguments);
+    launch_packs(cuda, for_type!(t, "gather_rows"), out.rows, out.cols, arguments);
 }
 
 pub fn scatter_add_rows<D: Driver>(cuda: &mut Cuda<D>, source: View, rows: View, x: View) {
     let t = cuda.activation;
     let arguments = cuda.arguments().matrix(t, source).vector(DType::I32, rows).matrix(t, x).int(source.rows).int(source.cols);
-    cuda.launch(for_type!(t, "scatter_add_rows"), packs(source.rows, source.cols), [THREADS, 1], 0, arguments);
+    launch_packs(cuda, for_type!(t, "scatter_add_rows"), source.rows, source.cols, arguments);
 }
