@@ -3,8 +3,10 @@
 #
 #   scripts/gpu-suite.sh target/release/ptune OUTDIR
 #
-# Writes a log of each part and its JSON into OUTDIR, suite.json over all of them, and prints a table last. No failure stops
-# the others; the exit code is 0 where all passed. benches/results/README.md says what becomes of the files.
+# OUTDIR gets three files: suite.json with what passed and all that was measured, suite.log with what every part said, and
+# probes.json with what the GPU made of single instructions. They are written anew after each part, so that what was measured
+# stays when the machine goes away. A table comes last. No failure stops the other parts; the exit code is 0 where all passed.
+# benches/results/README.md says what becomes of the files.
 #
 # PTUNE_SUITE_DEVICE: another device than cuda. PTUNE_SUITE_TINY=1: tiny shapes, to try the script on any machine.
 # PTUNE_SUITE_WITHOUT="NAME NAME": parts to leave out.
@@ -20,6 +22,8 @@ cd "$(dirname "$0")/.." || exit 2
 if LIBRARIES=$(python3 -c 'import nvidia.cu13; print(list(nvidia.cu13.__path__)[0] + "/lib")' 2>/dev/null); then
     export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$LIBRARIES
 fi
+# A product that cuBLASLt refuses is refused with the reason.
+export CUBLASLT_LOG_LEVEL=${CUBLASLT_LOG_LEVEL:-1}
 
 DEVICE=${PTUNE_SUITE_DEVICE:-cuda}
 TINY=${PTUNE_SUITE_TINY:-}
@@ -28,49 +32,68 @@ STARTED=$SECONDS
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 FAILED=0 PARTS=() TABLE=()
+VERSION=$("$PTUNE" --version)
+: >"$OUT/suite.log"
 
-# note NAME STATUS SECONDS TEXT: a row of the table.
-note() {
-    TABLE+=("$(printf '%-22s %-8s %4ss  %s' "$1" "$2" "$3" "$4")")
-    local text=${4//\\/\\\\}
-    PARTS+=("    {\"name\": \"$1\", \"status\": \"$2\", \"seconds\": $3, \"summary\": \"${text//\"/\\\"}\"}")
-    [ "$2" = failed ] && FAILED=1
-    echo "== $1: $2 ($3 s) $4"
+# Writes suite.json: the parts that there were so far, each with the JSON that it wrote.
+write_json() {
+    local text
+    printf -v text '{\n  "kind": "suite",\n  "schema": 1,\n  "program": "%s",\n  "device": "%s",\n  "tiny": %s,\n  "seconds": %s,\n  "parts": [' \
+        "$VERSION" "$DEVICE" "$([ -n "$TINY" ] && echo true || echo false)" $((SECONDS - STARTED))
+    local separator=$'\n'
+    for part in "${PARTS[@]}"; do
+        text+=$separator$part
+        separator=$',\n'
+    done
+    printf '%s\n  ]\n}\n' "$text" >"$OUT/suite.json.tmp" && mv "$OUT/suite.json.tmp" "$OUT/suite.json"
 }
 
-# part NAME SECONDS PATTERN COMMAND...: runs a command under a limit; its summary is the last line of its log that has the
-# pattern, or of a failure the last line.
+# note NAME STATUS SECONDS TEXT: a row of the table, and what the part measured, where it wrote that.
+note() {
+    TABLE+=("$(printf '%-22s %-8s %4ss  %s' "$1" "$2" "$3" "$4")")
+    local text=${4//\\/\\\\} measured=
+    [ "$2" = passed ] && [ -s "$WORK/$1.json" ] && measured=", \"measured\": $(<"$WORK/$1.json")"
+    PARTS+=("    {\"name\": \"$1\", \"status\": \"$2\", \"seconds\": $3, \"summary\": \"${text//\"/\\\"}\"$measured}")
+    [ "$2" = passed ] || FAILED=1
+    echo "== $1: $2 ($3 s) $4"
+    write_json
+}
+
+# part NAME SECONDS PATTERN COMMAND...: runs a command under a limit; its summary is the last line of what it said that has the
+# pattern, or of a failure the last line, and the lines before it are shown at once.
 part() {
-    local name=$1 limit=$2 pattern=$3 from=$SECONDS status=0 summary
+    local name=$1 limit=$2 pattern=$3 from=$SECONDS status=0 summary log=$WORK/$1.log
     shift 3
-    if [[ " ${PTUNE_SUITE_WITHOUT:-} " == *" $name "* ]]; then
-        note "$name" skipped 0 "left out"
-        return 0
-    fi
+    [[ " ${PTUNE_SUITE_WITHOUT:-} " == *" $name "* ]] && return 0
     local left=$((LIMIT - (SECONDS - STARTED)))
     if [ "$left" -lt 5 ]; then
         note "$name" failed 0 "no time left"
         return 1
     fi
-    timeout -k 5 $((limit < left ? limit : left)) "$@" >"$OUT/$name.log" 2>&1 || status=$?
+    timeout -k 5 $((limit < left ? limit : left)) "$@" >"$log" 2>&1 || status=$?
+    { echo "==== $name: $*"; cat "$log"; } >>"$OUT/suite.log"
     if [ $status -eq 0 ]; then
-        summary=$(grep -E "$pattern" "$OUT/$name.log" | tail -1)
+        summary=$(grep -E "$pattern" "$log" | tail -1)
         note "$name" passed $((SECONDS - from)) "$(tr -s ' \t' ' ' <<<"$summary" | cut -c1-110)"
     else
-        summary=$(grep -v '^$' "$OUT/$name.log" | tail -1)
+        summary=$(grep -v '^$' "$log" | tail -1)
         [ $status -ge 124 ] && summary="stopped after $((SECONDS - from)) s: $summary"
+        grep -v '^$' "$log" | tail -25 | cut -c1-250
         note "$name" failed $((SECONDS - from)) "$(tr -s ' \t' ' ' <<<"$summary" | cut -c1-200)"
     fi
     return $status
 }
 
-# A short training into a folder.
-train() {
-    local folder=$1
-    shift
-    "$PTUNE" train --model "$MODEL" --task classification --data "$DATA" --output "$folder" --device "$DEVICE" --prefix-length 8 \
-        --learning-rate 1e-2 --batch-size 8 --max-steps "$STEPS" --save-every "$EVERY" --seed 1 "$@"
+# measure NAME SECONDS PATTERN COMMAND...: a part whose command is told where to write its JSON.
+measure() { part "$@" --device "$DEVICE" --json "$WORK/$1.json"; }
+
+# line FOLDER ARGUMENT...: LINE becomes the command of a short training into a folder.
+line() {
+    LINE=("$PTUNE" train --architecture "$MODEL" --random-weights --tokenizer tests/golden/bert-classification/model
+        --task classification --data examples/library-messages/train.jsonl --output "$1" --device "$DEVICE" --prefix-length 8
+        --learning-rate 1e-2 --batch-size 8 --max-steps "$STEPS" --save-every "$EVERY" --seed 1 "${@:2}")
 }
+train() { line "$@" && "${LINE[@]}"; }
 
 # Two trainings are the same to the bit.
 twice() {
@@ -80,22 +103,23 @@ twice() {
 
 # A training that is interrupted and gone on with gives the bits of one that never stopped.
 resumed() {
-    train "$WORK/third" &
+    line "$WORK/third"
+    "${LINE[@]}" &  # the program itself, so that the interrupt reaches it
     local run=$!
-    while kill -0 $run 2>/dev/null && [ ! -d "$WORK/third/checkpoint-$EVERY" ]; do sleep 0.05; done
-    kill -INT $run 2>/dev/null
+    while kill -0 $run 2>/dev/null && [ ! -d "$WORK/third/checkpoint-$EVERY" ]; do sleep 0.02; done
+    kill -INT $run
     wait $run
     echo "interrupted; there are: $(cd "$WORK/third" && echo checkpoint-*)"
-    # It may have come to its end before the interrupt: then its last checkpoint goes, and it resumes from the one before.
     if [ -d "$WORK/third/checkpoint-$STEPS" ]; then
-        rm -r "$WORK/third/checkpoint-$STEPS" "$WORK/third/train_results.json"
+        echo "it came to its end before the interrupt"
+        return 1
     fi
     train "$WORK/third" --resume && diff -r "$WORK/first/checkpoint-$STEPS" "$WORK/third/checkpoint-$STEPS" &&
         echo "same: a training that was stopped and resumed, to the bit"
 }
 
 if [ -n "$TINY" ]; then
-    MODEL=tests/golden/bert-classification/model DATA=tests/golden/bert-classification/data.jsonl STEPS=6 EVERY=2
+    MODEL=bert-tiny STEPS=6 EVERY=2
     SELFTEST=(--quick)
     LARGE=(--architecture bert-tiny --random-weights --tokens 64 --length 16 --prefix-length 4 --steps 1)
     SMALL=("${LARGE[@]}" --prefix-dropout 0)
@@ -103,7 +127,7 @@ if [ -n "$TINY" ]; then
     KERNELS=(--tokens 32 --length 16 --hidden 32 --ffn 64 --heads 2 --head-dim 16 --prefix-length 4)
     SHORT=("${KERNELS[@]}" --dtype bf16)
 else
-    MODEL=weights/all-MiniLM-L6-v2 DATA=examples/library-messages/train.jsonl STEPS=60 EVERY=20
+    MODEL=minilm-l6 STEPS=1000 EVERY=100
     SELFTEST=()
     LARGE=(--architecture roberta-large --random-weights --tokens 16384 --length 256 --prefix-length 128)
     SMALL=(--architecture bert-large --random-weights --tokens 16384 --length 128 --prefix-length 20)
@@ -113,39 +137,27 @@ else
     SHORT=(--tokens 16384 --length 256 --prefix-length 128 --dtype bf16)
 fi
 
-"$PTUNE" --version
-command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$OUT/gpu.txt"
+echo "$VERSION"
+command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 
-part selftest 150 'all checks' "$PTUNE" selftest --device "$DEVICE" "${SELFTEST[@]}"
+part selftest 180 'all checks' "$PTUNE" selftest --device "$DEVICE" "${SELFTEST[@]}"
 part record-probes 20 'written' "$PTUNE" selftest --device "$DEVICE" --record "$OUT/probes.json"
-part step-roberta-large 70 '^speed' "$PTUNE" bench step "${LARGE[@]}" --device "$DEVICE" --json "$OUT/step-roberta-large.json"
-part kernels 60 'attention forward' "$PTUNE" bench kernels "${KERNELS[@]}" --device "$DEVICE" --json "$OUT/kernels.json"
-part step-bert-large 50 '^speed' "$PTUNE" bench step "${SMALL[@]}" --device "$DEVICE" --json "$OUT/step-bert-large.json"
-part kernels-bf16 40 'attention forward' "$PTUNE" bench kernels "${SHORT[@]}" --device "$DEVICE" --json "$OUT/kernels-bf16.json"
-part step-glm-10b 70 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --device "$DEVICE" --json "$OUT/step-glm-10b.json"
-part step-glm-10b-streamed 90 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --weights streamed --device "$DEVICE" \
-    --json "$OUT/step-glm-10b-streamed.json"
-part step-glm-10b-least 90 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --weights streamed --offload-activations \
-    --micro-batch-tokens "$MICRO" --layer-major 4 --device "$DEVICE" --json "$OUT/step-glm-10b-least.json"
-if [ -f "$MODEL/config.json" ]; then
-    export -f train twice resumed
-    export PTUNE MODEL DATA DEVICE STEPS EVERY WORK
-    part train-twice 60 '^same' bash -c twice
-    part stop-and-resume 40 '^same' bash -c resumed
-else
-    note train-twice skipped 0 "$MODEL is not here (make fetch)"
-    note stop-and-resume skipped 0 "$MODEL is not here (make fetch)"
-fi
+measure step-roberta-large 70 '^speed' "$PTUNE" bench step "${LARGE[@]}"
+measure kernels 60 'attention forward' "$PTUNE" bench kernels "${KERNELS[@]}"
+measure step-bert-large 50 '^speed' "$PTUNE" bench step "${SMALL[@]}"
+measure kernels-bf16 40 'attention forward' "$PTUNE" bench kernels "${SHORT[@]}"
+measure step-glm-10b 70 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer
+measure step-glm-10b-streamed 90 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --weights streamed
+measure step-glm-10b-least 90 '^speed' "$PTUNE" bench step "${HUGE[@]}" --recompute layer --weights streamed --offload-activations \
+    --micro-batch-tokens "$MICRO" --layer-major 4
+export -f line train twice resumed
+export PTUNE MODEL DEVICE STEPS EVERY WORK
+part train-twice 60 '^same' bash -c twice
+part stop-and-resume 40 '^same' bash -c resumed
 
-{
-    printf '{\n  "kind": "suite",\n  "schema": 1,\n  "program": "%s",\n  "device": "%s",\n  "tiny": %s,\n  "seconds": %s,\n  "parts": [\n' \
-        "$("$PTUNE" --version)" "$DEVICE" "$([ -n "$TINY" ] && echo true || echo false)" $((SECONDS - STARTED))
-    printf '%s' "${PARTS[0]}"
-    printf ',\n%s' "${PARTS[@]:1}"
-    printf '\n  ]\n}\n'
-} >"$OUT/suite.json"
+write_json
 echo
 printf '%s\n' "${TABLE[@]}"
 echo
-echo "$((SECONDS - STARTED)) s in all; logs and JSON in $OUT"
+echo "$((SECONDS - STARTED)) s in all; suite.json, suite.log and probes.json in $OUT"
 exit $FAILED

@@ -20,6 +20,9 @@ pub struct Arguments {
     /// A third of the shapes
     #[arg(long)]
     quick: bool,
+    /// Only checks whose names contain this (several times: any of them)
+    #[arg(long, value_name = "NAME", conflicts_with = "record")]
+    only: Vec<String>,
     /// Instead, write what each instruction makes of random bits to a file (for tests/golden/probes)
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
@@ -43,20 +46,28 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     print(&format!("ptune {}\n{}\n", super::VERSION.as_str(), judge.describe()?))?;
     print(&format!("{:<34} {:>6} {:>13} {:>8}", "", "cases", "worst/allowed", "seconds"))?;
     let mut failures = Vec::new();
+    let mut rows = 0;
     let mut report = |row: &Row| -> Result<()> {
+        rows += 1;
         failures.extend(row.failures.iter().cloned());
         print(&line(row))
     };
-    if let Some(mut prober) = device::prober(chosen)? {
+    let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|part| name.contains(part.as_str()));
+    if wanted("instructions")
+        && let Some(mut prober) = device::prober(chosen)?
+    {
         for row in selftest::instructions(&mut |probe: Probe, input: &[u32]| prober.run(probe, input)) {
             report(&row)?;
         }
     }
-    for (name, cases) in selftest::operations() {
+    for (name, cases) in selftest::operations().filter(|(name, _)| wanted(name)) {
         report(judge.operation(name, cases))?;
     }
-    for row in judge.steps() {
+    for row in judge.steps(wanted) {
         report(&row)?;
+    }
+    if rows == 0 {
+        usage!("--only {}: no check has such a name; without --only all are listed", arguments.only.join(" "));
     }
     if !failures.is_empty() {
         let shown: Vec<&str> = failures.iter().take(20).map(String::as_str).collect();

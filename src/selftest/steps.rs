@@ -19,6 +19,9 @@ const DEVIATION: f64 = 0.12;
 /// What a driver may take beside the one allocation: it gives memory in pieces of up to 2 MiB, and loads kernels late.
 const BESIDE: usize = 64 << 20;
 
+/// The name of the check of memory.
+pub const MEMORY: &str = "planned memory";
+
 /// What a step may be off by, against f64: the loss relative to itself, all gradients relative to their norm. A few layers
 /// each round a few times.
 struct Bounds {
@@ -174,7 +177,7 @@ fn attempt_in(format: WeightFormat, model: &Model, open: &Opener, repetitions: u
 /// The memory that the driver gave for a run, beside the plan's.
 pub fn check_memory(model: &Model, open: &Opener) -> Row {
     let started = Instant::now();
-    let mut row = Row::new("planned memory");
+    let mut row = Row::new(MEMORY);
     if let Err(error) = memory(model, open, &mut row) {
         row.failures.push(format!("{error:#}"));
     }

@@ -167,18 +167,30 @@ fn planned() -> String {
     out
 }
 
+/// What a file holds: one measurement, or those of a run of the suite.
+fn measurements(path: &Path, report: Value) -> Vec<Value> {
+    assert_eq!(report["schema"], 1, "{path:?}");
+    assert!(!report.to_string().contains("emulated"), "{path:?} was not measured on a GPU");
+    match report["kind"].as_str().unwrap_or_default() {
+        "step" | "kernels" | "memory" => vec![report],
+        "suite" => {
+            assert_eq!(report["tiny"], false, "{path:?}: tiny shapes say nothing of speed");
+            let parts = report["parts"].as_array().into_iter().flatten();
+            parts.filter_map(|part| part.get("measured").cloned()).flat_map(|report| measurements(path, report)).collect()
+        }
+        other => panic!("{path:?}: what kind is {other:?}?"),
+    }
+}
+
 fn reports(folder: &Path) -> Vec<Value> {
     let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort();
-    let read = |path: &std::path::PathBuf| -> Value {
-        let report: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-        assert_eq!(report["schema"], 1, "{path:?}");
-        assert!(["step", "kernels", "memory"].contains(&report["kind"].as_str().unwrap_or_default()), "{path:?}: what kind is it?");
-        assert!(!report.to_string().contains("emulated"), "{path:?} was not measured on a GPU");
-        report
+    let read = |path: &std::path::PathBuf| {
+        let report = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        measurements(path, report)
     };
-    paths.iter().map(read).collect()
+    paths.iter().flat_map(read).collect()
 }
 
 #[test]
@@ -230,7 +242,14 @@ fn tables_hold_the_figures() {
     let mut streamed = step.clone();
     (streamed["settings"]["recompute"], streamed["settings"]["weights"]) = ("layer".into(), "streamed".into());
     assert!(render(&[streamed]).contains("| GPU X | roberta-large (recompute layer, streamed) | 16,384 |"));
-    let text = render(&[kernels, step]);
+    let text = render(&[kernels.clone(), step.clone()]);
+    let parts = [
+        serde_json::json!({"name": "selftest", "status": "passed"}),
+        serde_json::json!({"measured": kernels}),
+        serde_json::json!({"measured": step}),
+    ];
+    let suite = serde_json::json!({"kind": "suite", "schema": 1, "tiny": false, "parts": parts});
+    assert_eq!(render(&measurements(Path::new("suite.json"), suite)), text);
     let step = "| GPU X | roberta-large | 16,384 | 256 | 128 | 100.0 | 163,840 | 300.0 | 46 % | 3.00 | - | 2026-01-31 |\n";
     assert!(text.contains(step), "{text}");
     assert!(text.contains("| norm forward | yes | 0 | 50.0 | 2000 | 80 % | - | - |\n") && !text.contains("a launch of it"), "{text}");
