@@ -2,7 +2,7 @@
 // memory, products of fragments, and dropout masks in the layout of a fragment.
 //
 // The columns of a sequence's scores are numbered through: prefix positions 0..P first, then, from the next multiple of
-// eight on (F), its own keys F..F + m: so draws of masks, which decide eight columns, never belong to both. A tile of
+// sixteen on (F), its own keys F..F + m: so draws of masks, which decide sixteen columns, never belong to both. A tile of
 // streamed keys is a range of these columns and may hold both; the prefix rows are read from the float masters, go through
 // the sequence's own mask and are rounded to T on their way into shared memory. Columns P..F are hidden from every query.
 //
@@ -139,7 +139,7 @@ constexpr int kSeesAll = 0x7fffffff;  // the separator of a sequence whose queri
 
 // Columns in front of a sequence's own keys: the prefix, filled up.
 template <class T>
-__device__ __forceinline__ int front_of(const Operands<T>& o) { return (o.prefix_length + 7) / 8 * 8; }
+__device__ __forceinline__ int front_of(const Operands<T>& o) { return (o.prefix_length + 15) / 16 * 16; }
 
 struct Sequence {
     int first_query, queries, first_key, keys, separator;
@@ -262,7 +262,7 @@ __device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, con
 // column + 8 * N.
 template <class T, int M, int N>
 __device__ __forceinline__ void hide_gap(float (&scores)[M][N][4], const Operands<T>& o, int column, float value) {
-    const int first = o.prefix_length - column, width = -o.prefix_length & 7;
+    const int first = o.prefix_length - column, width = -o.prefix_length & 15;
     if (width == 0 || first < 0 || first >= 8 * N) return;
     const int from = threadIdx.x % 4 * 2 - first;
 #pragma unroll
@@ -398,7 +398,7 @@ __device__ __forceinline__ void store_rows(T* tile, int row, const float (&acc)[
 
 // ---- dropout masks in the layout of an accumulator --------------------------------------------------------------
 
-// Which of eight columns from `column` on, a multiple of eight, are kept, as bits.
+// Which of eight columns from `column` on, a multiple of eight, are kept, as bits: of a prefix.
 __device__ __forceinline__ uint32_t keep_eight(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
     const uint4 draw = dropout_words(dropout, ordinal, token, head, column);
     const uint32_t words[4] = {draw.x, draw.y, draw.z, draw.w};
@@ -409,13 +409,13 @@ __device__ __forceinline__ uint32_t keep_eight(const Dropout& dropout, uint32_t 
     return kept;
 }
 
-// The mask of 16 rows (mask rows are accumulator rows) and 8 * N columns from `column`, a multiple of eight; N is even.
-// One draw gives eight columns of a row, of which a lane holds two, and it holds two rows. So of the four lanes of a row
-// each draws half of one row's: lane t those of row g + 8 * (t % 2), in blocks of columns t / 2, t / 2 + 2, ..., and all
-// fetch theirs. `token` is that of the lane's row, g + 8 * (t % 2).
-// Element (n, i) is kept where kept_in_rows says so.
+// The mask of a prefix's gradient: 16 rows (mask rows are accumulator rows) and 8 * N columns from `column`, a multiple of
+// eight; N is even. One draw gives eight columns of a row, of which a lane holds two, and it holds two rows. So of the four
+// lanes of a row each draws half of one row's: lane t those of row g + 8 * (t % 2), in blocks of columns t / 2, t / 2 + 2, ...,
+// and all fetch theirs. `token` is that of the lane's row, g + 8 * (t % 2).
+// Element (n, i) is kept where kept_in_prefix says so.
 template <int N>
-__device__ __forceinline__ uint32_t keep_rows(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
+__device__ __forceinline__ uint32_t keep_prefix(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
     static_assert(N % 2 == 0 && N <= 8, "eight bits for each of N / 2 blocks");
     const int t = threadIdx.x % 4;
     uint32_t mine = 0, bits = 0;
@@ -426,29 +426,56 @@ __device__ __forceinline__ uint32_t keep_rows(const Dropout& dropout, uint32_t o
     for (int from = 0; from < 4; ++from) bits |= (__shfl_sync(~0u, mine, from, 4) >> 2 * t & 0x03030303u) << 2 * from;
     return bits;
 }
-__device__ __forceinline__ bool kept_in_rows(uint32_t bits, int n, int i) { return bits >> (n / 2 * 8 + n % 2 * 4 + i) & 1; }
+__device__ __forceinline__ bool kept_in_prefix(uint32_t bits, int n, int i) { return bits >> (n / 2 * 8 + n % 2 * 4 + i) & 1; }
 
-// The mask of a transposed accumulator: its 16 * M rows are mask columns from `column` (a multiple of eight) on, its 8 * N
-// columns are mask rows (queries); N is even. One draw gives eight of the rows for one query: lane l draws rows
-// 8 * (l / 16) .. + 8 for query l % 16 of each 16, and every lane fetches its elements' bits. `tokens` and `ordinals` are the
-// queries'. Element (m, n, i) is kept where kept_in_columns says so.
+// The mask of 16 rows of probabilities (mask rows are accumulator rows) and 8 * N columns from `column`, a multiple of sixteen;
+// N is even. One draw gives sixteen columns of a row, of which a lane holds four, and it holds two rows. So lane t draws those
+// of row g + 8 * (t % 2), in pairs of blocks t / 2 and t / 2 + 2, and all fetch theirs: of a draw's bytes 2 (t % 2) and the
+// next, the bits t / 2 and t / 2 + 2. `token` is that of the lane's row, g + 8 * (t % 2).
+// Element (n, i) is kept where kept_in_rows says so.
+template <int N>
+__device__ __forceinline__ uint32_t keep_rows(const Dropout& dropout, uint32_t ordinal, uint32_t token, uint32_t head, uint32_t column) {
+    static_assert(N % 2 == 0 && N <= 8, "four bits of a byte for each of two draws");
+    const int t = threadIdx.x % 4;
+    uint32_t mine = 0, bits = 0;
+    // With a single pair of blocks two lanes draw the same.
+#pragma unroll
+    for (int pair = 0; pair < N / 2; pair += 2)
+        mine |= keep_sixteen(dropout, ordinal, token, head, column + (pair + (N > 2 ? t / 2 : 0)) * 16) << 2 * pair;
+#pragma unroll
+    for (int from = 0; from < (N > 2 ? 4 : 2); ++from)
+        bits |= (__shfl_sync(~0u, mine, from, 4) >> (t % 2 * 16 + t / 2) & 0x5555u) << (from % 2 + from / 2 * 16);
+    return bits;
+}
+__device__ __forceinline__ bool kept_in_rows(uint32_t bits, int n, int i) {
+    return bits >> (i % 2 * 8 + n / 4 * 4 + n % 2 * 2 + i / 2 + n / 2 % 2 * 16) & 1;
+}
+
+// The mask of a transposed accumulator of probabilities: its 16 * M rows are mask columns from `column` (a multiple of sixteen)
+// on, its 8 * N columns are mask rows (queries); N is even. One draw gives sixteen of the rows for one query: for block k of
+// 16 rows and 16 queries, counted through, lane l draws for query l % 16 of block l / 16, and of block l / 16 + 2, and every
+// lane fetches its elements' bits: those of rows g and g + 8, bits g / 4 and g / 4 + 2 of byte g % 4. `tokens` and `ordinals`
+// are the queries'. Element (m, n, i) is kept where kept_in_columns says so.
 template <int M, int N>
 __device__ __forceinline__ uint32_t keep_columns(const Dropout& dropout, const int* ordinals, const int* tokens, uint32_t head,
                                                  uint32_t column) {
-    static_assert(N % 2 == 0 && M * N <= 8, "eight bits for each of M * N / 2 pairs of blocks");
+    constexpr int kBlocks = M * N / 2, kHalves = kBlocks > 1 ? 2 : 1;
+    static_assert(N % 2 == 0 && kBlocks <= 4, "four bits of a byte for each of two draws");
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     uint32_t mine = 0, bits = 0;
 #pragma unroll
-    for (int i = 0; i < M * N / 2; ++i) {
-        const int m = i / (N / 2), query = i % (N / 2) * 16 + lane % 16;
-        mine |= keep_eight(dropout, ordinals[query], tokens[query], head, column + m * 16 + lane / 16 * 8) << 8 * i;
+    for (int first = 0; first < kBlocks; first += 2) {
+        const int k = first + (kBlocks > 1 ? lane / 16 : 0), query = k % (N / 2) * 16 + lane % 16;
+        mine |= keep_sixteen(dropout, ordinals[query], tokens[query], head, column + k / (N / 2) * 16) << 2 * first;
     }
-    // Of each eight bits, those of the rows g and g + 8, for four queries.
+    // From the lanes that drew for queries 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of both halves.
 #pragma unroll
-    for (int i = 0; i < 8; ++i) bits |= (__shfl_sync(~0u, mine, i / 4 * 16 + i / 2 % 2 * 8 + 2 * t + i % 2) >> g & 0x01010101u) << i;
+    for (int i = 0; i < 4 * kHalves; ++i)
+        bits |= (__shfl_sync(~0u, mine, i / 4 * 16 + i / 2 % 2 * 8 + 2 * t + i % 2) >> (g % 4 * 8 + g / 4) & 0x55u) << (i / 2 * 8 + i % 2);
     return bits;
 }
 template <int N>
 __device__ __forceinline__ bool kept_in_columns(uint32_t bits, int m, int n, int i) {
-    return bits >> (8 * (m * (N / 2) + n / 2) + i / 2 * 4 + n % 2 * 2 + i % 2) & 1;
+    const int k = m * (N / 2) + n / 2;
+    return bits >> (((k % 2) * 2 + n % 2) * 8 + i % 2 + i / 2 * 2 + k / 2 * 4) & 1;
 }

@@ -25,7 +25,7 @@ __device__ __forceinline__ void put_partial(float* to, const float (&acc)[M][kDi
             uint32_t bits = ~0u;
             float scale = factor;
             if (dropout.threshold) {
-                bits = keep_rows<N>(dropout, ordinal, position + m * 16 + g + t % 2 * 8, kv_head, block * 8);
+                bits = keep_prefix<N>(dropout, ordinal, position + m * 16 + g + t % 2 * 8, kv_head, block * 8);
                 scale *= dropout.scale;
             }
 #pragma unroll
@@ -34,8 +34,8 @@ __device__ __forceinline__ void put_partial(float* to, const float (&acc)[M][kDi
                 if (at >= o.prefix_length || dim >= o.head_dim) continue;
                 float2* target = (float2*)(head_of(to, at, o.kv_heads * o.head_dim, kv_head, o.head_dim) + dim);
                 float2 value = add ? *target : make_float2(0.0f, 0.0f);
-                if (kept_in_rows(bits, n, half * 2)) value.x += acc[m][block + n][half * 2] * scale;
-                if (kept_in_rows(bits, n, half * 2 + 1)) value.y += acc[m][block + n][half * 2 + 1] * scale;
+                if (kept_in_prefix(bits, n, half * 2)) value.x += acc[m][block + n][half * 2] * scale;
+                if (kept_in_prefix(bits, n, half * 2 + 1)) value.y += acc[m][block + n][half * 2 + 1] * scale;
                 *target = value;
             }
         }

@@ -19,7 +19,7 @@ pub mod watch;
 
 pub use ahead::{PAGE, read_ahead};
 pub use instruments::{Instruments, Launched, Machine, Mark, Scope};
-pub use random::{DRAWN, Dropout, MASK_ROUNDS, ROUNDS, Site, Stream, philox, stream_key};
+pub use random::{Dropout, MASK_ROUNDS, PROBABILITY_COLUMNS, ROUNDS, ROW_COLUMNS, Site, Stream, philox, stream_key};
 pub use view::{ARENA, BufferId, DType, HOST, View};
 
 use std::sync::Arc;

@@ -51,42 +51,59 @@ pub fn stream_key(seed: u64, step: u64, site: Site, layer: usize) -> [u32; 2] {
     [words[0], words[1]]
 }
 
-/// A dropout mask: its stream and its rate. A draw decides eight columns: its counter is `[column / 8, head, token in its
-/// sequence, ordinal of the sequence in the step]`, and a column has 16 of its 128 bits ([`Dropout::bits`]). An element is
-/// kept when these are at least `threshold`.
+/// A dropout mask: its stream and its rate. A draw decides `columns` columns of a row: its counter is `[column / columns, head,
+/// token in its sequence, ordinal of the sequence in the step]`, and each has an equal part of its 128 bits ([`Dropout::bits`]).
+/// An element is kept when these are at least `threshold`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     pub key: [u32; 2],
-    /// Times 2^16, so that a word whose upper half is a column's bits is compared as it is.
+    /// Shifted to the upper end of a word, as a column's bits are to be compared with it.
     pub threshold: u32,
-    /// What a kept element is multiplied by: 1 / the probability of being kept, which is 1 - rate to within 2^-16.
+    /// What a kept element is multiplied by: 1 / the probability of being kept, which is 1 - rate as far as the bits go.
     pub scale: f64,
+    /// [`ROW_COLUMNS`] or [`PROBABILITY_COLUMNS`].
+    pub columns: usize,
 }
 
-/// Columns that a draw decides.
-pub const DRAWN: usize = 8;
+/// Columns that a draw decides of hidden states and prefixes: 16 bits each.
+pub const ROW_COLUMNS: usize = 8;
+/// Of attention's probabilities, of which there are so many that their draws would cost more than their products: 8 bits each, as
+/// many as FlashAttention takes.
+pub const PROBABILITY_COLUMNS: usize = 16;
 
 impl Dropout {
-    /// None for a rate of zero, so that an operation without dropout costs nothing. `rate` is in [0, 1).
+    /// Of hidden states and prefixes. None for a rate of zero, so that an operation without dropout costs nothing. `rate` is in
+    /// [0, 1).
     pub fn new(rate: f64, key: [u32; 2]) -> Option<Dropout> {
+        Dropout::with(ROW_COLUMNS, rate, key)
+    }
+
+    /// The same, of attention's probabilities.
+    pub fn of_probabilities(rate: f64, key: [u32; 2]) -> Option<Dropout> {
+        Dropout::with(PROBABILITY_COLUMNS, rate, key)
+    }
+
+    fn with(columns: usize, rate: f64, key: [u32; 2]) -> Option<Dropout> {
         assert!((0.0..1.0).contains(&rate));
+        let bits = 128 / columns as u32;
+        let all = f64::from(1 << bits);
         (rate > 0.0).then(|| {
-            let dropped = (rate * 65536.0).round().clamp(1.0, 65535.0);
-            Dropout { key, threshold: (dropped as u32) << 16, scale: 65536.0 / (65536.0 - dropped) }
+            let dropped = (rate * all).round().clamp(1.0, all - 1.0);
+            Dropout { key, threshold: (dropped as u32) << (32 - bits), scale: all / (all - dropped), columns }
         })
     }
 
-    /// A column's bits in a draw, in the upper half of a word; what stands below them changes nothing. Of each word the lower
-    /// half is the even column's.
+    /// A column's bits in a draw, at the upper end of a word; what stands below them changes nothing. Columns have their parts of
+    /// the draw in order, from the lower end of its first word on.
     #[inline(always)]
-    pub fn bits(draw: [u32; 4], column: usize) -> u32 {
-        let word = draw[column % DRAWN / 2];
-        if column.is_multiple_of(2) { word << 16 } else { word }
+    pub fn bits(columns: usize, draw: [u32; 4], column: usize) -> u32 {
+        let (of_word, bits) = (columns / 4, 128 / columns);
+        draw[column % columns / of_word] << (32 - bits - column % of_word * bits)
     }
 
     /// The column of attention's masks that a sequence's first own key has: behind the prefix, where a draw begins.
     pub fn first_own(prefix_length: usize) -> usize {
-        prefix_length.next_multiple_of(DRAWN)
+        prefix_length.next_multiple_of(PROBABILITY_COLUMNS)
     }
 }
 
@@ -152,14 +169,27 @@ mod tests {
 
     /// The mean of a mask is one whatever the rate: what is kept is scaled by the rate that there is.
     #[test]
-    fn rates_are_kept_to_16_bits() {
-        assert!(Dropout::new(0.0, [0; 2]).is_none());
+    fn rates_are_kept_as_far_as_the_bits_go() {
+        assert!(Dropout::new(0.0, [0; 2]).is_none() && Dropout::of_probabilities(0.0, [0; 2]).is_none());
         for rate in [1e-9, 1e-3, 0.1, 0.5, 1.0 / 3.0, 0.999_999] {
-            let dropout = Dropout::new(rate, [0; 2]).unwrap();
-            let kept = 1.0 - f64::from(dropout.threshold) / 2f64.powi(32);
-            assert!((kept * dropout.scale - 1.0).abs() < 1e-12 && (kept - (1.0 - rate)).abs() <= 2f64.powi(-16), "{rate}: {kept}");
+            for (dropout, step) in [(Dropout::new(rate, [0; 2]), 2f64.powi(-16)), (Dropout::of_probabilities(rate, [0; 2]), 2f64.powi(-8))] {
+                let dropout = dropout.unwrap();
+                let kept = 1.0 - f64::from(dropout.threshold) / 2f64.powi(32);
+                assert!((kept * dropout.scale - 1.0).abs() < 1e-12 && (kept - (1.0 - rate)).abs() <= step, "{rate}: {kept}");
+            }
         }
         assert_eq!(Dropout::new(0.5, [0; 2]).unwrap().scale, 2.0);
+        assert_eq!(Dropout::of_probabilities(0.5, [0; 2]).unwrap().scale, 2.0);
+    }
+
+    #[test]
+    fn columns_have_their_parts_in_order() {
+        let draw = [0x1111_0000, 0x3333_2222, 0x5555_4444, 0x7777_6666];
+        let halves: Vec<u32> = (0..8).map(|column| Dropout::bits(ROW_COLUMNS, draw, column) >> 16).collect();
+        assert_eq!(halves, [0, 0x1111, 0x2222, 0x3333, 0x4444, 0x5555, 0x6666, 0x7777]);
+        let draw = [0x0302_0100, 0x0706_0504, 0x0b0a_0908, 0x0f0e_0d0c];
+        let bytes: Vec<u32> = (16..32).map(|column| Dropout::bits(PROBABILITY_COLUMNS, draw, column) >> 24).collect();
+        assert_eq!(bytes, (0..16).collect::<Vec<u32>>());
     }
 
     #[test]

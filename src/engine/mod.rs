@@ -405,9 +405,11 @@ impl Engine {
 
     /// The mask of a site in the running step; none in evaluation.
     fn mask(&self, mode: Mode, rate: f64, site: Site, layer: usize) -> Option<Dropout> {
-        match mode {
-            Mode::Train => Dropout::new(rate, stream_key(self.options.seed, self.step, site, layer)),
-            Mode::Evaluate => None,
+        let key = stream_key(self.options.seed, self.step, site, layer);
+        match (mode, site) {
+            (Mode::Evaluate, _) => None,
+            (Mode::Train, Site::AttentionProbability) => Dropout::of_probabilities(rate, key),
+            (Mode::Train, _) => Dropout::new(rate, key),
         }
     }
 

@@ -155,7 +155,9 @@ impl Operands {
     }
 
     fn dropout(&self) -> Option<Dropout> {
-        self.shape.drops.then(|| mask(3))
+        // On both sides of a half, which the kernels compare in two ways.
+        let rate = if self.shape.prefix.is_multiple_of(2) { 0.3 } else { 0.7 };
+        self.shape.drops.then(|| Dropout::of_probabilities(rate, [3, 99]).expect("a rate above zero"))
     }
 
     fn prefix_dropout(&self) -> Option<[Dropout; 2]> {

@@ -3,7 +3,7 @@
 //! inside a product it sums in f64.
 
 use super::rounded;
-use crate::backend::{DRAWN, DType, Dropout, MASK_ROUNDS, philox};
+use crate::backend::{DType, Dropout, MASK_ROUNDS, philox};
 
 /// Operands as numbers, of one type; rows are packed tokens.
 pub struct Plain<'a> {
@@ -41,8 +41,8 @@ struct Block {
 
 fn mask(dropout: Option<Dropout>, ordinal: u32, token: usize, head: usize, column: usize) -> f64 {
     let Some(dropout) = dropout else { return 1.0 };
-    let draw = philox::<MASK_ROUNDS>(dropout.key, [(column / DRAWN) as u32, head as u32, token as u32, ordinal]);
-    if Dropout::bits(draw, column) >= dropout.threshold { dropout.scale } else { 0.0 }
+    let draw = philox::<MASK_ROUNDS>(dropout.key, [(column / dropout.columns) as u32, head as u32, token as u32, ordinal]);
+    if Dropout::bits(dropout.columns, draw, column) >= dropout.threshold { dropout.scale } else { 0.0 }
 }
 
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -2,7 +2,7 @@
 //! of the kernel's signature; nothing is allocated.
 
 use super::driver::Address;
-use crate::backend::{ARENA, DType, Dropout, HOST, Rows, View};
+use crate::backend::{ARENA, DType, Dropout, HOST, PROBABILITY_COLUMNS, ROW_COLUMNS, Rows, View};
 use std::ffi::c_void;
 
 /// More than the longest signature has.
@@ -99,9 +99,20 @@ impl Arguments {
         }
     }
 
-    /// A mask: key0, key1, threshold, scale. A threshold of 0 keeps everything.
+    /// A mask of hidden states or a prefix: key0, key1, threshold, scale. A threshold of 0 keeps everything.
     pub fn dropout(self, dropout: Option<Dropout>) -> Arguments {
-        let Dropout { key: [key0, key1], threshold, scale } = dropout.unwrap_or(Dropout { key: [0; 2], threshold: 0, scale: 1.0 });
+        self.mask(ROW_COLUMNS, dropout)
+    }
+
+    /// The same of attention's probabilities.
+    pub fn probability_dropout(self, dropout: Option<Dropout>) -> Arguments {
+        self.mask(PROBABILITY_COLUMNS, dropout)
+    }
+
+    fn mask(self, columns: usize, dropout: Option<Dropout>) -> Arguments {
+        let none = Dropout { key: [0; 2], threshold: 0, scale: 1.0, columns };
+        let Dropout { key: [key0, key1], threshold, scale, columns: of_draw } = dropout.unwrap_or(none);
+        assert_eq!(of_draw, columns, "columns that a draw decides");
         self.word(key0).word(key1).word(threshold).float(scale)
     }
 

@@ -114,7 +114,7 @@ impl<D: Driver> Cuda<D> {
             .int(operands.kv_heads)
             .int(operands.head_dim)
             .float(operands.scale)
-            .dropout(operands.dropout)
+            .probability_dropout(operands.dropout)
             .optional_vector(DType::I32, operands.separators)
     }
 

@@ -319,7 +319,8 @@ pub fn kernels(options: &KernelOptions, terminal: &Terminal) -> Result<Report> {
     buffers.fill(options.length, backend.as_mut());
     let mask = |number| Dropout::new(options.dropout, [number, 1]);
     let mut bench = Bench { backend, log, found: Vec::new() };
-    if let (Some(hidden), Some(probabilities), Some(keys), Some(values)) = (mask(1), mask(2), mask(3), mask(4)) {
+    let probabilities = Dropout::of_probabilities(options.dropout, [2, 1]);
+    if let (Some(hidden), Some(probabilities), Some(keys), Some(values)) = (mask(1), probabilities, mask(3), mask(4)) {
         bench.rowwise(&buffers, hidden);
         bench.products(&buffers);
         bench.attention(&buffers, options, [probabilities, keys, values]);
