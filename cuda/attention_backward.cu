@@ -60,10 +60,9 @@ __device__ __forceinline__ void attention_backward_key(const Operands<T>& o, con
     const int row = threadIdx.x / 32 * 16 * kTile.blocks;
     const int first_row = first_to_see(o, s, first), end_row = s.first_query + s.queries;
     if (first_row < end_row) {
-        const T* key = head_of(o.key, key_row, o.ld_key, kv_head, o.head_dim);
-        const T* value = head_of(o.value, key_row, o.ld_value, kv_head, o.head_dim);
-        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.keys, key, o.ld_key, 0, rows, o.head_dim);
-        load_tile<T, kDim, Block::kRows, Block::kThreads>(block.values, value, o.ld_value, 0, rows, o.head_dim);
+        const Rows<T> own[] = {{head_of(o.key, key_row, o.ld_key, kv_head, o.head_dim), o.ld_key},
+                               {head_of(o.value, key_row, o.ld_value, kv_head, o.head_dim), o.ld_value}};
+        load_tiles<T, kDim, Block::kRows, Block::kThreads>(block.keys, own, rows, o.head_dim);
         block.add(o, saved, kv_head, first_row, end_row, front_of(o) + first, row < rows, first, s.separator);
     }
     if (row >= rows) return;
@@ -99,10 +98,9 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     const int front = front_of(o), columns = front + seen_by(o, s, first_row + rows - 1);
     const int own = row < rows ? front + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
 
-    const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
-    const T* d_out = head_of(saved.d_out, first_row, saved.ld_d_out, head, o.head_dim);
-    load_tile<T, kDim, kRows, kThreads>(queries, query, o.ld_query, 0, rows, o.head_dim);
-    load_tile<T, kDim, kRows, kThreads>(d_outs, d_out, saved.ld_d_out, 0, rows, o.head_dim);
+    const Rows<T> own_rows[] = {{head_of(o.query, first_row, o.ld_query, head, o.head_dim), o.ld_query},
+                                {head_of(saved.d_out, first_row, saved.ld_d_out, head, o.head_dim), saved.ld_d_out}};
+    load_tiles<T, kDim, kRows, kThreads>(queries, own_rows, rows, o.head_dim);
     if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, kv_head, 0);
     copy_async_commit();
 

@@ -29,8 +29,8 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
     const int front = front_of(o), columns = front + seen_by(o, s, first_row + rows - 1);
     const int own = row < rows ? front + seen_by(o, s, first_row + min(row + 16 * M, rows) - 1) : 0;
 
-    const T* query = head_of(o.query, first_row, o.ld_query, head, o.head_dim);
-    load_tile<T, kDim, kRows, kThreads>(queries, query, o.ld_query, 0, rows, o.head_dim);
+    const Rows<T> query[] = {{head_of(o.query, first_row, o.ld_query, head, o.head_dim), o.ld_query}};
+    load_tiles<T, kDim, kRows, kThreads>(queries, query, rows, o.head_dim);
     if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, kv_head, 0);
     copy_async_commit();
 

@@ -38,10 +38,9 @@ struct KeyMajor {
     // Starts loading query rows row.. of which `count` exist.
     __device__ __forceinline__ void load(int stage, const Operands<T>& o, const Saved<T>& saved, int head, int row, int count,
                                          bool tokens) {
-        const T* query = head_of(o.query, row, o.ld_query, head, o.head_dim);
-        const T* d_out = head_of(saved.d_out, row, saved.ld_d_out, head, o.head_dim);
-        load_tile<T, kDim, kStep, kThreads>(queries(stage), query, o.ld_query, 0, count, o.head_dim);
-        load_tile<T, kDim, kStep, kThreads>(d_outs(stage), d_out, saved.ld_d_out, 0, count, o.head_dim);
+        const Rows<T> from[] = {{head_of(o.query, row, o.ld_query, head, o.head_dim), o.ld_query},
+                                {head_of(saved.d_out, row, saved.ld_d_out, head, o.head_dim), saved.ld_d_out}};
+        load_tiles<T, kDim, kStep, kThreads>(queries(stage), from, count, o.head_dim);
         float* to = numbers(stage);
         for (int i = threadIdx.x; i < kStep; i += kThreads) {
             const bool valid = i < count;

@@ -251,8 +251,9 @@ __device__ __forceinline__ void attention_relative_key(const Operands<T>& o, con
         const uint32_t ordinal = ordinal_of(o, s.first_query);
         const QuerySlots slots(o, s, first_token);
         Band<T, kDim> band((unsigned char*)stage_of(stages, 2), o, tables, head, 1, first, first_token);
-        load_tile<T, kDim, kOwn, kThreads>(keys, head_of(o.key, key_row, o.ld_key, head, o.head_dim), o.ld_key, 0, rows, o.head_dim);
-        load_tile<T, kDim, kOwn, kThreads>(values, head_of(o.value, key_row, o.ld_value, head, o.head_dim), o.ld_value, 0, rows, o.head_dim);
+        const Rows<T> own[] = {{head_of(o.key, key_row, o.ld_key, head, o.head_dim), o.ld_key},
+                               {head_of(o.value, key_row, o.ld_value, head, o.head_dim), o.ld_value}};
+        load_tiles<T, kDim, kOwn, kThreads>(keys, own, rows, o.head_dim);
         load_queries(stages, o, saved, head, slots, 0, ordinal);
         band.load_first();
         copy_async_commit();

@@ -46,7 +46,7 @@ struct QuerySlots {
     }
 };
 
-// As load_tile, of rows by slot: from `slot` on, zeros for slots without a query.
+// As load_tiles, of rows by slot: from `slot` on, zeros for slots without a query.
 template <class T, int kDim, int kRows, int kThreads>
 __device__ __forceinline__ void load_slots(T* tile, const T* from, int ld, const QuerySlots& slots, int slot, int head_dim) {
     constexpr int kChunks = kDim / 8;

@@ -190,29 +190,58 @@ __device__ __forceinline__ int chunk_at(int row, int chunk) {
     return row * kDim + ((chunk ^ (row / kRowsOfLine & (kChunks < 8 ? kChunks - 1 : 7))) * 8);
 }
 
-// Starts the copies of a tile: row r takes row r - first of `from` for first <= r < end, in dims below head_dim; the
-// other dims and the rows from `end` on are zero, so that padding adds nothing to any product. Rows before `first` are
-// left alone.
-template <class T, int kDim, int kRows, int kThreads>
-__device__ __forceinline__ void load_tile(T* tile, const T* from, int ld, int first, int end, int head_dim) {
-    constexpr int kChunks = kDim / 8;
-    if (rows_are_wide(from, ld)) {
+// A matrix's row where a tile begins, at a head's dims.
+template <class T>
+struct Rows {
+    const T* first;
+    int ld;
+};
+
+// Starts the copies of kCount tiles that lie one behind the other, each of its own matrix: their rows at .. at + count take
+// the first `end` rows of the matrices, in dims below head_dim; other dims, and rows behind those, are zero, so that padding
+// adds nothing to any product. Other rows of the tiles are left alone.
+// A thread's 16 bytes are at one place of all its rows, kSweep apart, so that in shared memory they are constants apart, and
+// only the source's address is computed anew. A row that there is not reads nothing, and has the address of one that there is.
+template <class T, int kDim, int kRows, int kThreads, int kCount>
+__device__ __forceinline__ void load_tiles(T* tiles, const Rows<T> (&from)[kCount], int at, int count, int end, int head_dim) {
+    constexpr int kChunks = kDim / 8, kSweep = kThreads / kChunks;
+    static_assert(kThreads % kChunks == 0 && kRows % kSweep == 0, "every thread has as many rows, of one chunk");
+    static_assert(kSweep % 8 == 0, "chunk_at exchanges chunks alike in rows that are a multiple of 8 apart");
+    bool wide = true;
 #pragma unroll
-        for (int start = 0; start < kRows * kChunks; start += kThreads) {
-            const int i = start + threadIdx.x, row = i / kChunks, chunk = i % kChunks;
-            if ((kRows * kChunks % kThreads != 0 && i >= kRows * kChunks) || row < first) continue;
-            const bool valid = row < end && chunk * 8 < head_dim;
-            copy_async<16>(tile + chunk_at<kDim>(row, chunk), valid ? row_of(from, row - first, ld) + chunk * 8 : from, valid);
+    for (int i = 0; i < kCount; ++i) wide = wide && rows_are_wide(from[i].first, from[i].ld);
+    if (wide) {
+        const int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+        const uint32_t valid = chunk * 8 < head_dim ? end : 0, last = valid > 0 ? valid - 1 : 0;
+        const uint32_t to = shared_address(tiles) + chunk_at<kDim>(row, chunk) * (int)sizeof(T);
+#pragma unroll
+        for (int sweep = 0; sweep < kRows; sweep += kSweep) {
+            const uint32_t index = row + sweep - at;  // above `count` where it is in front of the first
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                // Unsigned products of 32 bits: one instruction.
+                const uint64_t bytes = (uint64_t)min(index, last) * (from[i].ld * (uint32_t)sizeof(T));
+                const char* source = (const char*)(from[i].first + chunk * 8) + bytes;
+                copy_async_if(to + (i * kRows + sweep) * kDim * (int)sizeof(T), source, index < valid, index < (uint32_t)count);
+            }
         }
     } else {
 #pragma unroll 1
         for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
-            const int row = i / kDim, dim = i % kDim;
-            if (row < first) continue;
-            const bool valid = row < end && dim < head_dim;
-            tile[chunk_at<kDim>(row, dim / 8) + dim % 8] = valid ? row_of(from, row - first, ld)[dim] : from_float<T>(0.0f);
+            const int index = i / kDim - at, dim = i % kDim;
+            if (index < 0 || index >= count) continue;
+            const bool valid = index < end && dim < head_dim;
+#pragma unroll
+            for (int j = 0; j < kCount; ++j)
+                tiles[j * kRows * kDim + chunk_at<kDim>(i / kDim, dim / 8) + dim % 8] =
+                    valid ? row_of(from[j].first, index, from[j].ld)[dim] : from_float<T>(0.0f);
         }
     }
+}
+// The same of whole tiles.
+template <class T, int kDim, int kRows, int kThreads, int kCount>
+__device__ __forceinline__ void load_tiles(T* tiles, const Rows<T> (&from)[kCount], int end, int head_dim) {
+    load_tiles<T, kDim, kRows, kThreads>(tiles, from, 0, kRows, end, head_dim);
 }
 
 // One chunk of a prefix row as sequence `ordinal` sees it.
@@ -247,15 +276,14 @@ __device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T
 // Starts loading columns column..column + kRows of the sequence: keys, then values, of prefix and tokens.
 template <class T, int kDim, int kRows, int kThreads>
 __device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, const Sequence& s, int kv_head, int column) {
-    T *keys = stage, *values = stage + kRows * kDim;
     const int front = front_of(o), prefix_rows = max(0, min(kRows, front - column));
     if (prefix_rows < kRows) {
-        const int row = s.first_key + column + prefix_rows - front, end = front + s.keys - column;
-        const T *key = head_of(o.key, row, o.ld_key, kv_head, o.head_dim), *value = head_of(o.value, row, o.ld_value, kv_head, o.head_dim);
-        load_tile<T, kDim, kRows, kThreads>(keys, key, o.ld_key, prefix_rows, end, o.head_dim);
-        load_tile<T, kDim, kRows, kThreads>(values, value, o.ld_value, prefix_rows, end, o.head_dim);
+        const int first = column + prefix_rows - front, row = s.first_key + first;
+        const Rows<T> from[] = {{head_of(o.key, row, o.ld_key, kv_head, o.head_dim), o.ld_key},
+                                {head_of(o.value, row, o.ld_value, kv_head, o.head_dim), o.ld_value}};
+        load_tiles<T, kDim, kRows, kThreads>(stage, from, prefix_rows, kRows - prefix_rows, s.keys - first, o.head_dim);
     }
-    if (prefix_rows > 0) load_prefix<T, kDim, kThreads>(keys, values, o, ordinal_of(o, s.first_query), kv_head, column, prefix_rows);
+    if (prefix_rows > 0) load_prefix<T, kDim, kThreads>(stage, stage + kRows * kDim, o, ordinal_of(o, s.first_query), kv_head, column, prefix_rows);
 }
 
 // Gives `value` to what stands in the columns between the prefix and the own keys, in an accumulator of columns column ..

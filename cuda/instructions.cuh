@@ -36,6 +36,23 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool vali
 #endif
 }
 
+// The same of 16 bytes, to an address in the shared window and only where `wanted`: a predicate, so that a thread's copies
+// follow one another without branches.
+__device__ __forceinline__ void copy_async_if(uint32_t to, const void* from, bool valid, bool wanted) {
+#if defined(CUDA_EMU)
+    if (!wanted) return;
+    if (to > emu::kDynSmem - 16) emu::fail("not an address in dynamic shared memory");
+    copy_async<16>(emu::W->dyn + to, from, valid);
+#else
+    asm volatile(
+        "{\n"
+        ".reg .pred wanted;\n"
+        "setp.ne.s32 wanted, %3, 0;\n"
+        "@wanted cp.async.cg.shared.global [%0], [%1], 16, %2;\n"
+        "}" ::"r"(to), "l"(from), "r"(valid ? 16 : 0), "r"(wanted ? 1 : 0) : "memory");
+#endif
+}
+
 // Closes the group of this thread's copies since the last commit.
 __device__ __forceinline__ void copy_async_commit() {
 #if defined(CUDA_EMU)

@@ -85,6 +85,21 @@ KERNEL_ENTRY(probe_copy_async_4);
 extern "C" __global__ void probe_copy_async_16(const uint32_t* in, uint32_t* out) { probe_copy<16, 8>(in, out); }
 KERNEL_ENTRY(probe_copy_async_16);
 
+// Data in the first words, and behind them whether the copy is valid, and wanted.
+extern "C" __global__ void probe_copy_async_if(const uint32_t* in, uint32_t* out) {
+    DYN_SMEM(shared);
+    uint32_t* mine = reinterpret_cast<uint32_t*>(shared) + threadIdx.x * 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) mine[i] = kUntouched;
+    const uint32_t* from = input<8>(in);
+    copy_async_if(shared_address(mine), from, from[4] & 1, from[4] & 2);
+    copy_async_commit();
+    copy_async_wait<0>();
+    const uint32_t words[4] = {mine[0], mine[1], mine[2], mine[3]};
+    output(out, words);
+}
+KERNEL_ENTRY(probe_copy_async_if);
+
 // Two groups: the first is waited for alone, then both; what each had brought by then.
 extern "C" __global__ void probe_copy_async_groups(const uint32_t* in, uint32_t* out) {
     DYN_SMEM(shared);

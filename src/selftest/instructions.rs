@@ -87,6 +87,7 @@ fn of_warp(probe: Probe, warp: &[u32]) -> Vec<Expected> {
     match probe.kernel {
         "probe_copy_async_4" => bits(lanes().map(|lane| if lane[1] & 1 == 1 { lane[0] } else { 0 }).collect()),
         "probe_copy_async_16" => bits(lanes().flat_map(|lane| (0..4).map(|i| if lane[4] & 1 == 1 { lane[i] } else { 0 })).collect()),
+        "probe_copy_async_if" => bits(lanes().flat_map(|lane| (0..4).map(|i| copied_if(lane[4], lane[i]))).collect()),
         "probe_copy_async_groups" => bits(warp.to_vec()),
         "probe_load_matrices" => bits(matrices(warp, false)),
         "probe_load_matrices_transposed" => bits(matrices(warp, true)),
@@ -98,6 +99,15 @@ fn of_warp(probe: Probe, warp: &[u32]) -> Vec<Expected> {
         "probe_reciprocal" => warp.iter().map(|&word| reciprocal(f64::from(f32::from_bits(word)))).collect(),
         "probe_shuffles" => bits(shuffles(warp)),
         other => unreachable!("{other} has no definition"),
+    }
+}
+
+/// What stands in shared memory behind a copy that is valid in bit 0 and wanted in bit 1.
+fn copied_if(how: u32, word: u32) -> u32 {
+    match (how & 2, how & 1) {
+        (0, _) => 0xa5a5_a5a5,
+        (_, 0) => 0,
+        _ => word,
     }
 }
 

@@ -18,10 +18,11 @@ const fn probe(kernel: &'static str, input: usize, output: usize) -> Probe {
 }
 
 /// Every instruction wrapper of `cuda/instructions.cuh`, and the shuffles and conversions that the kernels use.
-pub const PROBES: [Probe; 12] = [
+pub const PROBES: [Probe; 13] = [
     probe("probe_copy_async_4", 2, 1),
     probe("probe_copy_async_16", 8, 4),
     probe("probe_copy_async_groups", 2, 2),
+    probe("probe_copy_async_if", 8, 4),
     probe("probe_load_matrices", 4, 4),
     probe("probe_load_matrices_transposed", 4, 4),
     probe("probe_mma_f16", 10, 4),
