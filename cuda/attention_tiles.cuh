@@ -155,11 +155,12 @@ template <class T>
 __device__ __forceinline__ int seen_by(const Operands<T>& o, const Sequence& s, int row) {
     return s.separator == kSeesAll ? s.keys : min(s.keys, max(o.query_tokens[row] + 1, s.separator));
 }
-// The first of the sequence's query rows that sees its key `key`, or one past its last row.
+// The first of the sequence's query rows that sees its key `key` (one of them), or one past its last row.
 template <class T>
 __device__ __forceinline__ int first_to_see(const Operands<T>& o, const Sequence& s, int key) {
     int low = s.first_query, high = s.first_query + s.queries;
     if (key < s.separator) return low;
+    if (s.queries == s.keys) return low + key;  // every token has its query: nothing to look for
     while (low < high) {
         const int middle = (low + high) / 2;
         if (o.query_tokens[middle] < key) low = middle + 1;
