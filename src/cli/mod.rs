@@ -100,15 +100,15 @@ struct ScoringArguments {
     /// Labels and words of a cloze (as for train); needed only for a foreign adapter
     #[arg(long, value_name = "JSON")]
     verbalizer: Option<LabelWords>,
-    /// Column of the text
-    #[arg(long, value_name = "NAME", default_value = "text", help_heading = "Data")]
-    text_column: String,
+    /// Column of the text [default: text; tagging: tokens; causal-lm: prompt]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    text_column: Option<String>,
     /// Column of the second text
     #[arg(long, value_name = "NAME", default_value = "text_pair", help_heading = "Data")]
     text_pair_column: String,
-    /// Column of the label
-    #[arg(long, value_name = "NAME", default_value = "label", help_heading = "Data")]
-    label_column: String,
+    /// Column of the label [default: label; tagging: tags; causal-lm: response]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    label_column: Option<String>,
     /// Column of the choices
     #[arg(long, value_name = "NAME", default_value = "choices", help_heading = "Data")]
     choices_column: String,

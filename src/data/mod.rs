@@ -12,7 +12,7 @@ pub use feature::{Feature, FeatureSet, Grouping, Sequence};
 pub use order::epoch_order;
 #[cfg(test)]
 pub(crate) use read::mutated;
-pub use read::{Choice, Columns, Expand, Layout, Official, Record, official_examples, read_examples};
+pub use read::{Choice, Columns, Expand, Layout, Official, Record, column_names, official_examples, read_examples};
 pub(crate) use read::{cell_label, describe, label, objects, string, take};
 pub use scheme::{TagScheme, scheme_of, to_iob2};
 pub use tokenizer::{Encoded, TextTokenizer, Window};

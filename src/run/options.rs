@@ -10,7 +10,7 @@ use super::values::{
     ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
 };
 use crate::checkpoint::WeightFormat;
-use crate::data::{LongSentences, TagScheme};
+use crate::data::{LongSentences, TagScheme, column_names};
 use crate::engine::{Recompute, Residency};
 use crate::error::UsageError;
 use crate::model::HeadKind;
@@ -72,13 +72,13 @@ pub struct TrainOptions {
     #[serde(skip_serializing)]
     pub resume: Option<bool>,
 
-    /// Column of the text [default: text; causal-lm: prompt]
+    /// Column of the text [default: text; tagging: tokens; causal-lm: prompt]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub text_column: Option<String>,
     /// Column of the second text [default: text_pair]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub text_pair_column: Option<String>,
-    /// Column of the label [default: label; causal-lm: response]
+    /// Column of the label [default: label; tagging: tags; causal-lm: response]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub label_column: Option<String>,
     /// Column of the choices [default: choices]
@@ -275,7 +275,21 @@ impl TrainOptions {
         let span = parsed.span();
         let table = translate_table(parsed.into_inner()).map_err(|error| UsageError(format!("{source}: {error}")))?;
         let options = TrainOptions::deserialize(toml::Deserializer::from(toml::Spanned::new(span, table)));
-        Ok(options.map_err(parse_error)?)
+        Ok(options.map_err(parse_error)?.without_old_columns())
+    }
+
+    /// Runs of older versions wrote all four columns for every task, and meant the task's own where they wrote the
+    /// classification's. No task has all four, so nobody else says them all.
+    fn without_old_columns(mut self) -> TrainOptions {
+        let all = self.text_pair_column.is_some() && self.choices_column.is_some();
+        if let (true, Some(text), Some(label)) = (all, &self.text_column, &self.label_column) {
+            let of_another = |task: &TaskName| column_names(task.kind()) != ("text", "label");
+            let is_old = self.task.iter().any(of_another);
+            let (text, label) = (is_old && text == "text", is_old && label == "label");
+            self.text_column = self.text_column.filter(|_| !text);
+            self.label_column = self.label_column.filter(|_| !label);
+        }
+        self
     }
 
     /// Whether these options alone say that nothing but the head is trained; None where they do not say.
@@ -450,6 +464,21 @@ mod tests {
         let error = flags("--seed 9223372036854775808").to_table().unwrap_err();
         assert!(error.is::<UsageError>() && error.to_string().starts_with("--seed 9223372036854775808: must be at most"));
         assert!(flags("--seed 9223372036854775807").to_table().is_ok());
+    }
+
+    #[test]
+    fn columns_that_older_runs_wrote_are_the_task_s_own() {
+        let old = |task: &str, text: &str| {
+            let all = "text-pair-column = 'text_pair'\nlabel-column = 'label'\nchoices-column = 'choices'";
+            let options = file(&format!("task = '{task}'\ntext-column = '{text}'\n{all}")).unwrap();
+            (options.text_column, options.label_column)
+        };
+        assert_eq!(old("causal-lm", "text"), (None, None));
+        assert_eq!(old("tagging", "words"), (Some("words".into()), None));
+        assert_eq!(old("classification", "text"), (Some("text".into()), Some("label".into())));
+        let new = file("task = 'causal-lm'\ntext-column = 'text'\nlabel-column = 'label'").unwrap();
+        assert_eq!((new.text_column, new.label_column), (Some("text".into()), Some("label".into())));
+        assert_eq!(TrainOptions::default().with_defaults().text_column, None);
     }
 
     #[test]

@@ -142,11 +142,6 @@ const LARGEST: usize = 1 << 20;
 impl TrainOptions {
     /// Fills in the defaults that depend on nothing.
     pub fn with_defaults(mut self) -> TrainOptions {
-        let columns = Columns::default();
-        self.text_column.get_or_insert(columns.text);
-        self.text_pair_column.get_or_insert(columns.text_pair);
-        self.label_column.get_or_insert(columns.label);
-        self.choices_column.get_or_insert(columns.choices);
         self.doc_stride.get_or_insert(DEFAULT_DOC_STRIDE);
         self.data_order.get_or_insert(DataOrder::Shuffled);
         if self.method == Some(Method::Head) {
@@ -486,9 +481,9 @@ impl TrainOptions {
     pub fn columns(&self) -> Columns {
         let default = Columns::default();
         Columns {
-            text: self.text_column.clone().unwrap_or(default.text),
+            text: self.text_column.clone(),
             text_pair: self.text_pair_column.clone().unwrap_or(default.text_pair),
-            label: self.label_column.clone().unwrap_or(default.label),
+            label: self.label_column.clone(),
             choices: self.choices_column.clone().unwrap_or(default.choices),
             word: self.word_column,
             tag: self.tag_column,

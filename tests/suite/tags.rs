@@ -1,6 +1,6 @@
 //! Tagging as a user meets it: schemes of tags, sentences beyond the limit, semantic roles, and runs that learn one answer.
 
-use crate::command::{json, json_lines};
+use crate::command::{json, json_lines, text};
 use crate::place::Place;
 
 /// Sentences that differ enough to be learned from, in BIOES.
@@ -83,4 +83,31 @@ fn a_run_that_learned_one_answer_says_so() {
     let run = place.run(&format!("{train} --output blind"));
     assert!(run.stderr.contains("the model learned little else"), "{}", run.stderr);
     assert!(json(&place.path("blind/train_results.json"))["warnings"][0].as_str().unwrap().contains("0.5004"));
+}
+
+/// Columns are called by any name, that of another task's column too.
+#[test]
+fn a_column_may_be_called_as_another_task_s() {
+    let place = Place::new("bert-tagging");
+    place.write("d.jsonl", "{\"text\": [\"a\", \"b\"], \"label\": [\"O\", \"B-person\"]}\n".repeat(4));
+    let named = "--text-column text --label-column label";
+    place.train(&format!("--task tagging --data d.jsonl {named} --output out"));
+    let eval = "eval --model model --adapter out --data d.jsonl --json";
+    place.refuses(1, eval, &["d.jsonl, line 1", "\"tokens\"", "columns found: text, label", "--text-column"]);
+    place.run(&format!("{eval} {named}")).ok();
+    let place = Place::new("llama-causal-lm");
+    place.write("d.jsonl", "{\"text\": \"a\", \"label\": \"b\"}\n".repeat(4));
+    place.refuses(1, "train --model model --task causal-lm --data d.jsonl --output out", &["\"prompt\"", "--text-column"]);
+    place.train(&format!("--task causal-lm --data d.jsonl {named} --output out"));
+
+    // A run of an older version has the names of a classification's columns, and none where it goes on.
+    let place = Place::new("bert-tagging");
+    place.train("--task tagging --data data.jsonl --output out");
+    let config = text(&place.path("out/config.toml"));
+    assert!(!config.contains("-column"), "{config}");
+    let old = "text-column = \"text\"\ntext-pair-column = \"text_pair\"\nlabel-column = \"label\"\nchoices-column = \"choices\"\n";
+    place.write("out/config.toml", format!("{old}{config}"));
+    std::fs::remove_file(place.path("out/train_results.json")).unwrap();
+    assert!(place.run("train --output out --resume").ok().contains("resuming after step 2 of 2"));
+    place.run("train --config out/config.toml --output again --quiet").ok();
 }

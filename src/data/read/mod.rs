@@ -27,10 +27,11 @@ use std::path::Path;
 /// Names of the columns (JSON keys, CSV and TSV headers) that an example is read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
-    pub text: String,
+    /// None: the task's own ([`column_names`]).
+    pub text: Option<String>,
     /// The second text. With its default name it may be absent; a name that was chosen must be there.
     pub text_pair: String,
-    pub label: String,
+    pub label: Option<String>,
     pub choices: String,
     /// Column of the words in a column file, from 0; None: the one behind the column that numbers them, else the first.
     pub word: Option<usize>,
@@ -51,17 +52,32 @@ pub struct Choice {
     pub known: Vec<String>,
 }
 
-const TEXT: &str = "text";
 const TEXT_PAIR: &str = "text_pair";
-const LABEL: &str = "label";
 const CHOICES: &str = "choices";
+
+/// Columns of the text and of the label where nothing else is said.
+pub fn column_names(task: TaskKind) -> (&'static str, &'static str) {
+    match task {
+        TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::Qa => ("text", "label"),
+        TaskKind::Tagging => ("tokens", "tags"),
+        TaskKind::CausalLm => ("prompt", "response"),
+    }
+}
+
+impl Columns {
+    /// Columns of the text and of the label, of a task.
+    fn names(&self, task: TaskKind) -> (&str, &str) {
+        let (text, label) = column_names(task);
+        (self.text.as_deref().unwrap_or(text), self.label.as_deref().unwrap_or(label))
+    }
+}
 
 impl Default for Columns {
     fn default() -> Columns {
         Columns {
-            text: TEXT.into(),
+            text: None,
             text_pair: TEXT_PAIR.into(),
-            label: LABEL.into(),
+            label: None,
             choices: CHOICES.into(),
             word: None,
             tag: None,

@@ -1,7 +1,7 @@
 //! What a record (a JSON object, a row of a table) means to each task, and the rule that either all examples of a file
 //! have a label or none has.
 
-use super::{Choice, Columns, TEXT, TEXT_PAIR, squad};
+use super::{Choice, Columns, TEXT_PAIR, squad};
 use crate::data::{Content, Example, Label, Origin};
 use crate::model::TaskKind;
 use anyhow::{Context, Result, bail, ensure};
@@ -90,25 +90,33 @@ impl<'a> Examples<'a> {
     }
 
     fn label_name(&self) -> String {
+        let (_, column) = self.names();
         match self.task {
-            TaskKind::Classification | TaskKind::MultipleChoice => format!("label (column {:?})", self.columns.label),
+            TaskKind::Classification | TaskKind::MultipleChoice => format!("label (column {column:?})"),
             TaskKind::Tagging => "tags".to_string(),
             TaskKind::Qa => "\"answers\"".to_string(),
-            TaskKind::CausalLm => format!("response (column {:?})", self.response_column()),
+            TaskKind::CausalLm => format!("response (column {column:?})"),
         }
     }
 
+    /// Columns of the text and of the label.
+    fn names(&self) -> (&'a str, &'a str) {
+        self.columns.names(self.task)
+    }
+
     fn text(&self, record: &mut Record) -> Result<Content> {
-        let text = string(record, &self.columns.text, "; --text-column names it")?;
+        let (text, gold) = self.names();
+        let text = string(record, text, "; --text-column names it")?;
         let pair = &self.columns.text_pair;
         let optional = pair == TEXT_PAIR && record.get(pair).is_none_or(Value::is_null);
         let pair = if optional { None } else { Some(string(record, pair, "; --text-pair-column names it")?) };
-        let label = take(record, &self.columns.label).map(|value| label(value, &self.columns.label)).transpose()?;
+        let label = take(record, gold).map(|value| label(value, gold)).transpose()?;
         Ok(Content::Text { text, pair, label })
     }
 
     fn choices(&self, record: &mut Record) -> Result<Content> {
-        let text = string(record, &self.columns.text, "; --text-column names it")?;
+        let (text, gold) = self.names();
+        let text = string(record, text, "; --text-column names it")?;
         let name = &self.columns.choices;
         let choices = list(record, name, "; --choices-column names it")?
             .into_iter()
@@ -118,8 +126,8 @@ impl<'a> Examples<'a> {
             })
             .collect::<Result<Vec<_>>>()?;
         ensure!(choices.len() >= 2, "{name:?} must hold at least two choices, found {}", choices.len());
-        let label = take(record, &self.columns.label)
-            .map(|value| match label(value, &self.columns.label)? {
+        let label = take(record, gold)
+            .map(|value| match label(value, gold)? {
                 Label::Index(index) => usize::try_from(index)
                     .ok()
                     .filter(|&index| index < choices.len())
@@ -130,13 +138,9 @@ impl<'a> Examples<'a> {
         Ok(Content::Choices { text, choices, label })
     }
 
-    fn response_column(&self) -> &str {
-        if self.columns.label == super::LABEL { "response" } else { &self.columns.label }
-    }
-
     /// `prompt` and `response`, or what --text-column and --label-column say instead.
     fn prompt(&self, record: &mut Record) -> Result<Content> {
-        let (prompt, response) = (if self.columns.text == TEXT { "prompt" } else { &self.columns.text }, self.response_column());
+        let (prompt, response) = self.names();
         let prompt = string(record, prompt, "; --text-column names it")?;
         let response = match take(record, response) {
             None => None,
@@ -148,8 +152,7 @@ impl<'a> Examples<'a> {
 
     /// `tokens`, `tags` and for semantic roles `predicate`; or what --text-column and --label-column say instead.
     fn words(&self, record: &mut Record) -> Result<Content> {
-        let tokens = if self.columns.text == TEXT { "tokens" } else { &self.columns.text };
-        let tags = if self.columns.label == super::LABEL { "tags" } else { &self.columns.label };
+        let (tokens, tags) = self.names();
         let words = list(record, tokens, "; --text-column names it")?
             .into_iter()
             .map(|word| match word {

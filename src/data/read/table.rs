@@ -24,15 +24,16 @@ impl Header {
     fn new(path: &Path, fields: &[&str], examples: &Examples) -> Result<Header> {
         let columns = examples.columns;
         let names_found: Vec<&str> = fields.iter().map(|field| field.trim()).collect();
-        let optional = |name: &String| names_found.iter().position(|found| found == name).map(|index| (name.clone(), index));
-        let required = |name: &String, flag: &str| {
+        let optional = |name: &str| names_found.iter().position(|found| *found == name).map(|index| (name.to_string(), index));
+        let required = |name: &str, flag: &str| {
             let missing = || {
                 let found = names(names_found.iter().copied());
                 format!("{}: no column {name:?} in the header (columns found: {found}); {flag} names it", path.display())
             };
             optional(name).with_context(missing)
         };
-        let mut texts = vec![required(&columns.text, "--text-column")?];
+        let (text, label) = columns.names(examples.task);
+        let mut texts = vec![required(text, "--text-column")?];
         if let Some(choice) = &columns.choice {
             texts.push(required(&choice.column, "--adapter-column")?);
         }
@@ -42,7 +43,7 @@ impl Header {
             _ if columns.text_pair == TEXT_PAIR => texts.extend(optional(&columns.text_pair)),
             _ => texts.push(required(&columns.text_pair, "--text-pair-column")?),
         }
-        Ok(Header { texts, label: optional(&columns.label), choices, fields: fields.len() })
+        Ok(Header { texts, label: optional(label), choices, fields: fields.len() })
     }
 
     fn push(&self, place: String, fields: &[&str], examples: &mut Examples) -> Result<()> {

@@ -84,7 +84,7 @@ fn csv_is_quoted_and_tsv_is_not() {
         [text("\"a\" b ", Some("c\""), Some(Label::Index(1))), text("", Some(""), name("x"))]
     );
     assert_eq!(contents("d.tsv", "text\na\n\nb", Classification), [text("a", None, None), text("", None, None), text("b", None, None)]);
-    let columns = Columns { text: "s".into(), label: "gold".into(), ..Columns::default() };
+    let columns = Columns { text: Some("s".into()), label: Some("gold".into()), ..Columns::default() };
     let examples = read_with("d.tsv", b"gold\ts\n0\tx\n", Classification, &columns).unwrap();
     assert_eq!(examples[0].content, text("x", None, Some(Label::Index(0))));
 }
