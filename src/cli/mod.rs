@@ -186,6 +186,7 @@ impl ScoringArguments {
             device: self.device,
             labelled: true,
             submission: false,
+            ids: false,
             answers: false,
             verbalizer: self.verbalizer.clone(),
             generate: 0,

@@ -92,6 +92,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let options = ScoringOptions {
         labelled: false,
         submission: arguments.submission.is_some(),
+        ids: arguments.submission.is_some() || arguments.null_odds.is_some(),
         answers: arguments.n_best > 0 || arguments.null_odds.is_some(),
         generate: arguments.max_new_tokens,
         logits: wants(Extra::Logits),

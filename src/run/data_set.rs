@@ -80,6 +80,7 @@ impl Data {
 
         let mut examples = reader.read(&settings.data)?;
         require_labels(&examples, "training")?;
+        reader.check_answers(&examples);
         let known = adapter.and_then(|adapter| adapter.metadata.labels.clone());
         let tag_scheme = prepare::learn_as_iob2(&mut examples, settings.tag_scheme, known.as_deref(), terminal)?;
         let words = settings.verbalizer.as_ref();
@@ -99,6 +100,7 @@ impl Data {
             Some(path) => {
                 let mut examples = reader.read(path)?;
                 require_labels(&examples, "validation")?;
+                reader.check_answers(&examples);
                 prepare::learn_as_iob2(&mut examples, settings.tag_scheme, Some(task.labels()), terminal)?;
                 Some(reader.encode("validation data", &task, examples)?)
             }

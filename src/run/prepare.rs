@@ -6,7 +6,7 @@ use super::values::{LabelWords, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, POOLER};
 use crate::data::{Columns, Content, Example, TagScheme, TextTokenizer, read_examples, scheme_of, to_iob2};
 use crate::model::{HeadKind, MaskKind, Pooling, Specification, TaskKind};
-use crate::task::{Encoding, Limits, Task, TaskName, labels_for, labels_of_head};
+use crate::task::{Encoding, Limits, Task, TaskName, labels_for, labels_of_head, misplaced};
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -50,6 +50,11 @@ impl Reader<'_> {
             bail!("{}: there is no example in this file", path.display());
         }
         Ok(examples)
+    }
+
+    /// Says where answers of questions do not stand where they are said to.
+    pub fn check_answers(&self, examples: &[Example]) {
+        misplaced(examples).into_iter().for_each(|warning| self.terminal.warn(warning));
     }
 
     /// Encodes examples, on all threads.

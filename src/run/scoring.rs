@@ -15,7 +15,7 @@ use crate::data::{Columns, LongSentences, TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Residency};
 use crate::model::{HeadSpec, TaskKind};
 use crate::task::named::Submission;
-use crate::task::{Encoding, Limits, Outcome, Prediction, Task, TaskName, Verbalizer, require_labels};
+use crate::task::{Encoding, Limits, Outcome, Prediction, Task, TaskName, Verbalizer, require_ids, require_labels};
 use crate::usage;
 use anyhow::{Context, Result, anyhow, bail};
 use std::path::PathBuf;
@@ -51,6 +51,8 @@ pub struct ScoringOptions {
     pub labelled: bool,
     /// Whether a submission is to be written of it.
     pub submission: bool,
+    /// Whether a file is to be written of it that has each question's id once.
+    pub ids: bool,
     /// Whether the ranked answers of questions are wanted.
     pub answers: bool,
     /// Words of the labels of a cloze, where the adapter does not tell.
@@ -102,6 +104,9 @@ impl ScoringOptions {
     /// The engine for one or several jobs, the first of which is laid out.
     pub(super) fn engine(&self, model: &FrozenModel, heads: Vec<HeadSpec>, jobs: &[Job], terminal: &Terminal) -> Result<Engine> {
         let Some((first, others)) = jobs.split_first() else { bail!("there is nothing to predict") };
+        if self.ids {
+            require_ids(jobs.iter().flat_map(|job| &job.split.examples))?;
+        }
         let prefix = first.prefix.clone();
         let options = EngineOptions {
             memory: MemoryMode { weights: self.weights, ..MemoryMode::default() },
@@ -171,6 +176,7 @@ impl Job {
         prepare::learn_as_iob2(&mut examples, options.tag_scheme, metadata.labels.as_deref(), terminal)?;
         if options.labelled {
             require_labels(&examples, "scoring")?;
+            reader.check_answers(&examples);
         }
         let labels = prepare::labels(name, &examples, &model.spec, Some(&adapter), words.as_ref(), terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, &model.spec)).transpose()?;

@@ -18,6 +18,7 @@ pub use encoding::{Encoding, Limits};
 pub use labels::{Labels, labels_for, labels_of_head, require_labels};
 pub use named::{NamedTask, TaskName};
 pub use prediction::{Outcome, Prediction, Scores, With};
+pub use qa::{misplaced, require_ids};
 
 use crate::data::{Content, Example, Grouping, LongSentences, TextTokenizer};
 use crate::metric::entities::EntityCounts;

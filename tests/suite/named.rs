@@ -117,6 +117,26 @@ fn questions_get_ranked_answers_and_a_tuned_threshold() {
 }
 
 #[test]
+fn answers_that_stand_elsewhere_are_told_and_ids_are_not_lost() {
+    let place = Place::new("bert-qa");
+    let line = |id: usize, start: usize| {
+        let answers = format!("{{\"text\": [\"b c\"], \"answer_start\": [{start}]}}");
+        format!("{{\"id\": \"{id}\", \"context\": \"ä b c d\", \"question\": \"e\", \"answers\": {answers}}}\n")
+    };
+    place.write("d.jsonl", [line(1, 2), line(2, 3), line(3, 0), line(4, 2)].concat());
+    let train = "train --model model --task qa --data d.jsonl --max-steps 1 --quiet --output";
+    let run = place.run(&format!("{train} out"));
+    assert!(run.stderr.contains(": 2 of 4, the first in d.jsonl, line 2: found \" c \", expected \"b c\"; offsets"), "{run:#?}");
+    run.ok();
+    place.write("d.jsonl", [line(1, 2), line(2, 2), line(1, 2)].concat());
+    assert_eq!(place.run(&format!("{train} twice")).stderr, "");
+    for file in ["--null-odds odds.json", "--task squad/v1 --submission answers.json"] {
+        let predict = format!("predict --model model --adapter out --input d.jsonl --output p.jsonl {file}");
+        place.refuses(1, &predict, &["d.jsonl, line 3", "\"1\"", "d.jsonl, line 1", "ids"]);
+    }
+}
+
+#[test]
 fn names_are_listed() {
     let place = Place::new("bert-classification");
     let table = place.run("tasks").ok();
