@@ -7,6 +7,7 @@ use super::metadata::{Metadata, write_json};
 use super::peft::{self, PREFIX_TUNING, PROMPT_TUNING, PTUNE_PREFIX, PeftConfig};
 use super::quantise::WeightFormat;
 use crate::data::LongSentences;
+use crate::error::require_directory;
 use crate::model::{HeadKind, HeadLayer, HeadSpec, Pooling, Readout, Specification, TaskKind, offers_head};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,9 +47,7 @@ impl Adapter {
     /// Reads an adapter of ptune or of PEFT; fp16 and bf16 tensors are widened. Of a foreign adapter the task is None
     /// where `task_type` does not tell it, and multiple choice reads as classification: the caller may set it.
     pub fn read(directory: &Path) -> Result<Adapter> {
-        if !directory.is_dir() {
-            bail!("{}: no such directory; give the folder of an adapter", directory.display());
-        }
+        require_directory(directory, "give the folder of an adapter")?;
         let [config, tensors, metadata] = [CONFIG, TENSORS, METADATA].map(|name| directory.join(name));
         if !config.exists() {
             bail!("{}: there is no {CONFIG}; give the folder of an adapter", directory.display());
@@ -119,7 +118,7 @@ impl Adapter {
             return Ok(warnings);
         }
         let name = model.directory.display();
-        let used = self.fits(&model.spec).with_context(|| format!("the adapter does not fit {name}"))?;
+        let used = self.fits(&model.spec).with_context(|| self.misfit(model))?;
         let mut warnings = vec![];
         if self.metadata.task.is_none() && self.foreign {
             warnings.push("the adapter's files do not tell its task; its head was not checked".to_string());
@@ -181,8 +180,16 @@ impl Adapter {
         Ok(Some(columns / 2 / layers))
     }
 
-    /// Checks sizes against a model; the names of the tensors that it uses.
-    fn fits(&self, spec: &Specification) -> Result<BTreeSet<String>> {
+    /// Whether a prefix or prompt of this shape belongs to such a model at all: that comes before all that is asked of it.
+    pub fn check_shape(&self, model: &FrozenModel) -> Result<()> {
+        self.fits_shape(&model.spec).with_context(|| self.misfit(model))
+    }
+
+    fn misfit(&self, model: &FrozenModel) -> String {
+        format!("the adapter does not fit {}", model.directory.display())
+    }
+
+    fn fits_shape(&self, spec: &Specification) -> Result<()> {
         let metadata = &self.metadata;
         if metadata.model_layers != spec.layers {
             bail!("the adapter is for a model of {} layers, this one has {}", metadata.model_layers, spec.layers);
@@ -191,6 +198,13 @@ impl Adapter {
         if let Some(width) = self.prefix_width()?.filter(|&width| width != expected) {
             bail!("the adapter's {what} have size {width}, the model's {expected}");
         }
+        Ok(())
+    }
+
+    /// Checks sizes against a model; the names of the tensors that it uses.
+    fn fits(&self, spec: &Specification) -> Result<BTreeSet<String>> {
+        self.fits_shape(spec)?;
+        let metadata = &self.metadata;
         for (name, head) in self.of_heads() {
             head.fits(spec).with_context(|| format!("head {name}"))?;
         }

@@ -3,6 +3,7 @@
 use super::mapped::{MappedFile, Tensor, read_ahead, release};
 use super::synthetic::TensorBytes;
 use crate::backend::FileBytes;
+use crate::error::require_directory;
 use crate::model::Config;
 use anyhow::{Result, bail};
 use sha2::{Digest, Sha256};
@@ -33,9 +34,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Maps the directory's `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub fn open(directory: &Path) -> Result<Checkpoint> {
-        if !directory.is_dir() {
-            bail!("{}: no such directory", directory.display());
-        }
+        require_directory(directory, "give the directory of a checkpoint")?;
         if directory.join(SINGLE).exists() {
             Checkpoint::of_files(&[directory.join(SINGLE)])
         } else if directory.join(INDEX).exists() {

@@ -4,7 +4,7 @@ use super::{ScoringArguments, print, set_threads};
 use crate::data::{Content, TagScheme};
 use crate::run::interrupt::Interrupt;
 use crate::run::scoring::{Scoring, ScoringOptions};
-use crate::run::terminal::Terminal;
+use crate::run::terminal::{Terminal, decimals};
 use crate::task::named::VALIDATION;
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut lines: Vec<String> =
-        evaluation.to_map().iter().map(|(name, value)| format!("{name:<16} {:>8.4}", value.as_f64().unwrap_or(f64::NAN))).collect();
+        evaluation.to_map().iter().map(|(name, value)| format!("{name:<16} {:>8}", decimals(value.as_f64().unwrap_or(f64::NAN)))).collect();
     if let Some((label, share)) = scoring.task.majority(examples) {
         lines.push(format!("{:<16} {share:>8.4}  (always {label:?})", "majority class"));
     }

@@ -3,6 +3,7 @@
 use super::print;
 use crate::checkpoint::{Adapter, FrozenModel, Metadata, WeightFormat};
 use crate::engine::{Capacity, EngineOptions, Plan, PrefixOptions};
+use crate::error::require_directory;
 use crate::model::{HeadSpec, Pooling, Positions, Reads, TaskKind, default_head};
 use crate::run::memory::{grouped, readable};
 use crate::run::terminal::Terminal;
@@ -21,9 +22,7 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let directory = &arguments.directory;
-    if !directory.is_dir() {
-        bail!("{}: no such directory; give the folder of a model or of an adapter", directory.display());
-    }
+    require_directory(directory, "give the folder of a model or of an adapter")?;
     let text = if directory.join("adapter_config.json").exists() {
         adapter(directory)?
     } else if directory.join("config.json").exists() {

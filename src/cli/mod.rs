@@ -173,6 +173,7 @@ impl ScoringArguments {
                 word: self.word_column,
                 tag: self.tag_column,
                 ignore_labels: false,
+                labels_for: None,
                 choice: None,
             },
             tag_scheme: None,
@@ -219,7 +220,7 @@ pub fn main() -> ExitCode {
     let cli = match parse(line) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && error.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprintln!("{}", one_line(&error.render().to_string()));
+            eprintln!("{}", plain(&error));
             return ExitCode::from(2);
         }
         Err(error) => {
@@ -255,6 +256,20 @@ fn parse(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<
     };
     let command = Cli::command().mut_subcommands(|command| command.mut_args(negative).mut_subcommands(|inner| inner.mut_args(negative)));
     Cli::from_arg_matches(&command.try_get_matches_from(line)?)
+}
+
+/// What clap says of a command line, with what is wanted where it passes on the words of Rust's own parsers.
+fn plain(error: &clap::Error) -> String {
+    let text = one_line(&error.render().to_string());
+    let wanted = [
+        ("invalid digit found in string", "give a whole number from 0"),
+        ("cannot parse integer from empty string", "give a whole number from 0"),
+        ("number too large to fit in target type", "it is too large"),
+        ("invalid float literal", "give a number"),
+        ("cannot parse float from empty string", "give a number"),
+    ];
+    let own = wanted.iter().find_map(|(foreign, own)| Some(format!("{}{own}", text.strip_suffix(foreign)?)));
+    own.unwrap_or(text)
 }
 
 /// A message without line breaks, and of clap's messages the part before the usage.
@@ -312,7 +327,7 @@ mod tests {
     fn messages_fit_on_one_line() {
         let error = |line: &str| match parse(line.split(' ')) {
             Ok(_) => panic!("accepted: {line}"),
-            Err(error) => one_line(&error.render().to_string()),
+            Err(error) => plain(&error),
         };
         assert_eq!(
             error("ptune train --batch x"),
@@ -320,6 +335,10 @@ mod tests {
         );
         assert!(error("ptune eval --model m").starts_with("error: the following required arguments were not provided: --"));
         assert!(error("ptune train --batch-size -1").starts_with("error: invalid value '-1' for '--batch-size"));
+        assert!(error("ptune train --prefix-length 2.5").ends_with("'--prefix-length <N>': give a whole number from 0"));
+        assert!(error("ptune train --prefix-length -3").ends_with("give a whole number from 0"));
+        assert!(error("ptune train --learning-rate fast").ends_with("give a number"));
+        assert!(error("ptune train --task SEQ_CLS").contains("did you mean classification?"));
         assert!(error("ptune train --prefix-layers 0").contains("layers are counted from 1"));
     }
 }

@@ -112,6 +112,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     // In the order of the input.
     found.sort_by_key(|(_, prediction)| prediction.example.record);
     let (schemes, predictions): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+    let _held = interrupt.hold(None); // files are written whole
     write_atomically(&arguments.output, |writer| {
         for (index, (scheme, prediction)) in schemes.iter().zip(&predictions).enumerate() {
             let with = With { logits: wants(Extra::Logits), input_ids: wants(Extra::InputIds), scheme: *scheme };

@@ -29,7 +29,8 @@ mod trainable;
 mod vocabulary;
 mod words;
 
-pub use layout::{Bytes, Region};
+pub use crate::bytes::Bytes;
+pub use layout::Region;
 pub use options::{Capacity, EngineOptions, MemoryMode, PrefixInit, PrefixOptions, Recompute, Residency};
 pub use plan::Plan;
 pub use step::{StepReport, Update};

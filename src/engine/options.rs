@@ -23,6 +23,9 @@ pub struct PrefixOptions {
     pub dropout: f64,
 }
 
+/// Tokens that a text has at least: special ones and a few words. No remedy leaves room for less.
+const LEAST_TEXT: usize = 8;
+
 impl PrefixOptions {
     /// Layers with a prefix; none where its length is 0.
     pub fn active_layers(&self) -> &[usize] {
@@ -47,6 +50,11 @@ impl PrefixOptions {
     /// The longest sequence that the model has positions for behind prefix or prompt.
     pub fn room(&self, spec: &Specification) -> usize {
         spec.longest_sequence(self.shift() - self.prompt()).saturating_sub(self.prompt())
+    }
+
+    /// The longest sequence that [`PrefixOptions::check_positions`] takes.
+    pub fn longest(&self, spec: &Specification) -> usize {
+        spec.window.map_or(usize::MAX, |window| window.saturating_sub(self.length)).min(self.room(spec))
     }
 
     /// A batch's largest, with a prompt in front of each sequence.
@@ -84,7 +92,7 @@ impl PrefixOptions {
             bail!("the longest sequence has {longest} tokens, {table} {whole}: use --max-length {whole}");
         }
         let mut remedies = Vec::new();
-        if room > 0 {
+        if room >= LEAST_TEXT {
             remedies.push(format!("--max-length {room}"));
         }
         if longest < whole {

@@ -4,7 +4,7 @@
 use super::activations::{LayerBuffers, LayerInput, NormBuffers, Reach, assemble};
 use super::frozen::Frozen;
 use super::generate::CacheBuffers;
-use super::layout::{Bytes, Layout, Region};
+use super::layout::{Layout, Region};
 use super::offload::{Offload, Places};
 use super::options::{Capacity, EngineOptions, Recompute, Residency};
 use super::prompt::PromptBuffers;
@@ -12,6 +12,7 @@ use super::relative::RelativeBuffers;
 use super::trainable::Trainables;
 use super::vocabulary::VocabularyBuffers;
 use crate::backend::{DType, HOST, Precision, ScratchNeed, Sizing, View};
+use crate::bytes::Bytes;
 use crate::checkpoint::{FrozenModel, WeightFormat};
 use crate::data::Grouping;
 use crate::model::{HeadSpec, MaskKind, Output, Pooling, Positions, Specification};

@@ -1,5 +1,6 @@
 //! Reading a Hugging Face JSON configuration: typed getters whose errors name the file, the field and the remedy.
 
+use crate::error::require_directory;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -16,12 +17,20 @@ pub struct Config {
     fields: Map<String, Value>,
 }
 
+/// Whether a model of Hugging Face's hub may be called so: a name, or an owner and a name.
+fn is_hub_name(name: &str) -> bool {
+    let part =
+        |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    name.split('/').count() <= 2 && name.split('/').all(part)
+}
+
 impl Config {
     /// Reads `config.json` of a model directory.
     pub fn of_model(directory: &Path) -> Result<Config> {
-        if !directory.is_dir() {
-            bail!("{}: no such directory; give a Hugging Face model directory (config.json, model.safetensors)", directory.display());
-        }
+        let wanted = "give a Hugging Face model directory (config.json, model.safetensors)";
+        let name = directory.to_str().filter(|name| is_hub_name(name) && !directory.exists());
+        let hub = name.map_or(String::new(), |name| format!("; of a model of the hub get one by: hf download {name} --local-dir DIR"));
+        require_directory(directory, &format!("{wanted}{hub}"))?;
         let file = directory.join("config.json");
         if !file.exists() {
             bail!("{}: there is no config.json; give a Hugging Face model directory", directory.display());

@@ -13,7 +13,7 @@ pub struct BaseOptions {
     /// Hugging Face model directory (config.json, safetensors)
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub model: Option<PathBuf>,
-    /// A published model's shape by its name, in place of --model; needs --random-weights
+    /// A published model's shape by its name, in place of --model; to compute with it takes --random-weights too
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub architecture: Option<String>,
     /// Draw the weights on the device, without a file; of --model only config.json is read [without a value: seed 0]

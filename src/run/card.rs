@@ -1,6 +1,7 @@
 //! The model card of an adapter: `README.md` with the front matter that Hugging Face's hub reads.
 
 use super::data_set::DataSet;
+use super::terminal::decimals;
 use super::train::Prepared;
 use super::values::Method;
 use crate::checkpoint::{Export, WeightFormat};
@@ -64,7 +65,7 @@ pub(super) fn text(run: &Prepared, root: &Path, steps: u64, scores: Option<&Map<
         line(format!("Scores on {}, of the best evaluation by {}:\n", files.join(", "), run.metric()));
         line("| score | value |\n|---|---|".into());
         for (name, value) in scores {
-            line(format!("| {name} | {:.4} |", value.as_f64().unwrap_or(f64::NAN)));
+            line(format!("| {name} | {} |", decimals(value.as_f64().unwrap_or(f64::NAN))));
         }
         line(String::new());
     }

@@ -58,11 +58,13 @@ pub fn convert(options: &ConvertOptions, terminal: &Terminal, interrupt: &Interr
 
     let made = !output.exists();
     std::fs::create_dir_all(output).with_context(|| format!("cannot make {}", output.display()))?;
+    let held = interrupt.hold(None);
     let result = write(&conversion, output, terminal, interrupt);
     if result.is_err() && made {
         // Only if it is empty.
         let _ = std::fs::remove_dir(output);
     }
+    drop(held);
     let files = result?;
     let copied = copy_companions(folder, output)?;
     if found.is_some() {

@@ -92,6 +92,21 @@ impl Cut {
         }
     }
 
+    /// Micro-batches of a step at most, whatever the order.
+    pub fn most_batches(&self, set: &FeatureSet) -> usize {
+        let features = set.features.len();
+        let most = match (self.step, self.micro_batch) {
+            (Size::Features(step), Size::Features(count)) => step.min(features).div_ceil(count),
+            // Two neighbours hold more tokens than one may.
+            (Size::Tokens(step), Size::Tokens(tokens)) => {
+                let whole = step + longest_feature(set);
+                if tokens >= whole { 1 } else { (2 * whole / tokens + 1).min(features) }
+            }
+            _ => features,
+        };
+        most.max(1)
+    }
+
     /// Where the steps of an epoch in this order begin, and where the last one ends. No step is empty.
     pub fn steps(&self, set: &FeatureSet, order: &[usize]) -> Vec<usize> {
         let count = self.steps_per_epoch(set);
@@ -144,9 +159,23 @@ mod tests {
             for tokens in [50, 51, 60, 100] {
                 let bounds = cut(tokens).steps(&set, &order);
                 assert_eq!(bounds.len(), cut(tokens).steps_per_epoch(&set) + 1, "{lengths:?} by {tokens}");
+                for micro_batch in [1, 20, 50, 200].map(Size::Tokens) {
+                    let cut = Cut { micro_batch, ..cut(tokens) };
+                    let found = bounds.windows(2).map(|step| micro_batch.batches(&set, &order[step[0]..step[1]]).len()).max();
+                    assert!(found.unwrap() <= cut.most_batches(&set), "{lengths:?} by {tokens} in {micro_batch}");
+                }
                 assert!(bounds[0] == 0 && bounds.windows(2).all(|pair| pair[0] < pair[1]) && bounds[bounds.len() - 1] == 4, "{bounds:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_step_has_only_so_many_micro_batches() {
+        let most = |step, micro_batch| Cut { step, micro_batch }.most_batches(&set(&[4; 10]));
+        assert_eq!(most(Size::Features(8), Size::Features(3)), 3);
+        assert_eq!(most(Size::Features(1000), Size::Features(1)), 10);
+        assert_eq!(most(Size::Tokens(16), Size::Tokens(20)), 1);
+        assert_eq!(most(Size::Tokens(16), Size::Tokens(8)), 6);
     }
 
     #[test]

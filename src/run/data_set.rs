@@ -8,7 +8,7 @@ use super::values::NullThreshold;
 use crate::checkpoint::{Adapter, FrozenModel};
 use crate::data::{FeatureSet, TagScheme, TextTokenizer};
 use crate::model::HeadSpec;
-use crate::task::{Limits, Task, Verbalizer, require_labels};
+use crate::task::{Limits, Task, Verbalizer};
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -78,9 +78,7 @@ impl Data {
         let limits = Limits { max_length: settings.max_length, doc_stride: settings.doc_stride };
         let reader = Reader { task: name, template, columns: options.columns(), limits, tokenizer: &tokenizer, terminal };
 
-        let mut examples = reader.read(&settings.data)?;
-        require_labels(&examples, "training")?;
-        reader.check_answers(&examples);
+        let mut examples = reader.read_labelled(&settings.data, "training")?;
         let known = adapter.and_then(|adapter| adapter.metadata.labels.clone());
         let tag_scheme = prepare::learn_as_iob2(&mut examples, settings.tag_scheme, known.as_deref(), terminal)?;
         let words = settings.verbalizer.as_ref();
@@ -98,9 +96,7 @@ impl Data {
         let train = reader.encode("training data", &task, examples)?;
         let validation = match &settings.validation {
             Some(path) => {
-                let mut examples = reader.read(path)?;
-                require_labels(&examples, "validation")?;
-                reader.check_answers(&examples);
+                let mut examples = reader.read_labelled(path, "validation")?;
                 prepare::learn_as_iob2(&mut examples, settings.tag_scheme, Some(task.labels()), terminal)?;
                 Some(reader.encode("validation data", &task, examples)?)
             }

@@ -3,7 +3,7 @@
 use super::cut::Size;
 use super::interrupt::Interrupt;
 use super::pipeline::{Contents, Pipeline};
-use super::terminal::Terminal;
+use super::terminal::{Terminal, decimals};
 use crate::data::{Example, FeatureSet, Grouping};
 use crate::engine::Engine;
 use crate::task::{Encoding, Prediction, Scores, Task};
@@ -89,7 +89,7 @@ impl Evaluation {
     /// Names and values for a line of the terminal.
     pub fn to_line(&self) -> String {
         let parts: Vec<String> = self.scores.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-        format!("{}, loss {:.4}", parts.join(", "), self.loss)
+        format!("{}, loss {}", parts.join(", "), decimals(self.loss))
     }
 
     /// A score by its name, `loss` included.

@@ -9,6 +9,7 @@ mod data_set;
 pub mod device;
 pub mod evaluate;
 mod events;
+mod file;
 mod folder;
 mod heads;
 pub mod interrupt;

@@ -5,7 +5,6 @@ use super::base::BaseOptions;
 use super::sampling::Sampling;
 use super::schedule::Schedule;
 use super::several;
-use super::spelling::translate_table;
 use super::values::{
     ByteSize, DataOrder, Device, Every, LabelWords, LayerSet, Method, NullThreshold, Offset, PrefixStart, StepRange, Warmup,
 };
@@ -17,8 +16,7 @@ use crate::model::HeadKind;
 use crate::task::TaskName;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
-use toml::de::DeTable;
+use std::path::PathBuf;
 
 /// Options of `ptune train` as given: by flags, or by a TOML file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -261,26 +259,9 @@ impl TrainOptions {
         BaseOptions { model: self.model.clone(), architecture: self.architecture.clone(), random_weights: self.random_weights }
     }
 
-    /// Reads a configuration file. What is wrong in it is a usage error that names the file and the key; a file that
-    /// cannot be read is not.
-    pub fn read(path: &Path) -> Result<TrainOptions> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        TrainOptions::parse(&text, &path.display().to_string())
-    }
-
-    /// Reads the text of a configuration file; `source` is what messages call it.
-    pub fn parse(text: &str, source: &str) -> Result<TrainOptions> {
-        let parse_error = |error: toml::de::Error| UsageError(located(&error, text, source));
-        let parsed = DeTable::parse(text).map_err(parse_error)?;
-        let span = parsed.span();
-        let table = translate_table(parsed.into_inner()).map_err(|error| UsageError(format!("{source}: {error}")))?;
-        let options = TrainOptions::deserialize(toml::Deserializer::from(toml::Spanned::new(span, table)));
-        Ok(options.map_err(parse_error)?.without_old_columns())
-    }
-
     /// Runs of older versions wrote all four columns for every task, and meant the task's own where they wrote the
     /// classification's. No task has all four, so nobody else says them all.
-    fn without_old_columns(mut self) -> TrainOptions {
+    pub(super) fn without_old_columns(mut self) -> TrainOptions {
         let all = self.text_pair_column.is_some() && self.choices_column.is_some();
         if let (true, Some(text), Some(label)) = (all, &self.text_column, &self.label_column) {
             let of_another = |task: &TaskName| column_names(task.kind()) != ("text", "label");
@@ -365,22 +346,6 @@ impl TrainOptions {
     }
 }
 
-/// A parse error with its file and line, on one line.
-pub fn located(error: &toml::de::Error, text: &str, source: &str) -> String {
-    format!("{source}: {}", describe(error, text))
-}
-
-fn describe(error: &toml::de::Error, text: &str) -> String {
-    let message = error.message().trim().replace('\n', " ");
-    match error.span() {
-        Some(span) => {
-            let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-            format!("line {line}: {message}")
-        }
-        None => message,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -445,18 +410,6 @@ mod tests {
         assert_eq!(over("--method prefix", head), (Some(Method::Prefix), None, false));
         assert_eq!(over("--prefix-length 4", head), (None, Some(4), false));
         assert_eq!(over("--method head", head), (Some(Method::Head), Some(0), false));
-    }
-
-    #[test]
-    fn errors_of_a_file_name_the_line_and_the_key() {
-        let message = |text: &str| {
-            let error = file(text).unwrap_err();
-            assert!(error.is::<UsageError>());
-            error.to_string()
-        };
-        assert!(message("seed = 1\nlearning-rates = 1").contains("line 2: unknown field `learning-rates`"));
-        assert!(message("prefix-layers = '0'").contains("layers are counted from 1"));
-        assert!(message("seed = -1").contains("line 1"));
     }
 
     #[test]

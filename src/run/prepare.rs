@@ -6,7 +6,7 @@ use super::values::{LabelWords, PrefixStart};
 use crate::checkpoint::{Adapter, FrozenModel, POOLER};
 use crate::data::{Columns, Content, Example, TagScheme, TextTokenizer, read_examples, scheme_of, to_iob2};
 use crate::model::{HeadKind, MaskKind, Pooling, Specification, TaskKind};
-use crate::task::{Encoding, Limits, Task, TaskName, labels_for, labels_of_head, misplaced};
+use crate::task::{Encoding, Limits, Task, TaskName, labels_for, labels_of_head, misplaced, require_labels};
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -52,9 +52,13 @@ impl Reader<'_> {
         Ok(examples)
     }
 
-    /// Says where answers of questions do not stand where they are said to.
-    pub fn check_answers(&self, examples: &[Example]) {
-        misplaced(examples).into_iter().for_each(|warning| self.terminal.warn(warning));
+    /// The same, of which every one must be labelled for a purpose; says where answers do not stand where they are said to.
+    pub fn read_labelled(&self, path: &Path, purpose: &'static str) -> Result<Vec<Example>> {
+        let columns = Columns { labels_for: Some(purpose), ..self.columns.clone() };
+        let examples = Reader { columns, ..*self }.read(path)?;
+        require_labels(&examples, purpose)?;
+        misplaced(&examples).into_iter().for_each(|warning| self.terminal.warn(warning));
+        Ok(examples)
     }
 
     /// Encodes examples, on all threads.

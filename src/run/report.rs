@@ -8,7 +8,7 @@ use super::plot::{Chart, Series, to_svg};
 use super::prepare;
 use super::schedule::Schedule;
 use super::state::{Extent, RunState};
-use super::terminal::{Terminal, clock};
+use super::terminal::{Terminal, clock, decimals};
 use super::train::Prepared;
 use super::trainer::{Trainer, write_text};
 use super::validation::chosen_by;
@@ -158,10 +158,10 @@ impl Prepared {
         let state = &trainer.state;
         let early = if trainer.stopped_early() { ", stopped early: the score no longer got better" } else { "" };
         terminal.line(format!(
-            "finished: {} steps in {}{early}; mean training loss {:.4}",
+            "finished: {} steps in {}{early}; mean training loss {}",
             grouped(state.step),
             clock(Duration::from_secs_f64(seconds)),
-            state.mean_loss()
+            decimals(state.mean_loss())
         ));
         match &state.best {
             Some(best) => terminal.line(format!("best by {metric} after step {}: {}", best.step, scores_line(&best.scores))),
@@ -197,19 +197,29 @@ impl Prepared {
 
     /// What there is to say against the result: against the best evaluation, or without any against the latest losses.
     fn warnings(&self, state: &RunState) -> Vec<String> {
-        if let Some(best) = &state.best {
-            return best.warnings.clone();
-        }
+        let said = state.best.as_ref().map(|best| best.warnings.clone());
         // Losses of several data sets are not those of one.
-        let [set] = self.sets.as_slice() else { return Vec::new() };
+        let [set] = self.sets.as_slice() else { return said.unwrap_or_default() };
         let latest = state.history.iter().rev().find_map(|row| row.get("loss")?.as_f64());
         let comparable = matches!(set.settings.task.kind(), TaskKind::Classification | TaskKind::MultipleChoice | TaskKind::Tagging);
-        match (latest, set.data.task.balance(&set.data.train.examples).filter(|_| comparable)) {
+        let balance = set.data.task.balance(&set.data.train.examples).filter(|_| comparable);
+        if let (Some(loss), Some(balance)) = (latest, &balance)
+            && balance.uniform() > 0.0
+            && loss > 2.0 * balance.uniform()
+        {
+            let grown = format!(
+                "the loss of the last steps is {}, where guessing has {:.4}: the loss grew: use a lower --learning-rate",
+                decimals(loss),
+                balance.uniform()
+            );
+            return std::iter::once(grown).chain(said.unwrap_or_default()).collect();
+        }
+        match (latest, balance.filter(|_| said.is_none())) {
             (Some(loss), Some(balance)) if balance.entropy() > 0.0 && loss >= 0.97 * balance.entropy() => vec![format!(
                 "the loss of the last steps is {loss:.4}, and knowing nothing but how the answers are spread gives {:.4}: the model learned little else",
                 balance.entropy()
             )],
-            _ => Vec::new(),
+            _ => said.unwrap_or_default(),
         }
     }
 }
@@ -259,6 +269,7 @@ fn charts(history: &[Value], metric: &str) -> Vec<Chart> {
 }
 
 fn scores_line(scores: &Map<String, Value>) -> String {
-    let parts: Vec<String> = scores.iter().map(|(name, value)| format!("{name} {:.4}", value.as_f64().unwrap_or(f64::NAN))).collect();
+    let parts: Vec<String> =
+        scores.iter().map(|(name, value)| format!("{name} {}", decimals(value.as_f64().unwrap_or(f64::NAN)))).collect();
     parts.join(", ")
 }

@@ -15,7 +15,7 @@ use crate::data::{Columns, LongSentences, TagScheme, TextTokenizer};
 use crate::engine::{Capacity, Engine, EngineOptions, MemoryMode, PrefixOptions, Residency};
 use crate::model::{HeadSpec, TaskKind};
 use crate::task::named::Submission;
-use crate::task::{Encoding, Limits, Outcome, Prediction, Task, TaskName, Verbalizer, require_ids, require_labels};
+use crate::task::{Encoding, Limits, Outcome, Prediction, Task, TaskName, Verbalizer, require_ids};
 use crate::usage;
 use anyhow::{Context, Result, anyhow, bail};
 use std::path::PathBuf;
@@ -169,15 +169,11 @@ impl Job {
             }
             TaskName::Kind(_) => options.data.clone(),
         };
-        let mut examples = reader.read(&data)?;
+        let mut examples = if options.labelled { reader.read_labelled(&data, "scoring")? } else { reader.read(&data)? };
         if examples.is_empty() {
             return Ok(None);
         }
         prepare::learn_as_iob2(&mut examples, options.tag_scheme, metadata.labels.as_deref(), terminal)?;
-        if options.labelled {
-            require_labels(&examples, "scoring")?;
-            reader.check_answers(&examples);
-        }
         let labels = prepare::labels(name, &examples, &model.spec, Some(&adapter), words.as_ref(), terminal)?;
         let verbalizer = words.map(|words| Verbalizer::new(&labels, &words.words, &tokenizer, &model.spec)).transpose()?;
         let task = Task::new(kind, labels).with_no_answer(metadata.no_answer).with_name(name.named()).with_verbalizer(verbalizer);
@@ -197,8 +193,15 @@ impl Job {
         };
         prefix.check_positions(&model.spec, set.longest_sequence())?;
         if let Some(prompts) = &prompts {
-            let longest = prompts.set.longest_sequence() + generate;
-            prefix.check_positions(&model.spec, longest).with_context(|| format!("prompts with --max-new-tokens {generate}"))?;
+            let longest = prompts.set.longest_sequence();
+            prefix.check_positions(&model.spec, longest)?;
+            let left = prefix.longest(&model.spec) - longest;
+            if generate > left {
+                let remedy = if left > 0 { format!("use --max-new-tokens {left}") } else { "use a smaller --max-length".into() };
+                bail!(
+                    "--max-new-tokens {generate}: behind the longest prompt of {longest} tokens the model has {left} positions left; {remedy}"
+                );
+            }
         }
         let head = task.head(metadata.head, &model.spec);
         let mut capacity = Capacity::for_items(set, &head, options.batch_size, false);

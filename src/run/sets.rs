@@ -76,15 +76,15 @@ impl TrainOptions {
     pub(super) fn check_sets(&self) -> Result<()> {
         let count = self.set_count();
         if self.task.len() > 1 && self.task.len() != count || self.has_several_sets() && self.task.len() != count {
-            usage!("--task is given {} times and --data {} times: they go in pairs, by their order", self.task.len(), self.data.len());
+            usage!("--task is given {} and --data {}: they go in pairs, by their order", times(self.task.len()), times(self.data.len()));
         }
         if self.validation.len() > 1 && self.validation.len() != count
             || self.has_several_sets() && ![0, count].contains(&self.validation.len())
         {
             usage!(
-                "--validation is given {} times and --data {} times: give one for each, or none",
-                self.validation.len(),
-                self.data.len()
+                "--validation is given {} and --data {}: give one for each, or none",
+                times(self.validation.len()),
+                times(self.data.len())
             );
         }
         if !self.has_several_sets() {
@@ -154,6 +154,11 @@ pub fn short_name(task: TaskName) -> String {
     if is_version { name.replace('/', "-") } else { last.to_string() }
 }
 
+/// How often, for messages.
+fn times(count: usize) -> String {
+    if count == 1 { "once".to_string() } else { format!("{count} times") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,7 +196,7 @@ mod tests {
     #[test]
     fn what_does_not_pair_is_refused() {
         let message = |options: TrainOptions| options.check_sets().unwrap_err().to_string();
-        assert!(message(options(&["tagging"], &["a", "b"])).contains("--task is given 1 times and --data 2 times"));
+        assert!(message(options(&["tagging"], &["a", "b"])).contains("--task is given once and --data 2 times"));
         assert!(message(options(&["tagging", "qa"], &["a"])).contains("--task is given 2 times and --data 1 times"));
         assert!(
             message(TrainOptions { validation: vec!["v".into()], ..options(&["tagging", "qa"], &["a", "b"]) }).contains("--validation")

@@ -186,8 +186,26 @@ impl TrainOptions {
         }
     }
 
+    /// Names all that a run needs and that is not said, where that is more than one thing.
+    pub fn check_complete(&self) -> Result<()> {
+        let missing: Vec<&str> = [
+            ("--model", self.model.is_none() && self.architecture.is_none()),
+            ("--task", self.task.is_empty() && self.init_adapter.is_none()),
+            ("--data", self.data.is_empty()),
+            ("--output", self.output.is_none()),
+        ]
+        .into_iter()
+        .filter_map(|(flag, missing)| missing.then_some(flag))
+        .collect();
+        match missing.as_slice() {
+            [first @ .., last] if !first.is_empty() => usage!("{} and {last} are missing; see ptune train --help", first.join(", ")),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks every value that can be wrong by itself; usage errors name the flag.
     pub fn validate(&self) -> Result<()> {
+        self.check_complete()?;
         self.base().validate()?;
         self.base().check_residency(self.weights)?;
         self.allowed_memory().check()?;
@@ -488,6 +506,7 @@ impl TrainOptions {
             word: self.word_column,
             tag: self.tag_column,
             ignore_labels: false,
+            labels_for: None,
             choice: None,
         }
     }

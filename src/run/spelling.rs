@@ -4,6 +4,7 @@
 //! are hyphens everywhere.
 
 use crate::error::UsageError;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use toml::de::{DeTable, DeValue};
 
@@ -68,7 +69,7 @@ const FOREIGN: &[(&str, Meaning)] = &[
     ("do-train", Refused("leave it out: `ptune train` trains, `ptune eval` and `ptune predict` do the rest")),
     ("do-eval", Refused("give --validation FILE, or use `ptune eval`")),
     ("do-predict", Refused("use `ptune predict`")),
-    ("test-file", Refused("use `ptune eval --data FILE` after the run")),
+    ("test-file", Refused("give it to `ptune eval` as --data FILE; a run has --validation FILE")),
     ("prefix", Refused("leave it out: a prefix is the default (--method prefix)")),
     ("prompt", Refused("choose with --method; see `ptune train --help`")),
     ("task-name", Refused("give --task; see `ptune train --help`")),
@@ -80,6 +81,20 @@ const FOREIGN: &[(&str, Meaning)] = &[
     ("quantization-bit", Refused("give --weight-format int8: 8 bits are what there is below 16")),
     ("no-cuda", Refused("give --device cpu")),
     ("use-cpu", Refused("give --device cpu")),
+    ("trust-remote-code", Refused("leave it out: no code of a checkpoint is ever run; ptune --help lists the families")),
+    ("cache-dir", Refused("leave it out: nothing is fetched; --model is a directory")),
+    ("peft-type", Refused("give --method prefix (PREFIX_TUNING) or --method prompt (PROMPT_TUNING)")),
+    ("optim", Refused("leave it out: the optimizer is AdamW; --learning-rate and --weight-decay are its options")),
+    ("adam-beta1", Refused("leave it out: AdamW has 0.9 and 0.999, which cannot be changed")),
+    ("adam-beta2", Refused("leave it out: AdamW has 0.9 and 0.999, which cannot be changed")),
+    ("adam-epsilon", Refused("leave it out: AdamW has 1e-8, which cannot be changed")),
+    ("load-in-4bit", Refused("give --weight-format int8: 8 bits are what there is below 16")),
+    ("push-to-hub", Refused("leave it out: nothing is sent; --output can be uploaded by `hf upload`")),
+    ("num-labels", Refused("leave it out: labels are those of the data, of the task's name or of config.json")),
+    ("label-smoothing-factor", Refused("leave it out: the loss is cross-entropy without smoothing")),
+    ("lora-r", Refused("leave it out: there is no LoRA; the size of a prefix is --prefix-length")),
+    ("lora-alpha", Refused("leave it out: there is no LoRA; the size of a prefix is --prefix-length")),
+    ("lora-dropout", Refused("leave it out: there is no LoRA; a prefix has --prefix-dropout")),
     ("report-to", Refused("leave it out: records are always written to --output")),
 ];
 
@@ -231,43 +246,51 @@ fn unprojected(name: &str, size: &str) -> UsageError {
     UsageError(format!("--{name} {size}: it is the size of a projection; give --{PROJECTION} {size}"))
 }
 
-/// The keys of a configuration file in the words of this program; values keep their places in the text.
-pub fn translate_table(table: DeTable) -> Result<DeTable, UsageError> {
+/// The keys of a configuration file in the words of this program; values keep their places in the text. An error comes with its
+/// place there.
+pub fn translate_table(table: DeTable) -> Result<DeTable, (usize, String)> {
     let mut out = DeTable::new();
     let mut size = None;
+    // What each option was called, and where.
+    let mut spelled = BTreeMap::new();
     for (key, value) in table {
-        let name = key.get_ref().replace('_', "-");
+        let (written, at) = (key.get_ref().to_string(), key.span().start);
+        let name = written.replace('_', "-");
         let text = text_of(value.get_ref());
         if PROJECTION_SIZE.contains(&name.as_str()) {
-            size = Some((name, value));
+            size = Some((written, at, value));
             continue;
         }
-        for (option, rewritten) in meaning(&name, text.as_deref())? {
+        for (option, rewritten) in meaning(&name, text.as_deref()).map_err(|error| (at, error.0))? {
             let (mut key, mut value) = (key.clone(), value.clone());
             if let Some(rewritten) = rewritten.filter(|rewritten| Some(rewritten) != text.as_ref()) {
                 if option == "epochs" {
-                    return Err(UsageError(format!("{name}: write {rewritten}, a whole number without a point")));
+                    return Err((at, format!("{written}: write {rewritten}, a whole number without a point")));
                 }
                 *value.get_mut() = DeValue::String(rewritten.into());
             }
             *key.get_mut() = option.clone().into();
-            if out.insert(key, value).is_some() {
-                return Err(UsageError(format!("{option} is said twice: {name} means the same")));
+            if let Some(before) = spelled.insert(option.clone(), (written.clone(), at)) {
+                let (first, second) = if before.1 < at { (before.0, (written, at)) } else { (written, before) };
+                return Err((second.1, format!("{option} is said twice: {first} and {} mean the same", second.0)));
             }
+            out.insert(key, value);
         }
     }
     let stated = out.iter().find(|(key, _)| key.get_ref() == PROJECTION).map(|(_, value)| value.get_ref());
     match (stated, size) {
         (Some(DeValue::Boolean(true)), size) => {
-            let default = || DeValue::parse(DEFAULT_PROJECTION).map_err(|error| UsageError(error.to_string()));
-            let size = size.map_or_else(default, |(_, size)| Ok(size))?;
+            let default = || DeValue::parse(DEFAULT_PROJECTION).map_err(|error| (0, error.to_string()));
+            let size = size.map_or_else(default, |(_, _, size)| Ok(size))?;
             out.iter_mut().filter(|(key, _)| key.get_ref() == PROJECTION).for_each(|(_, value)| *value = size.clone());
         }
         (Some(DeValue::Boolean(false)), _) => {
             out = out.into_iter().filter(|(key, _)| key.get_ref() != PROJECTION).collect();
         }
-        (None, Some((name, size))) => return Err(unprojected(&name, &text_of(size.get_ref()).unwrap_or_default())),
-        (Some(_), Some((name, _))) => return Err(UsageError(format!("{PROJECTION} is said twice: {name} means the same"))),
+        (None, Some((name, at, size))) => {
+            return Err((at, unprojected(&name, &text_of(size.get_ref()).unwrap_or_default()).0));
+        }
+        (Some(_), Some((name, at, _))) => return Err((at, format!("{PROJECTION} is said twice: {name} means the same"))),
         (_, None) => {}
     }
     Ok(out)

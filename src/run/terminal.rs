@@ -14,6 +14,11 @@ pub struct Terminal {
 /// Longest silence of a run whose output is not a terminal.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// A loss or a score: four digits behind the point, or an exponent where it is large.
+pub fn decimals(value: f64) -> String {
+    if value.abs() < 1e5 || !value.is_finite() { format!("{value:.4}") } else { format!("{value:.3e}") }
+}
+
 impl Terminal {
     /// `quiet`: nothing but warnings is said.
     pub fn new(quiet: bool) -> Terminal {

@@ -44,6 +44,9 @@ pub fn train(given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> {
 /// [`train`] as one of several runs.
 pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut Shared) -> Result<Outcome> {
     given = given.with_recipe()?;
+    if given.resume != Some(true) {
+        given.check_complete()?;
+    }
     let Some(output) = &given.output else { usage!("--output is missing") };
     let folder = Folder::new(output);
     let resume = given.resume == Some(true);
@@ -72,11 +75,19 @@ pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut S
             given
         }
     };
-    options.validate()?;
+    let fresh = resume && saved.is_none();
+    let nothing = || format!("nothing to resume in {}: a new run", folder.root().display());
+    match options.validate() {
+        Err(error) if fresh => return Err(error.context(nothing())),
+        result => result?,
+    }
     let terminal = Terminal::new(options.quiet == Some(true));
     if saved.is_some() && folder.is_finished() {
         terminal.line(format!("{}: this run is finished; nothing is left to do", folder.root().display()));
         return Ok(Outcome::WasFinished);
+    }
+    if fresh {
+        terminal.line(nothing());
     }
     let prepared = Prepared::new(options, &terminal, shared)?;
     prepared.run(&folder, &terminal, interrupt, shared)
@@ -109,6 +120,9 @@ impl Prepared {
         device::check_profiling(options.profile_steps, options.device)?;
         let model = shared.model(options.base())?;
         let adapter = options.init_adapter.as_deref().map(Adapter::read).transpose()?;
+        if let Some(adapter) = &adapter {
+            adapter.check_shape(&model)?;
+        }
         let directory = options.tokenizer_directory()?;
         let tokenizer = || TextTokenizer::open(&directory, &model.spec);
         let prefix_tokens = match options.prefix_init.as_ref().filter(|start| start.is_text()) {
@@ -204,7 +218,8 @@ impl Prepared {
         let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
         let steps: Vec<usize> = sets.iter().map(|set| cut.steps_per_epoch(set.features())).collect();
         let shares = options.sampling.clone().unwrap_or_default().shares(&names, &steps)?;
-        let memory = options.allowed_memory().plainest();
+        let most = sets.iter().map(|set| cut.most_batches(set.features())).max().unwrap_or(1);
+        let memory = options.allowed_memory().plainest(most);
         let complete: Vec<TrainOptions> = sets.iter().map(|set| set.options.clone()).collect();
         let options = options.completed(&complete)?;
         Ok(Prepared { options, settings, model, sets, prefix, prefix_tokens, inputs, cut, shares, memory })
@@ -397,7 +412,9 @@ impl Prepared {
         if checkpoint.is_some() {
             trainer.tidy()?;
         }
+        let held = interrupt.hold((self.options.quiet != Some(true)).then_some("stopping after this step; again to end at once"));
         if let Some(signal) = trainer.run()? {
+            drop(held);
             terminal.line(format!(
                 "stopped by {} after step {} of {}; go on with: ptune train --output {} --resume",
                 if signal == signal_hook::consts::SIGINT { "Ctrl-C" } else { "SIGTERM" },
@@ -408,6 +425,7 @@ impl Prepared {
             return Ok(Outcome::Interrupted(signal));
         }
         self.finish(trainer)?;
+        drop(held);
         shared.keep(settings.device, &self.model, engine);
         Ok(Outcome::Finished)
     }

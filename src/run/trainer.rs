@@ -12,7 +12,7 @@ use super::sampling::Draws;
 use super::schedule::LearningRate;
 use super::settings::Settings;
 use super::state::{Extent, RunState};
-use super::terminal::{Progress, Terminal};
+use super::terminal::{Progress, Terminal, decimals};
 use super::validation::{Validated, Validation};
 use super::values::{DataOrder, Every, NullThreshold};
 use crate::checkpoint::{Adapter, Export, Metadata, TrainingState, remove_leftovers, write_atomically, write_checkpoint};
@@ -285,7 +285,7 @@ impl Trainer<'_> {
     fn describe(&self) -> String {
         let rate = self.rate.at(self.state.step.saturating_sub(1));
         let speed = self.session.tokens_per_second().unwrap_or_default();
-        let loss = self.session.last_loss.map_or("-".to_string(), |loss| format!("{loss:.4}"));
+        let loss = self.session.last_loss.map_or("-".to_string(), decimals);
         let skipped = if self.session.skipped > 0 { format!("  {} skipped", self.session.skipped) } else { String::new() };
         format!("epoch {:.2}  loss {loss}  lr {rate:.2e}  {speed:.0} tokens/s{skipped}", self.extent.epoch(self.state.step))
     }

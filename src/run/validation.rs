@@ -1,6 +1,7 @@
 //! An evaluation of a run: the scores of each of its data sets, and the one value by which adapters are compared.
 
 use super::evaluate::Evaluation;
+use super::terminal::decimals;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
@@ -82,7 +83,7 @@ impl Validation {
     pub fn to_line(&self) -> String {
         match self.sets.as_slice() {
             [only] => only.to_line(),
-            _ => format!("{} {:.4}", self.metric(), self.value().unwrap_or(f64::NAN)),
+            _ => format!("{} {}", self.metric(), decimals(self.value().unwrap_or(f64::NAN))),
         }
     }
 

@@ -3,13 +3,15 @@
 
 use crate::usage;
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A TOML value that may be a number or text.
-#[derive(Clone, Serialize, Deserialize)]
+/// A TOML value that is a number or text, as it is written.
+#[derive(Clone, Serialize)]
 #[serde(untagged)]
 pub enum Scalar {
     Integer(i64),
@@ -17,24 +19,39 @@ pub enum Scalar {
     Text(String),
 }
 
-impl fmt::Display for Scalar {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Scalar::Integer(value) => write!(formatter, "{value}"),
-            Scalar::Number(value) => write!(formatter, "{value}"),
-            Scalar::Text(value) => formatter.write_str(value),
-        }
+/// Reads a value from a number or a text; the text says what is wanted.
+struct Spelled<T>(&'static str, PhantomData<T>);
+
+impl<T: FromStr<Err = String>> Visitor<'_> for Spelled<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(self.0)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<T, E> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
     }
 }
 
-/// Reads and writes a type as a [`Scalar`] through its text.
+/// Reads and writes a type as a number or a text through its text.
 macro_rules! scalar {
-    ($name:ident) => {
-        impl TryFrom<Scalar> for $name {
-            type Error = String;
-
-            fn try_from(value: Scalar) -> Result<Self, String> {
-                value.to_string().parse()
+    ($name:ident, $wanted:literal) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(Spelled($wanted, PhantomData))
             }
         }
 
@@ -51,15 +68,15 @@ macro_rules! scalar {
 }
 
 /// Above which odds a question is left unanswered.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Scalar", into = "Scalar")]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(into = "Scalar")]
 pub enum NullThreshold {
     Fixed(f32),
     /// That with the best F1 on the validation data.
     Tuned,
 }
 
-scalar!(NullThreshold);
+scalar!(NullThreshold, "a number or tune");
 
 impl NullThreshold {
     pub fn fixed(self) -> Option<f32> {
@@ -95,11 +112,11 @@ impl fmt::Display for NullThreshold {
 const MOST_LAYERS: usize = 10_000;
 
 /// Layers counted from 1: `17-24` or `1,3,5-8`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Scalar", into = "Scalar")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "Scalar")]
 pub struct LayerSet(Vec<usize>);
 
-scalar!(LayerSet);
+scalar!(LayerSet, "layers such as 17-24 or 1,3,5-8");
 
 impl LayerSet {
     /// From indices counted from 0, in ascending order.
@@ -261,14 +278,14 @@ spelled!(PrefixStart);
 spelled!(LabelWords);
 
 /// Warm-up: a number of steps, or a share of all steps (a value below 1).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Scalar", into = "Scalar")]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(into = "Scalar")]
 pub enum Warmup {
     Steps(u64),
     Ratio(f64),
 }
 
-scalar!(Warmup);
+scalar!(Warmup, "a whole number of steps or a ratio below 1");
 
 impl Warmup {
     /// Steps of warm-up in a run of `total` steps; a ratio rounds up, as transformers does.
@@ -304,14 +321,14 @@ impl fmt::Display for Warmup {
 }
 
 /// How often something happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Scalar", into = "Scalar")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "Scalar")]
 pub enum Every {
     Epoch,
     Steps(u64),
 }
 
-scalar!(Every);
+scalar!(Every, "epoch or a whole number of steps");
 
 impl Every {
     /// Whether it happens after `done` of `total` steps. The end of the last epoch is the run's last step, also where
@@ -347,14 +364,14 @@ impl fmt::Display for Every {
 }
 
 /// Steps counted from 1, both ends included: `5:8`, or `5` alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Scalar", into = "Scalar")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "Scalar")]
 pub struct StepRange {
     pub first: u64,
     pub last: u64,
 }
 
-scalar!(StepRange);
+scalar!(StepRange, "steps such as 5:8");
 
 impl FromStr for StepRange {
     type Err = String;
@@ -375,11 +392,11 @@ impl fmt::Display for StepRange {
 }
 
 /// A number of bytes: `24GiB`, `80GB`, `500 MiB`, or a plain number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Scalar", into = "Scalar")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "Scalar")]
 pub struct ByteSize(pub usize);
 
-scalar!(ByteSize);
+scalar!(ByteSize, "an amount of memory such as 24GiB");
 
 /// Units of bytes, the longer names first.
 const UNITS: [(&str, f64); 9] = [
@@ -417,8 +434,8 @@ impl fmt::Display for ByteSize {
 }
 
 /// What computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Scalar", into = "Scalar")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "Scalar")]
 pub enum Device {
     /// The best that this build and this machine have.
     Auto,
@@ -429,7 +446,7 @@ pub enum Device {
     Emulated,
 }
 
-scalar!(Device);
+scalar!(Device, "auto, cpu, cuda or cuda:N");
 
 impl FromStr for Device {
     type Err = String;

@@ -34,6 +34,11 @@ impl Balance {
         shares.map(|share| -share * share.ln()).sum()
     }
 
+    /// That of a model that finds all answers equally likely.
+    pub fn uniform(&self) -> f64 {
+        (self.counts.len() as f64).ln()
+    }
+
     /// The shares in one line, the greatest first.
     pub fn to_line(&self) -> String {
         let mut order: Vec<usize> = (0..self.counts.len()).filter(|&answer| self.counts[answer] > 0).collect();

@@ -177,6 +177,9 @@ fn adapters_that_do_not_fit() {
     place.refuses(1, &eval("model"), &["adapter_config.json"]);
     let from = |adapter: &str, flags: &str| format!("--init-adapter {adapter} {flags}");
     place.refuses_training(1, &from(&other("bert-classification-d64"), ""), &["layers"]);
+    // The other way round its layers do not exist here, which is no fault of --prefix-layers.
+    let smaller = Place::new("bert-classification-d64");
+    smaller.refuses_training(1, &from(&other("bert-classification"), ""), &["the adapter does not fit model", "3 layers", "has 2"]);
     place.refuses_training(2, &from("adapter", "--prefix-length 9"), &["--prefix-length 9", "6"]);
     place.refuses_training(2, &from("adapter", "--prefix-layers 1-2"), &["--prefix-layers 1-2", "1-3"]);
     place.refuses_training(2, &from("adapter", "--head dense"), &["--head dense", "linear"]);

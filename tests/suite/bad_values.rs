@@ -93,6 +93,9 @@ fn sizes_that_do_not_fit() {
     let long = |flags: &str| format!("train --model model --task classification --data d.jsonl --output out {flags}");
     place.refuses(1, &long("--prefix-length 80"), &["prefix of 80", "128", "192", "--max-length 112", "--prefix-length 64"]);
     place.refuses(1, &long("--prefix-length 1000000"), &["prefix of 1000000", "192"]);
+    // No text fits into two tokens.
+    let line = place.run(&long("--prefix-length 190")).error(1, &["prefix of 190", "--prefix-length 64", "--positions unshifted"]);
+    assert!(!line.contains("--max-length"), "{line}");
     place.refuses(1, &long("--prefix-length 5 --max-length 300 --positions unshifted"), &["192", "--max-length 192"]);
     place.refuses(1, &long("--max-length 2"), &["d.jsonl, line 1", "--max-length 2"]);
     // Only the head is trained with --max-length 192: that fits.
@@ -102,7 +105,7 @@ fn sizes_that_do_not_fit() {
     let mut command = Command::new("sh");
     command.current_dir(place.path("")).args(["-c", "ulimit -v 2000000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ptune")]);
     command.args(long("--positions unshifted --prefix-length 1000000 --threads 1").split_whitespace());
-    Run::from(command.output().unwrap()).error(1, &["cannot allocate", "shorter prefix"]);
+    Run::from(command.output().unwrap()).error(1, &["cannot allocate", "GiB", "--memory-budget", "shorter prefix"]);
     assert!(!place.path("out").exists());
 }
 

@@ -27,6 +27,7 @@ mod program;
 mod prompts;
 mod readme;
 mod recorded;
+mod remedies;
 mod resume;
 #[cfg(feature = "emulation")]
 mod stand_in;

@@ -54,6 +54,24 @@ fn stop(mut command: Command, lines: usize, signal: i32) -> Run {
     Run { code: child.wait().unwrap().code(), stdout: said, stderr }
 }
 
+#[test]
+fn a_signal_before_there_is_something_to_save_ends_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    // Nobody writes into the pipe: reading the data takes for ever.
+    let data = folder.path().join("data.jsonl");
+    // SAFETY: the path ends with a zero.
+    assert_eq!(unsafe { libc::mkfifo(format!("{}\0", data.display()).as_ptr().cast(), 0o600) }, 0);
+    for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
+        let mut command = program();
+        command.current_dir(folder.path()).args("train --task classification --data data.jsonl --output run --model".split(' '));
+        let mut child = command.arg(golden("bert-classification").join("model")).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(1000));
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
+    assert!(!folder.path().join("run").exists());
+}
+
 /// TensorBoard's file.
 const EVENTS: &str = "runs/events.out.tfevents.0.ptune";
 
@@ -113,6 +131,7 @@ fn stopped_and_killed_runs_end_as_if_nothing_had_happened() {
         let stopped = stop(rest, lines, signal);
         assert!(stopped.code == Some(code) && stopped.stderr.is_empty(), "{stopped:#?}");
         let last = stopped.stdout.lines().last().unwrap();
+        assert!(stopped.stdout.contains("stopping after this step; again to end at once\n"), "{stopped:#?}");
         assert!(last.starts_with(&format!("stopped by {name} after step ")) && last.contains("--resume"), "{last}");
         let step: u64 = last.split_whitespace().nth(5).unwrap().parse().unwrap();
         assert!(step < STEPS && run.join(format!("checkpoint-{step}")).is_dir(), "{last}");
@@ -226,6 +245,7 @@ fn resuming_where_there_is_nothing_begins() {
     command.arg("--resume");
     let said = finish(command);
     assert!(said.contains("finished: 2 steps") && !said.contains("resuming"), "{said}");
+    assert!(said.contains("nothing to resume in run: a new run"), "{said}");
 }
 
 #[test]
@@ -252,7 +272,9 @@ fn a_used_folder_is_only_touched_by_the_run_in_it() {
     Run::from(command.output().unwrap()).error(1, &["--data", "contents differ"]);
     assert!(files(&run) == before);
 
-    for (output, code, part) in [(".", 1, "no config.toml"), ("new", 2, "--model is missing")] {
+    for (output, code, part) in
+        [(".", 1, "no config.toml"), ("new", 2, "nothing to resume in new: a new run: --model, --task and --data are missing")]
+    {
         let mut command = program();
         command.current_dir(folder.path()).args(["train", "--output", output, "--resume"]);
         Run::from(command.output().unwrap()).error(code, &[part]);

@@ -4,6 +4,7 @@
 
 use super::real::Real;
 use crate::backend::{ARENA, BufferId, DType, FileBytes, HOST, View};
+use crate::bytes::Bytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
 const ALIGNMENT: usize = 256;
@@ -23,7 +24,9 @@ impl Block {
         let start = unsafe { alloc_zeroed(layout) };
         anyhow::ensure!(
             !start.is_null(),
-            "cannot allocate {bytes} bytes of memory; use a smaller batch, a shorter text or a shorter prefix"
+            "cannot allocate {} of memory; choose --memory-budget, --recompute, --weights streamed or a smaller --micro-batch-size \
+             (eval, predict: --batch-size), a shorter text or a shorter prefix",
+            Bytes(bytes)
         );
         Ok(Block { start, bytes: layout.size() })
     }

@@ -159,7 +159,7 @@ impl<T: Number> Cpu<T> {
 impl<T: Number> Sizing for Cpu<T> {
     fn describe(&self) -> String {
         let threads = self.workers.threads;
-        format!("cpu, {} threads, {}", threads, <T as Real>::DTYPE.name())
+        format!("cpu, {}, {}", counted(threads), <T as Real>::DTYPE.name())
     }
 
     fn precision(&self) -> Precision {
@@ -180,7 +180,7 @@ impl<T: Number> Sizing for Cpu<T> {
     }
 
     fn describe_scratch(&self) -> String {
-        format!("{} threads: tiles of attention and of products", self.workers.threads)
+        format!("{}: tiles of attention and of products", counted(self.workers.threads))
     }
 }
 
@@ -423,4 +423,8 @@ impl<T: Number> Backend for Cpu<T> {
         let (moment1, moment2) = (self.vector_mut(update.moment1), self.vector_mut(update.moment2));
         loss::adamw(self.vector_mut(update.master), self.vector(update.gradient), moment1, moment2, norm, update);
     }
+}
+/// A number of threads, for messages.
+fn counted(threads: usize) -> String {
+    if threads == 1 { "1 thread".to_string() } else { format!("{threads} threads") }
 }

@@ -39,6 +39,8 @@ pub struct Columns {
     pub tag: Option<usize>,
     /// Labels, tags and answers in the file are passed over (prediction).
     pub ignore_labels: bool,
+    /// What every example needs a label for ("training"); None: it may have none.
+    pub labels_for: Option<&'static str>,
     /// Only some of the records are read.
     pub choice: Option<Choice>,
 }
@@ -82,6 +84,7 @@ impl Default for Columns {
             word: None,
             tag: None,
             ignore_labels: false,
+            labels_for: None,
             choice: None,
         }
     }

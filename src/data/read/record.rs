@@ -43,7 +43,13 @@ impl<'a> Examples<'a> {
             TaskKind::CausalLm => self.prompt(&mut record),
         };
         match content {
-            Ok(content) => self.add(place, content),
+            Ok(content) => {
+                if let Some(purpose) = self.columns.labels_for.filter(|_| !content.is_labelled()) {
+                    let flag = if self.task == TaskKind::Qa { "" } else { "; --label-column names another" };
+                    bail!("{place}: no {}, which {purpose} needs ({}){flag}", self.label_name(), found(&record));
+                }
+                self.add(place, content)
+            }
             Err(error) => Err(error.context(place)),
         }
     }
@@ -93,7 +99,7 @@ impl<'a> Examples<'a> {
         let (_, column) = self.names();
         match self.task {
             TaskKind::Classification | TaskKind::MultipleChoice => format!("label (column {column:?})"),
-            TaskKind::Tagging => "tags".to_string(),
+            TaskKind::Tagging => format!("tags (column {column:?})"),
             TaskKind::Qa => "\"answers\"".to_string(),
             TaskKind::CausalLm => format!("response (column {column:?})"),
         }

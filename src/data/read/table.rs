@@ -43,7 +43,9 @@ impl Header {
             _ if columns.text_pair == TEXT_PAIR => texts.extend(optional(&columns.text_pair)),
             _ => texts.push(required(&columns.text_pair, "--text-pair-column")?),
         }
-        Ok(Header { texts, label: optional(label), choices, fields: fields.len() })
+        let needs_label = examples.columns.labels_for.is_some();
+        let label = if needs_label { Some(required(label, "--label-column")?) } else { optional(label) };
+        Ok(Header { texts, label, choices, fields: fields.len() })
     }
 
     fn push(&self, place: String, fields: &[&str], examples: &mut Examples) -> Result<()> {

@@ -328,7 +328,7 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     let model = options.base.open()?;
     let spec = &model.spec;
     let lengths = options.sequence_lengths()?;
-    let engine_options = options.engine(spec);
+    let mut engine_options = options.engine(spec);
     check_lengths(spec, &engine_options.prefix, &lengths)?;
     let frozen = model.dtype(Slot::WordEmbedding)?;
     // Opened before the device is measured through another backend, so that its context is made once.
@@ -344,7 +344,8 @@ pub fn step(options: &StepOptions, terminal: &Terminal) -> Result<Report> {
     let size = options.micro_batch_tokens.map_or(Size::Features(lengths.len()), Size::Tokens);
     // A feature is one sequence.
     let batches = size.batches(&set, &features).into_iter();
-    let batches = batches.map(|batch| Contents { head: 0, features: batch.to_vec(), first_ordinal: batch[0] }).collect();
+    let batches: Vec<Contents> = batches.map(|batch| Contents { head: 0, features: batch.to_vec(), first_ordinal: batch[0] }).collect();
+    engine_options.memory.together = engine_options.memory.together.min(batches.len());
     let capacity = size.capacity(&set, &engine_options.heads[0], true);
     let engine = Engine::new(backend, &model, engine_options.clone(), capacity)?;
     let mut runner = Runner { pipeline: Pipeline::new(&engine), engine, set: &set, batches, number: 0 };

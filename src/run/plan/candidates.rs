@@ -227,15 +227,15 @@ impl Allowed {
         })
     }
 
-    /// The mode where nobody chooses.
-    pub fn plainest(self) -> MemoryMode {
-        MemoryMode { together: self.together.unwrap_or(1), ..self.modes().next().unwrap_or_default() }
+    /// The mode where nobody chooses, of steps of so many micro-batches at most: more of them cannot go through a layer together.
+    pub fn plainest(self, batches: usize) -> MemoryMode {
+        MemoryMode { together: self.together.unwrap_or(1).min(batches), ..self.modes().next().unwrap_or_default() }
     }
 
     /// How many of a step's micro-batches may go through a layer together, the most first: resident weights gain nothing by it.
     fn groups(self, memory: MemoryMode, batches: usize) -> Vec<usize> {
         match (self.together, memory.weights) {
-            (Some(given), _) => vec![given],
+            (Some(given), _) => vec![given.min(batches)],
             (None, Residency::Resident) => vec![1],
             (None, Residency::Streamed | Residency::Disk) => {
                 let mut counts: Vec<usize> = (0..usize::BITS).map(|shift| batches.div_ceil(1 << shift).max(1)).collect();

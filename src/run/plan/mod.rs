@@ -101,6 +101,9 @@ pub struct PlanOptions {
 impl PlanOptions {
     fn validate(&self) -> Result<()> {
         // A shape is enough.
+        if self.base.model.is_none() && self.base.architecture.is_none() {
+            usage!("--model is missing (or --architecture NAME, a published shape)");
+        }
         BaseOptions { random_weights: self.base.random_weights.or(self.base.architecture.as_ref().map(|_| 0)), ..self.base.clone() }
             .validate()?;
         self.base.check_residency(self.weights)?;
@@ -221,7 +224,10 @@ pub fn plan(options: &PlanOptions) -> Result<Report> {
             let sizes = largest.halves(&set);
             fastest(&target, frozen, &work, &allowed, &sizes, budget.0)?
         }
-        None => Candidate::new(frozen, &work, target.sizing.as_ref(), allowed.plainest(), largest)?,
+        None => {
+            let batches = largest.batches(work.set, &work.features).len();
+            Candidate::new(frozen, &work, target.sizing.as_ref(), allowed.plainest(batches), largest)?
+        }
     };
     let time = step_time(&target, &work, &chosen)?;
     // Beside it, every mode of the same micro-batch, and what others would take for the step as one.

@@ -1,22 +1,19 @@
 //! What a sweep runs: options of `train`, and a list of values for some of them.
 
 use crate::run::TrainOptions;
+use crate::run::file::Text;
 use crate::usage;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use toml::{Table, Value};
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+use toml::{Spanned, Table, Value};
 
-/// A sweep's file: `output`, `[base]` with options of `train`, `[grid]` with lists of values.
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+/// A sweep's file as it is written: `[base]` with options of `train`, `[grid]` with lists of values. A user's may have `output` too.
+#[derive(Serialize)]
 struct File {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    output: Option<PathBuf>,
-    #[serde(default)]
     base: Table,
-    #[serde(default)]
     grid: BTreeMap<String, Vec<Value>>,
 }
 
@@ -54,17 +51,48 @@ impl Sweep {
     /// Reads a sweep's file.
     pub fn read(path: &Path) -> Result<Sweep> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the sweep {}", path.display()))?;
-        let shown = path.display().to_string();
-        let file: File = match toml::from_str(&text) {
-            Ok(file) => file,
-            Err(error) => usage!("{}", crate::run::options::located(&error, &text, &shown)),
-        };
-        let base = TrainOptions::parse(&toml::to_string(&file.base)?, &format!("{shown}, [base]"))?;
-        let mut sweep = Sweep { output: file.output, base, grid: Vec::new() };
-        for (name, values) in file.grid {
-            sweep.add_axis(&name, values)?;
+        let file = Text { text: &text, name: &path.display().to_string() };
+        let mut sweep = Sweep::default();
+        for (key, value) in file.table()?.into_inner() {
+            let (at, span) = (key.span().start, value.span());
+            match (key.get_ref().as_ref(), value.into_inner()) {
+                ("output", DeValue::String(path)) => sweep.output = Some(PathBuf::from(path.into_owned())),
+                ("base", DeValue::Table(table)) => sweep.base = file.options(Spanned::new(span, table))?,
+                ("grid", DeValue::Table(axes)) => sweep.add_axes(file, axes)?,
+                (name @ ("output" | "base" | "grid"), other) => {
+                    let wanted = if name == "output" { "text" } else { "a table" };
+                    return Err(file.wrong(at, &format!("{name}: expected {wanted}, found {}", kind(&other))).into());
+                }
+                (name, _) => {
+                    let message = format!("unknown field `{name}`; a sweep has output, [base] with options of train, and [grid]");
+                    return Err(file.wrong(at, &message).into());
+                }
+            }
         }
         Ok(sweep)
+    }
+
+    /// The axes of a file.
+    fn add_axes(&mut self, file: Text, axes: DeTable) -> Result<()> {
+        for (key, values) in axes {
+            let (name, at) = (key.get_ref().to_string(), key.span().start);
+            let DeValue::Array(list) = values.get_ref() else {
+                let found = kind(values.get_ref());
+                return Err(file.wrong(at, &format!("[grid] {name}: expected a list of values, found {found}")).into());
+            };
+            for value in list.iter() {
+                let table = DeTable::from_iter([(key.clone(), value.clone())]);
+                if let Err(error) = file.options(Spanned::new(value.span(), table)) {
+                    let (place, message) = error.0.split_once(": ").unwrap_or(("", &error.0));
+                    let axis = if message.contains(&name) { String::new() } else { format!("{name}: ") };
+                    usage!("{place}: [grid] {axis}{message}");
+                }
+            }
+            let values =
+                Vec::<Value>::deserialize(ValueDeserializer::from(values.clone())).map_err(|error| file.wrong(at, error.message()))?;
+            self.add_axis(&name, values).map_err(|error| file.wrong(at, &error.to_string()))?;
+        }
+        Ok(())
     }
 
     /// Adds an axis as a flag has it: `learning-rate=5e-3,1e-2`.
@@ -86,11 +114,17 @@ impl Sweep {
         }
         // A foreign name becomes the option's own.
         let mut own = name.replace('_', "-");
+        let mut points: Vec<TrainOptions> = Vec::new();
         for value in &values {
-            let options = point(name, value)?.to_table()?;
-            if let (1, Some(only)) = (options.len(), options.keys().next()) {
+            let options = point(name, value)?;
+            let table = options.to_table()?;
+            if let (1, Some(only)) = (table.len(), table.keys().next()) {
                 own = only.clone();
             }
+            if points.contains(&options) {
+                usage!("[grid] {name}: has {} twice", spelled(value));
+            }
+            points.push(options);
         }
         if NO_AXES.contains(&own.as_str()) {
             usage!("[grid] {name}: it is no axis of a sweep; give it as an option for all runs");
@@ -157,15 +191,26 @@ impl Sweep {
     pub fn to_toml(&self) -> Result<String> {
         let mut base = self.base.to_table()?;
         base.extend(self.base.recipe.clone().map(|recipe| ("recipe".to_string(), Value::String(recipe))));
-        let file = File { output: None, base, grid: self.grid.iter().cloned().collect() };
+        let file = File { base, grid: self.grid.iter().cloned().collect() };
         toml::to_string(&file).context("the sweep cannot be written as TOML")
     }
 }
 
 /// The options of one value on one axis.
 fn point(name: &str, value: &Value) -> Result<TrainOptions> {
-    let table = Table::from_iter([(name.to_string(), value.clone())]);
-    TrainOptions::parse(&toml::to_string(&table)?, "[grid]")
+    let text = toml::to_string(&Table::from_iter([(name.to_string(), value.clone())]))?;
+    let file = Text { text: &text, name: "[grid]" };
+    Ok(file.options(file.table()?)?)
+}
+
+/// What a value is, for messages.
+fn kind(value: &DeValue) -> &'static str {
+    match value {
+        DeValue::String(_) => "text",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+        _ => "a single value",
+    }
 }
 
 /// A value as a flag has it.
@@ -223,8 +268,12 @@ mod tests {
         assert!(message(BASE).contains("no axis"));
         assert!(message(&format!("{BASE}seed = []")).contains("no value"));
         assert!(message(&format!("{BASE}output = ['a']")).contains("no axis of a sweep"));
-        assert!(message(&format!("{BASE}sed = [1]")).contains("sed"));
-        assert!(message(&format!("{BASE}seed = [1, 1]")).contains("name of its own"));
+        assert!(message(&format!("{BASE}sed = [1]")).contains("sweep.toml, line 8: [grid] unknown field `sed`; the nearest are seed, "));
+        assert!(message(&format!("{BASE}seed = [1, 1]")).ends_with("sweep.toml, line 8: [grid] seed: has 1 twice"));
+        assert!(message(&format!("{BASE}lr = [0.001,\n1e-3]")).ends_with("line 8: [grid] lr: has 0.001 twice"));
+        assert!(message(&format!("{BASE}seed = [1,\n\"x\"]")).contains("line 9: [grid] seed: expected a whole number from 0, found \"x\""));
+        assert!(message(&format!("{BASE}seed = 1")).contains("line 8: [grid] seed: expected a list of values"));
+        assert!(message("[base]\nmodel = 'm'\nbatch-size = 'x'").contains("line 3: batch-size: expected a whole number from 0"));
         assert!(message(&format!("{BASE}learning-rate = [-1.0]")).contains("--learning-rate -1"));
         assert!(message("[grids]\n").contains("line 1"));
         assert!(message("[base]\nfoo = 1\n[grid]\nseed = [1]").contains("foo"));

@@ -57,7 +57,10 @@ impl Sweep {
             let started = Instant::now();
             let unfinished = cells[index + 1..].iter().filter(|cell| !cell.folder().join(RESULTS).exists());
             shared.expect(unfinished.map(|cell| cell.options.clone()).collect());
-            let outcome = train_with(cell.options.clone(), interrupt, &mut shared);
+            let outcome = match interrupt.pending() {
+                Some(signal) => Ok(Outcome::Interrupted(signal)),
+                None => train_with(cell.options.clone(), interrupt, &mut shared),
+            };
             let result = match outcome {
                 Ok(Outcome::Interrupted(signal)) => {
                     Report::new(self, &finished).write(output)?;

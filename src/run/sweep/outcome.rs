@@ -4,6 +4,7 @@ use super::grid::{Cell, SEED, Sweep, spelled};
 use super::{PLOT, TABLE_CSV, TABLE_JSON};
 use crate::run::TrainOptions;
 use crate::run::plot::{Chart, Series, to_svg};
+use crate::run::terminal::decimals;
 use crate::run::trainer::write_text;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
@@ -40,7 +41,7 @@ impl Finished {
     pub fn line(&self) -> String {
         match (&self.error, self.score) {
             (Some(error), _) => format!("failed: {error}"),
-            (None, Some(score)) => format!("{} {score:.4}", self.metric),
+            (None, Some(score)) => format!("{} {}", self.metric, decimals(score)),
             (None, None) => "no score".to_string(),
         }
     }
@@ -179,7 +180,7 @@ impl<'a> Report<'a> {
         let heads = self.group_axes().cloned().chain(["runs", "mean", "deviation", "best"].map(String::from)).collect();
         let mut rows: Vec<Vec<String>> = vec![heads];
         for group in groups {
-            let number = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.4}"));
+            let number = |value: Option<f64>| value.map_or("-".to_string(), decimals);
             let failed = group.runs.len() - group.scores().len();
             let count = if failed == 0 { group.runs.len().to_string() } else { format!("{} ({failed} failed)", group.runs.len()) };
             let own = [count, number(group.mean()), number(group.deviation()), number(group.best().and_then(|run| run.score))];

@@ -2,6 +2,7 @@
 
 use super::{NamedTask, all};
 use crate::model::TaskKind;
+use crate::names::meant;
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -67,15 +68,31 @@ impl FromStr for TaskName {
         if let Some(task) = NamedTask::find(&text.to_ascii_lowercase()) {
             return Ok(TaskName::Named(task));
         }
+        let spelled = text.to_lowercase().replace('_', "-");
+        let kinds = || TaskKind::value_variants().iter().map(|kind| kind.name());
+        let foreign = FOREIGN.iter().find(|(names, _)| names.contains(&spelled.as_str())).map(|(_, kind)| *kind);
         let last = |name: &'static str| name.rsplit('/').next();
         let near: Vec<&str> =
             all().filter(|task| last(task.name) == text.to_ascii_lowercase().rsplit('/').next()).map(|task| task.name).collect();
+        let near = match near.is_empty() {
+            true => foreign.or(meant(text, kinds().chain(all().map(|task| task.name)))).into_iter().collect(),
+            false => near,
+        };
         Err(match near.is_empty() {
             true => "choose classification, multiple-choice, tagging, qa, causal-lm, or a name that ptune tasks lists".to_string(),
             false => format!("did you mean {}? ptune tasks lists the names", near.join(" or ")),
         })
     }
 }
+
+/// What PEFT and Hugging Face's hub call the kinds of tasks.
+const FOREIGN: [(&[&str], &str); 5] = [
+    (&["seq-cls", "text-classification", "sequence-classification"], "classification"),
+    (&["swag", "multiple-choices"], "multiple-choice"),
+    (&["token-cls", "token-classification", "ner", "pos"], "tagging"),
+    (&["question-ans", "question-answering", "squad"], "qa"),
+    (&["text-generation", "language-modeling", "clm", "lm"], "causal-lm"),
+];
 
 impl fmt::Display for TaskName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

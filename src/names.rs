@@ -1,0 +1,45 @@
+//! Names that somebody may have meant.
+
+/// Letters to change, add or leave out between two names; case and hyphens do not count.
+fn distance(left: &str, right: &str) -> usize {
+    let letters = |name: &str| name.to_lowercase().replace('_', "-").chars().collect::<Vec<_>>();
+    let (left, right) = (letters(left), letters(right));
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (index, letter) in left.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], index + 1);
+        for (place, other) in right.iter().enumerate() {
+            let changed = diagonal + usize::from(letter != other);
+            diagonal = row[place + 1];
+            row[place + 1] = changed.min(diagonal + 1).min(row[place] + 1);
+        }
+    }
+    row[right.len()]
+}
+
+/// So many of the known names that are most like one, the most alike first.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
+    let mut ranked: Vec<(usize, &str)> = known.map(|other| (distance(name, other), other)).collect();
+    ranked.sort();
+    ranked.into_iter().take(count).map(|(_, other)| other).collect()
+}
+
+/// The known name that one is a slip of the hand away from.
+pub fn meant<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    nearest(name, known, 1).pop().filter(|other| distance(name, other) <= (name.chars().count() / 4).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slips_of_the_hand_are_near() {
+        assert_eq!(
+            [("", "abc"), ("glue/rtee", "glue/rte"), ("a_B", "A-b"), ("kitten", "sitting")].map(|(a, b)| distance(a, b)),
+            [3, 1, 0, 3]
+        );
+        let known = || ["learning-rate", "batch-size", "epochs"].into_iter();
+        assert_eq!(nearest("learning-rates", known(), 2), ["learning-rate", "batch-size"]);
+        assert_eq!((meant("epoch", known()), meant("seed", known())), (Some("epochs"), None));
+    }
+}
