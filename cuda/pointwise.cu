@@ -66,7 +66,7 @@ __device__ __forceinline__ float gelu_logistic(float z) {
 // Of fp32 tensors (projections and heads, which are small) to fp32's last places.
 constexpr float kInverseRoot2 = 0.7071067811865476f;
 template <class T>
-constexpr bool is_exact() { return sizeof(T) == sizeof(float); }
+__host__ __device__ constexpr bool is_exact() { return sizeof(T) == sizeof(float); }
 
 template <int kKind, class T>
 __device__ __forceinline__ float activate(float z) {
