@@ -1,4 +1,4 @@
-//! Adapters: prefix and head, in PEFT's layout (peers.md §1.7) with ptune's own metadata beside them.
+//! Adapters: prefix and head, in PEFT's layout (what its `save_pretrained` writes) with ptune's own metadata beside them.
 
 use super::atomic::write_atomically;
 use super::frozen::FrozenModel;

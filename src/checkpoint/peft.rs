@@ -1,4 +1,4 @@
-//! PEFT's `adapter_config.json` for PREFIX_TUNING (peers.md §1.7), and when PEFT would not compute what was trained.
+//! PEFT's `adapter_config.json` for PREFIX_TUNING (what its `save_pretrained` writes), and when PEFT would not compute what was trained.
 
 use super::metadata::Metadata;
 use crate::model::{Config, HeadKind, MaskKind, Specification, TaskKind, family_of};

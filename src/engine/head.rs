@@ -1,4 +1,4 @@
-//! The head over the rows that it reads (ptuning-v2.md §2.6): pooling, dropout, output layer, loss; and back.
+//! The head over the rows that it reads: pooling, dropout, output layer, loss; and back.
 
 use super::plan::HeadBuffers;
 use super::{BatchRows, Engine, Mode};

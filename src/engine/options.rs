@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The per-layer prefixes (ptuning-v2.md §2.1, §2.2).
+/// The per-layer prefixes (the released code's `prefix_encoder.py` and `get_prompt`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrefixOptions {
     /// Positions of the prefix; 0 trains the head alone.

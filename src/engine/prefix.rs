@@ -1,5 +1,5 @@
 //! The prefix table: which of its columns are a layer's keys and values, and the projection that may make it
-//! (ptuning-v2.md §2.1): table = W2 tanh(W1 E + b1) + b2.
+//! (the released code's `model/prefix_encoder.py`): table = W2 tanh(W1 E + b1) + b2.
 
 use super::Engine;
 use super::trainable::PrefixBuffers;

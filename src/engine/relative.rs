@@ -1,4 +1,4 @@
-//! Relative positions (DeBERTa, ptuning-v2.md §2.5): the frozen table, projected to each layer's keys and queries. Only
+//! Relative positions (DeBERTa, as the released code's `model/deberta.py`): the frozen table, projected to each layer's keys and queries. Only
 //! the rows that sequences of the plan's longest length reach are projected, so a layer's tables have `span` rows each
 //! way of distance 0, not the model's.
 //!

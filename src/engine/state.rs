@@ -10,7 +10,7 @@ use crate::model::HeadSpec;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 
-/// Standard deviation of initial values: what the released code effectively starts from (ptuning-v2.md §0, item 1).
+/// Standard deviation of initial values: what the released code effectively starts from (transformers' `_init_weights` of what no checkpoint has, not torch's N(0, 1)).
 const INITIAL_DEVIATION: f64 = 0.02;
 
 /// The loss scale among the tensors of a state.

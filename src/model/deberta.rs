@@ -1,4 +1,4 @@
-//! DeBERTa, version 1 (ptuning-v2.md §2.5, §5.3): BERT's blocks with relative positions in attention and none in the
+//! DeBERTa, version 1 (the released code's `model/deberta.py`): BERT's blocks with relative positions in attention and none in the
 //! embeddings. Queries, keys and values of a layer are one tensor, head by head; its biases stand apart, keys have none.
 
 use super::bert::{encoder, padding_id, tensor_name as bert_name};

@@ -1,5 +1,5 @@
 //! GLM of 2021 (2B and 10B): pre-norm, two learned positions a token, a mask by separator, and a head that is the word
-//! embedding (ptuning-v2.md §5.1). transformers has a later model of the same `model_type`, told apart by its fields.
+//! embedding (THUDM/GLM's `modeling_glm.py` and `mpu/transformer.py`). transformers has a later model of the same `model_type`, told apart by its fields.
 
 use super::family::{Family, Storage, activation};
 use super::{Biases, Config, HeadKind, MaskKind, NormPlace, Positions, Readout, Slot, Specification};

@@ -1,4 +1,4 @@
-//! Tasks, and the head that each puts on the frozen model (ptuning-v2.md §2.6).
+//! Tasks, and the head that each puts on the frozen model (as the released code's `model/*_classification.py`, `multiple_choice.py` and `question_answering.py`).
 
 use super::family::has_pooler;
 use super::{MaskKind, Specification};

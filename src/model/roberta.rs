@@ -1,5 +1,5 @@
 //! RoBERTa and XLM-RoBERTa: BERT's encoder with positions counted from behind the padding index, which padding tokens
-//! take themselves (ptuning-v2.md §2.4).
+//! take themselves (as in transformers' `modeling_roberta.py`).
 
 use super::bert::{encoder, padding_id, tensor_name};
 use super::family::Family;

@@ -1,5 +1,5 @@
-//! Settings of published experiments by name: the released scripts of P-Tuning v2 (ptuning-v2.md §3), with what they reached
-//! and what the paper's tables say (§4); and a start for the cells of those tables that no script was released for.
+//! Settings of published experiments by name: the released scripts of P-Tuning v2 (`run_script/*.sh`), with what they reached
+//! and what the paper's tables 2 and 3 say; and a start for the cells of those tables that no script was released for.
 //! A score is comparable only with that of the same script: the paper's numbers came from settings that were not all released.
 
 use super::options::TrainOptions;
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     /// Script, prefix length, learning rate, batch size, epochs, dropout, seed, longest sequence, projection, template and
-    /// released result, as ptuning-v2.md §3 tells them (0: not said).
+    /// released result, as its README tells them (0: not said).
     const SCRIPTS: &str = "\
         boolq_bert 40 5e-3 32 100 .1 11 128 0 0 74.3
         boolq_roberta 8 7e-3 32 100 .1 11 128 0 0 84.0
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(RECIPES.iter().filter(|recipe| recipe.script.is_some()).count(), SCRIPTS.lines().count());
     }
 
-    /// Every cell of P-Tuning v2 in the paper's tables 2 and 3, by model in the order of the tables (ptuning-v2.md §4).
+    /// Every cell of P-Tuning v2 in the paper's tables 2 and 3, by model in the order of the tables (Liu et al. 2021).
     const CELLS: &str = "\
         boolq 75.8 84.8 87.0 88.8
         cb 94.6 100 96.4 96.4

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate runs after warm-up (ptuning-v2.md §2.8).
+/// How the learning rate runs after warm-up (the released code's `trainer_base.py` is linear, its `trainer_exp.py` exponential).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {

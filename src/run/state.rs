@@ -1,5 +1,5 @@
 //! Where a run stands, apart from its tensors: kept in every checkpoint, and told in `trainer_state.json` under the keys
-//! of Hugging Face's Trainer (peers.md §5). Nothing in it depends on time or machine, so that an interrupted run has the
+//! of Hugging Face's Trainer. Nothing in it depends on time or machine, so that an interrupted run has the
 //! same files as one that was not.
 
 use super::values::Every;

@@ -1,6 +1,6 @@
 //! Cloze classification: the text marks a blank with [MASK], and the label is the one whose words fill it best. Nothing
 //! of the head is trained: a label of one token is scored by the language-model head's row of that token, labels of
-//! several tokens by the sum of their log-probabilities, each label as a sequence of its own (ptuning-v2.md §5.2).
+//! several tokens by the sum of their log-probabilities, each label as a sequence of its own (the single- and multi-token cloze of THUDM/GLM's `model/downstream.py`).
 //!
 //! GLM reads [CLS] text <|endoftext|> <|startofpiece|> and fills the blank from there, wherever it is in the text. A
 //! causal model knows only what stands before the blank, so it must be at the end of the text; spaces in front of it

@@ -1,4 +1,4 @@
-//! Tagging: a label for every word, on its first sub-token (ptuning-v2.md §2.10). A sentence longer than a sequence is
+//! Tagging: a label for every word, on its first sub-token (the released code's `tasks/ner/dataset.py`). A sentence longer than a sequence is
 //! read in as many parts as it needs, so that every word gets a tag, or is cut off, as the released code does. Semantic
 //! roles are those of one predicate, which stands again behind the sentence (§2.11) and behind each part of it.
 

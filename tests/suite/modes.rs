@@ -29,7 +29,7 @@ fn plan_json(line: &str) -> Value {
 
 const GLM: &str = "--architecture glm-10b --prefix-length 128 --tokens-per-step 16384";
 
-/// The formulas of cuda.md §2.3 at GLM-10B's size, and its parameters' bytes.
+/// What has to be kept for the backward, by hand, at GLM-10B's size, and its parameters' bytes.
 #[test]
 fn glm_10b_on_one_gpu() {
     let gib = |value: &Value| value.as_f64().unwrap() / GIB;

@@ -1,5 +1,5 @@
 //! Questions: SQuAD 1.1 and 2.0 (articles, paragraphs, questions), and the flat form of one question a record.
-//! Answers are taken as the data gives them, text and start alike, as the released code does (ptuning-v2.md §2.12).
+//! Answers are taken as the data gives them, text and start alike, as the released code does (`tasks/qa/dataset.py`).
 
 use super::record::{Examples, Record, describe, objects, string, take};
 use crate::data::{Answer, Content};

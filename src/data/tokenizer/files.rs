@@ -34,7 +34,7 @@ const CONFIG: &str = "tokenizer_config.json";
 const CLASS: &str = "tokenizer_class";
 
 /// The family of models with a vocabulary of GPT-2's and these tokens of its own behind it, in the order of their ids
-/// (ptuning-v2.md §5.1).
+/// (THUDM/GLM's tokenizer).
 const GLM: &str = "glm";
 const GLM_TOKENS: [&str; 9] =
     ["<|endoftext|>", "<|startofpiece|>", "<|endofpiece|>", "[CLS]", "[MASK]", "[SEP]", "[UNK]", "[gMASK]", "[sMASK]"];

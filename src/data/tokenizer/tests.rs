@@ -133,7 +133,7 @@ fn windows_of_the_bundle() {
         let answer = &answers.unwrap()[0];
         let (from, to) = (answer.start, answer.start + answer.text.chars().count());
         for window in tokenizer.encode_windows(&question, &context, bundle.setting("max_length"), bundle.setting("doc_stride")).unwrap() {
-            // The targets of ptuning-v2.md §2.12: the answer's tokens where the window holds all of it, else the CLS token.
+            // The targets of the released code's `tasks/qa/dataset.py`: the answer's tokens where the window holds all of it, else the CLS token.
             let first = window.offsets.iter().rposition(|&(start, _)| start <= from);
             let last = window.offsets.iter().position(|&(_, end)| end >= to);
             let (start, end) = match (first, last) {

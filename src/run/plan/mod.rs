@@ -22,7 +22,7 @@ use crate::usage;
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// An H200's, from measurements of others: 790 TFLOP/s in large fp16 products, 4.3 TB/s in copies (cuda.md §2.5); PCIe 5.
+/// An H200's, from measurements of others: 790 TFLOP/s in large fp16 products, 4.3 TB/s in copies; PCIe 5.
 pub const ASSUMED_SPEED: Speed = Speed { copy: 4.3e12, product: 790e12, bus: 55e9 };
 
 /// What the host holds of its own beside batches: pinned pieces, and a window of each file that is loaded.

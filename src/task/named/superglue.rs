@@ -1,4 +1,4 @@
-//! SuperGLUE (JSON Lines), with the inputs and scores of the released code (ptuning-v2.md §2.9). MultiRC becomes an example
+//! SuperGLUE (JSON Lines), with the inputs and scores of the released code (`tasks/superglue/dataset.py`). MultiRC becomes an example
 //! an answer and ReCoRD one an entity; their origins hold a question's examples together.
 
 use super::submission::{Submission, candidates, capital_booleans, choices, labels, nested};
