@@ -25,7 +25,7 @@ pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>, count: usiz
 
 /// The known name that one is a slip of the hand away from.
 pub fn meant<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    nearest(name, known, 1).pop().filter(|other| distance(name, other) <= (name.chars().count() / 4).max(1))
+    nearest(name, known, 1).pop().filter(|other| distance(name, other) <= (name.chars().count() + 1) / 4)
 }
 
 #[cfg(test)]
@@ -41,5 +41,6 @@ mod tests {
         let known = || ["learning-rate", "batch-size", "epochs"].into_iter();
         assert_eq!(nearest("learning-rates", known(), 2), ["learning-rate", "batch-size"]);
         assert_eq!((meant("epoch", known()), meant("seed", known())), (Some("epochs"), None));
+        assert_eq!(meant("a", ["qa"].into_iter()), None);
     }
 }

@@ -33,7 +33,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     arguments.scoring.one_adapter("give one")?;
     set_threads(arguments.scoring.threads)?;
     let terminal = Terminal::new(arguments.json);
-    let options = ScoringOptions { tag_scheme: arguments.tag_scheme, ..arguments.scoring.options(&arguments.data, &arguments.split) };
+    let mut options = ScoringOptions { tag_scheme: arguments.tag_scheme, ..arguments.scoring.options(&arguments.data, &arguments.split) };
+    options.said.extend(arguments.tag_scheme.map(|scheme| ("tag-scheme", scheme.name().to_string())));
     let scoring = Scoring::run(&options, &terminal, &Interrupt::install()?)?;
     let evaluation = scoring.evaluate()?;
     let examples = &scoring.split.examples;

@@ -22,7 +22,7 @@ use crate::run::{Device, LabelWords, device};
 use crate::task::TaskName;
 use crate::usage;
 use anyhow::{Context, Result, bail};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
@@ -103,15 +103,15 @@ struct ScoringArguments {
     /// Column of the text [default: text; tagging: tokens; causal-lm: prompt]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     text_column: Option<String>,
-    /// Column of the second text
-    #[arg(long, value_name = "NAME", default_value = "text_pair", help_heading = "Data")]
-    text_pair_column: String,
+    /// Column of the second text [default: text_pair]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    text_pair_column: Option<String>,
     /// Column of the label [default: label; tagging: tags; causal-lm: response]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     label_column: Option<String>,
-    /// Column of the choices
-    #[arg(long, value_name = "NAME", default_value = "choices", help_heading = "Data")]
-    choices_column: String,
+    /// Column of the choices [default: choices]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    choices_column: Option<String>,
     /// Column of the words in a column file, counted from 0 [default: behind the words' numbers, else the first]
     #[arg(long, value_name = "N", help_heading = "Data")]
     word_column: Option<usize>,
@@ -156,8 +156,27 @@ impl ScoringArguments {
         Ok(())
     }
 
+    /// What is given of what only some tasks read.
+    fn said(&self) -> Vec<(&'static str, String)> {
+        let long_sentences = self.long_sentences.and_then(|how| Some(how.to_possible_value()?.get_name().to_string()));
+        let said = [
+            ("text-column", self.text_column.clone()),
+            ("text-pair-column", self.text_pair_column.clone()),
+            ("label-column", self.label_column.clone()),
+            ("choices-column", self.choices_column.clone()),
+            ("word-column", self.word_column.map(|column| column.to_string())),
+            ("tag-column", self.tag_column.map(|column| column.to_string())),
+            ("long-sentences", long_sentences),
+            ("doc-stride", self.doc_stride.map(|stride| stride.to_string())),
+            ("null-threshold", self.null_threshold.map(|threshold| threshold.to_string())),
+            ("verbalizer", self.verbalizer.as_ref().map(|words| words.to_string())),
+        ];
+        said.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
     /// Of labelled data and the first adapter; `predict` says otherwise.
     fn options(&self, data: &std::path::Path, split: &str) -> crate::run::scoring::ScoringOptions {
+        let columns = Columns::default();
         crate::run::scoring::ScoringOptions {
             model: self.model.clone(),
             adapter: self.adapter.first().cloned().unwrap_or_default(),
@@ -167,9 +186,9 @@ impl ScoringArguments {
             task: self.task,
             columns: Columns {
                 text: self.text_column.clone(),
-                text_pair: self.text_pair_column.clone(),
+                text_pair: self.text_pair_column.clone().unwrap_or(columns.text_pair),
                 label: self.label_column.clone(),
-                choices: self.choices_column.clone(),
+                choices: self.choices_column.clone().unwrap_or(columns.choices),
                 word: self.word_column,
                 tag: self.tag_column,
                 ignore_labels: false,
@@ -188,7 +207,7 @@ impl ScoringArguments {
             labelled: true,
             submission: false,
             ids: false,
-            answers: false,
+            said: self.said(),
             verbalizer: self.verbalizer.clone(),
             generate: 0,
             logits: true,

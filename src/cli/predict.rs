@@ -35,9 +35,9 @@ pub struct Arguments {
     /// Also write a submission of a named task in its official form: SuperGLUE's JSONL, GLUE's TSV, SQuAD's JSON
     #[arg(long, value_name = "FILE")]
     submission: Option<PathBuf>,
-    /// List so many of the best answers of each question in its line (qa)
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    n_best: usize,
+    /// List so many of the best answers of each question in its line (qa) [default: 0]
+    #[arg(long, value_name = "N")]
+    n_best: Option<usize>,
     /// Also write by how much "no answer" scores above the best answer of each question (qa): a JSON object of ids
     #[arg(long, value_name = "FILE.json")]
     null_odds: Option<PathBuf>,
@@ -47,9 +47,9 @@ pub struct Arguments {
     /// How tags are written: iob1, iob2, bioes, bilou, or data (as the training data) [default: iob2, as they are learned]
     #[arg(long, value_name = "SCHEME", value_parser = spelling)]
     tag_scheme: Option<Spelling>,
-    /// Longest text that is generated behind a prompt (causal-lm), in tokens; 0: none
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_new_tokens: usize,
+    /// Longest text that is generated behind a prompt (causal-lm), in tokens; 0: none [default: 64]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
     /// Print nothing but errors
     #[arg(long)]
     quiet: bool,
@@ -89,15 +89,21 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     let terminal = Terminal::new(arguments.quiet);
     let wants = |extra: Extra| arguments.with.contains(&extra);
-    let options = ScoringOptions {
+    let mut options = ScoringOptions {
         labelled: false,
         submission: arguments.submission.is_some(),
         ids: arguments.submission.is_some() || arguments.null_odds.is_some(),
-        answers: arguments.n_best > 0 || arguments.null_odds.is_some(),
-        generate: arguments.max_new_tokens,
+        generate: arguments.max_new_tokens.unwrap_or(64),
         logits: wants(Extra::Logits),
         ..arguments.scoring.options(&arguments.input, &arguments.split)
     };
+    let said = [
+        ("n-best", arguments.n_best.map(|count| count.to_string())),
+        ("null-odds", arguments.null_odds.as_ref().map(|path| path.display().to_string())),
+        ("max-new-tokens", arguments.max_new_tokens.map(|count| count.to_string())),
+        ("tag-scheme", arguments.tag_scheme.map(|Spelling(scheme)| scheme.map_or("data", |scheme| scheme.name()).to_string())),
+    ];
+    options.said.extend(said.into_iter().filter_map(|(name, value)| Some((name, value?))));
     let interrupt = Interrupt::install()?;
     let scorings = match &arguments.adapter_column {
         Some(column) => routing::run(&options, &arguments.scoring.adapter, column, &terminal, &interrupt)?,
@@ -117,8 +123,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         for (index, (scheme, prediction)) in schemes.iter().zip(&predictions).enumerate() {
             let with = With { logits: wants(Extra::Logits), input_ids: wants(Extra::InputIds), scheme: *scheme };
             let mut line = prediction.to_json(index, &with);
-            if arguments.n_best > 0 {
-                line["n_best"] = prediction.best_answers(arguments.n_best);
+            if let Some(count) = arguments.n_best.filter(|&count| count > 0) {
+                line["n_best"] = prediction.best_answers(count);
             }
             serde_json::to_writer(&mut *writer, &line).map_err(std::io::Error::from)?;
             writer.write_all(b"\n")?;

@@ -42,7 +42,9 @@ impl<'a> Text<'a> {
         let Some(span) = error.span() else { return UsageError(format!("{}: {message}", self.name)) };
         let start = span.start.min(self.text.len());
         let line = &self.text[self.text[..start].rfind('\n').map_or(0, |at| at + 1)..];
-        let key = line.lines().next().and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+        let line = line.lines().next().unwrap_or_default();
+        let table = line.trim().strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        let key = line.split_once('=').map(|(key, _)| key.trim()).or(table);
         match key.filter(|key| !message.contains(&key.replace('_', "-"))) {
             Some(key) => self.wrong(start, &format!("{key}: {message}")),
             None => self.wrong(start, &message),
@@ -102,6 +104,7 @@ mod tests {
             ("seed = 1\nlearning-rates = 1", "line 2: unknown field `learning-rates`; the nearest are learning-rate, "),
             ("\nseed = 'x'", "line 2: seed: expected a whole number from 0, found \"x\""),
             ("batch_size = -4", "line 1: batch_size: expected a whole number from 0, found -4"),
+            ("[seed]\nx = 1", "line 1: seed: expected a whole number from 0, found a table"),
             ("learning-rate = '1e-3'", "line 1: learning-rate: expected a number, found \"1e-3\""),
             ("quiet = 3", "line 1: quiet: expected true or false, found 3"),
             ("model = [1]", "line 1: model: expected"),

@@ -19,6 +19,7 @@ mod pipeline;
 pub mod plan;
 pub mod plot;
 pub mod prepare;
+mod read_by;
 pub mod recipes;
 mod record;
 mod report;

@@ -135,8 +135,9 @@ pub struct TrainOptions {
     /// Token positions: shifted by the prefix length, or unshifted [default: shifted; glm: unshifted]
     #[arg(long, value_name = "HOW", hide_possible_values = true, help_heading = "Prefix and head")]
     pub positions: Option<Offset>,
-    /// Head for whole sequences: linear (on the frozen pooler), dense (a trained dense layer first) or context (DeBERTa's
-    /// trained pooler) [default: linear; context for DeBERTa]
+    /// Head for whole sequences: linear (on the frozen pooler), dense (a trained dense layer first), context (DeBERTa's
+    /// trained pooler) or score (decoders': at the last token, without a bias) [default: linear; DeBERTa: context; decoders:
+    /// score]
     #[arg(long, value_name = "HEAD", hide_possible_values = true, help_heading = "Prefix and head")]
     pub head: Option<HeadKind>,
     /// Classify by the words that fill the blank [MASK] of the text, with no head to train: '{"LABEL": " word", ...}'
@@ -202,7 +203,8 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
     pub save_limit: Option<usize>,
 
-    /// Most memory that the run may plan, as 24GiB: takes the fastest --recompute that fits, and the largest micro-batch
+    /// Most memory that the run may plan, as 24GiB: takes the fastest of --recompute, --offload-activations, --weights (resident
+    /// or streamed) and --layer-major that fits, and the largest micro-batch; what is given of these holds
     #[arg(long, value_name = "SIZE", help_heading = "Memory")]
     pub memory_budget: Option<ByteSize>,
     /// What the backward makes again instead of keeping it: none, up-projection or layer. Changes no result [default: none,
@@ -279,8 +281,8 @@ impl TrainOptions {
     }
 
     /// These options, and `beneath` for what they leave open. `epochs` and `max-steps` are two ways to say one thing:
-    /// saying either hides both of those beneath. What says that the head is alone hides what is said of a prefix, and the
-    /// other way round.
+    /// saying either hides both of those beneath. Another task or method hides what it does not read, and what says that the
+    /// head is alone what is said of a prefix, and the other way round.
     pub fn over(self, beneath: &TrainOptions) -> Result<TrainOptions> {
         let upper = self.to_table()?;
         let mut table = beneath.to_table()?;
@@ -294,18 +296,10 @@ impl TrainOptions {
         } else if upper.contains_key("batch-size") || upper.contains_key("gradient-accumulation") {
             table.retain(|name, _| !["tokens-per-step", "micro-batch-tokens"].contains(&name));
         }
-        if self.is_head_alone() == Some(true) {
-            table.remove("prefix-layers");
-            table.remove("prefix-projection");
-        }
+        self.hide(beneath, &mut table);
         if self.is_head_alone().is_some() && self.is_head_alone() != beneath.is_head_alone() {
             table.remove("method");
             table.remove("prefix-length");
-        }
-        if self.method == Some(Method::Prompt) && beneath.method != self.method {
-            for name in ["prefix-layers", "prefix-dropout", "positions"] {
-                table.remove(name);
-            }
         }
         table.extend(upper);
         let resume = self.resume.or(beneath.resume);

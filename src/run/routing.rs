@@ -2,12 +2,14 @@
 //! each adapter's plan in turn, and the frozen weights in front stay.
 
 use super::interrupt::Interrupt;
+use super::read_by;
 use super::scoring::{Job, Scoring, ScoringOptions};
 use super::sets::split_name;
 use super::terminal::Terminal;
 use crate::checkpoint::Adapter;
 use crate::data::{Choice, Columns};
 use crate::engine::{EngineOptions, Residency};
+use crate::task::TaskName;
 use crate::usage;
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -41,12 +43,17 @@ pub fn run(
         let adapter = of_name(Adapter::read(&path)?, &name)?;
         named.push((name, path, adapter));
     }
+    // What one of them reads is not said in vain.
+    let tasks = named.iter().filter_map(|(.., adapter)| adapter.metadata.task.or(options.task.map(TaskName::kind)));
+    let said = options.said.iter().map(|(name, value)| (*name, value.clone()));
+    read_by::check(said, &tasks.map(TaskName::Kind).collect::<Vec<_>>(), None)?;
     let known: Vec<String> = named.iter().map(|(name, ..)| name.clone()).collect();
     let model = options.open()?;
     let (mut jobs, mut places, mut heads) = (Vec::new(), Vec::new(), Vec::new());
     for (name, path, adapter) in named {
         let choice = Some(Choice { column: column.to_string(), name: name.clone(), known: known.clone() });
-        let options = ScoringOptions { adapter: path, columns: Columns { choice, ..options.columns.clone() }, ..options.clone() };
+        let columns = Columns { choice, ..options.columns.clone() };
+        let options = ScoringOptions { adapter: path, columns, said: Vec::new(), ..options.clone() };
         let Some(job) = Job::new(&options, adapter, &model, terminal).with_context(|| format!("adapter {name}"))? else { continue };
         // Frozen heads of one kind are one head.
         let head = if job.head.is_trained() { job.head.clone().named(&name) } else { job.head.clone() };

@@ -7,6 +7,7 @@ use super::heads;
 use super::interrupt::Interrupt;
 use super::memory::loading_line;
 use super::prepare::{self, Reader, Split};
+use super::read_by;
 use super::settings::{DEFAULT_DOC_STRIDE, check_language_task, check_size, check_stride, default_max_length};
 use super::terminal::Terminal;
 use super::values::{Device, LabelWords};
@@ -43,8 +44,9 @@ pub struct ScoringOptions {
     /// Of "no answer"; None: as the adapter says.
     pub null_threshold: Option<f32>,
     pub batch_size: usize,
-    /// Of the frozen matrices; None: as the adapter was trained.
+    /// Where the layers' weights live.
     pub weights: Residency,
+    /// Of the frozen matrices; None: as the adapter was trained.
     pub weight_format: Option<WeightFormat>,
     pub device: Device,
     /// Whether every example must be labelled.
@@ -53,8 +55,8 @@ pub struct ScoringOptions {
     pub submission: bool,
     /// Whether a file is to be written of it that has each question's id once.
     pub ids: bool,
-    /// Whether the ranked answers of questions are wanted.
-    pub answers: bool,
+    /// Options that only some tasks read, as they were given.
+    pub said: Vec<(&'static str, String)>,
     /// Words of the labels of a cloze, where the adapter does not tell.
     pub verbalizer: Option<LabelWords>,
     /// Causal language modelling: tokens to generate behind each prompt at most; 0: none.
@@ -134,12 +136,7 @@ impl Job {
             (None, None) => usage!("--task is missing: the files of the adapter do not tell its task"),
         };
         let kind = name.kind();
-        if options.answers && kind != TaskKind::Qa {
-            usage!("--n-best and --null-odds are for qa, not for {name}");
-        }
-        if let Some(threshold) = options.null_threshold.filter(|_| kind != TaskKind::Qa) {
-            usage!("--null-threshold {threshold}: is for qa, not for {name}");
-        }
+        read_by::check(options.said.iter().map(|(name, value)| (*name, value.clone())), &[name], None)?;
         if options.submission && name.named().is_none_or(|task| matches!(task.submission, Submission::None)) {
             usage!("--submission: {name} has no official form; it is for named tasks (see ptune tasks)");
         }

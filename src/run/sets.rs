@@ -197,7 +197,7 @@ mod tests {
     fn what_does_not_pair_is_refused() {
         let message = |options: TrainOptions| options.check_sets().unwrap_err().to_string();
         assert!(message(options(&["tagging"], &["a", "b"])).contains("--task is given once and --data 2 times"));
-        assert!(message(options(&["tagging", "qa"], &["a"])).contains("--task is given 2 times and --data 1 times"));
+        assert!(message(options(&["tagging", "qa"], &["a"])).contains("--task is given 2 times and --data once"));
         assert!(
             message(TrainOptions { validation: vec!["v".into()], ..options(&["tagging", "qa"], &["a", "b"]) }).contains("--validation")
         );

@@ -289,34 +289,15 @@ impl TrainOptions {
             }
             _ => {}
         }
-        if self.method == Some(Method::Prompt) {
-            if self.prefix_layers.is_some() {
-                usage!("--method prompt has embeddings in front of the input alone: leave out --prefix-layers, or give --method prefix");
-            }
-            if self.prefix_dropout.is_some_and(|rate| rate > 0.0) {
-                usage!("--method prompt: --hidden-dropout acts on its embeddings as on all others; leave out --prefix-dropout");
-            }
-        }
-        if self.is_head_alone() == Some(true) && (self.prefix_projection.is_some() || self.prefix_layers.is_some()) {
-            usage!("--method head (--prefix-length 0) trains the head alone: leave out --prefix-projection and --prefix-layers");
-        }
         if let Some(start @ (PrefixStart::Text(_) | PrefixStart::File(_))) = &self.prefix_init {
             for (flag, given) in [("prefix-projection", self.prefix_projection.is_some()), ("init-adapter", self.init_adapter.is_some())] {
                 if given {
                     usage!("--prefix-init {start} and --{flag} exclude each other: the text's keys and values are the prefix itself");
                 }
             }
-            if self.is_head_alone() == Some(true) {
-                usage!("--prefix-init {start}: without a prefix (--method head, --prefix-length 0) nothing starts");
-            }
         }
-        if self.verbalizer.is_some() {
-            if let Some(task) = self.task.iter().find(|task| task.kind() != TaskKind::Classification) {
-                usage!("--verbalizer: the words are labels of a classification, not of {}", task.name());
-            }
-            if self.head == Some(HeadKind::Dense) {
-                usage!("--verbalizer and --head dense exclude each other: words need no head");
-            }
+        if self.verbalizer.is_some() && self.head == Some(HeadKind::Dense) {
+            usage!("--verbalizer and --head dense exclude each other: words need no head");
         }
         if self.init_adapter.is_some() && self.prefix_projection.is_some() {
             usage!("--prefix-projection and --init-adapter exclude each other: an adapter holds a prefix without its projection");
@@ -460,9 +441,6 @@ impl TrainOptions {
         let name = *self.task.first().context("the task is not known")?;
         let task = name.kind();
         self.check_template()?;
-        if let Some(threshold) = self.null_threshold.filter(|_| task != TaskKind::Qa) {
-            usage!("--null-threshold {threshold}: is for qa, not for {name}");
-        }
         let head = *self.head.get_or_insert(default_head(spec, task));
         let max_length = *self.max_length.get_or_insert(default_max_length(name));
         check_stride(task, max_length, self.doc_stride)?;
@@ -487,12 +465,12 @@ impl TrainOptions {
 
     /// What is written beside the adapter, to be fed back or resumed: without what the model decides or what belongs to
     /// one call.
-    pub fn recorded(mut self, spec: &Specification) -> TrainOptions {
+    pub fn recorded(mut self, spec: &Specification) -> Result<TrainOptions> {
         if self.prefix_layers.as_ref().is_some_and(|layers| *layers == LayerSet::from_indices(&(0..spec.layers).collect::<Vec<_>>())) {
             self.prefix_layers = None;
         }
         (self.quiet, self.profile_steps) = (None, None);
-        self
+        self.only_read()
     }
 
     /// Names of the data's columns.
@@ -530,9 +508,6 @@ pub fn check_stride(task: TaskKind, max_length: usize, doc_stride: Option<usize>
 
 /// Whether the model can do what needs a language-model head.
 pub fn check_language_task(task: TaskKind, cloze: bool, spec: &Specification) -> Result<()> {
-    if cloze && task != TaskKind::Classification {
-        usage!("--verbalizer: the words are labels of a classification, not of {}", task.name());
-    }
     let (flag, family) = (if cloze { "--verbalizer" } else { "--task causal-lm" }, &spec.family);
     match (task, spec.mask) {
         (TaskKind::CausalLm, MaskKind::Full) => {
@@ -586,7 +561,7 @@ mod tests {
     #[test]
     fn values_out_of_range_name_their_flag() {
         assert!(options().validate().is_ok());
-        let cases: [(&str, TrainOptions); 14] = [
+        let cases: [(&str, TrainOptions); 13] = [
             ("--model", TrainOptions { model: None, ..options() }),
             ("--task", TrainOptions { task: Vec::new(), ..options() }),
             ("--hidden-dropout", TrainOptions { hidden_dropout: Some(1.0), ..options() }),
@@ -599,7 +574,6 @@ mod tests {
             ("--prefix-length", TrainOptions { prefix_length: Some(usize::MAX), ..options() }),
             ("--epochs", TrainOptions { epochs: Some(0), ..options() }),
             ("--patience", TrainOptions { patience: Some(2), ..options() }),
-            ("--prefix-length 0", TrainOptions { prefix_length: Some(0), prefix_projection: Some(8), ..options() }),
             ("--prefix-projection", TrainOptions { init_adapter: Some("a".into()), prefix_projection: Some(8), ..options() }),
         ];
         for (flag, options) in cases {

@@ -43,6 +43,7 @@ pub fn train(given: TrainOptions, interrupt: &Interrupt) -> Result<Outcome> {
 
 /// [`train`] as one of several runs.
 pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut Shared) -> Result<Outcome> {
+    let said = given.clone();
     given = given.with_recipe()?;
     if given.resume != Some(true) {
         given.check_complete()?;
@@ -81,6 +82,7 @@ pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut S
         Err(error) if fresh => return Err(error.context(nothing())),
         result => result?,
     }
+    said.check_read(&options.task, options.said_method())?;
     let terminal = Terminal::new(options.quiet == Some(true));
     if saved.is_some() && folder.is_finished() {
         terminal.line(format!("{}: this run is finished; nothing is left to do", folder.root().display()));
@@ -90,6 +92,8 @@ pub fn train_with(mut given: TrainOptions, interrupt: &Interrupt, shared: &mut S
         terminal.line(nothing());
     }
     let prepared = Prepared::new(options, &terminal, shared)?;
+    // Now that an adapter has told what it knows.
+    said.check_read(&prepared.options.task, prepared.options.said_method())?;
     prepared.run(&folder, &terminal, interrupt, shared)
 }
 
@@ -388,7 +392,7 @@ impl Prepared {
             bail!("{}: another run wrote to this folder meanwhile; start again with --resume", folder.root().display());
         }
         if checkpoint.is_none() {
-            write_text(&folder.file(CONFIG), &self.options.clone().recorded(&self.model.spec).to_toml()?)?;
+            write_text(&folder.file(CONFIG), &self.options.clone().recorded(&self.model.spec)?.to_toml()?)?;
         } else {
             terminal.line(format!("resuming after step {} of {}", state.step, extent.total_steps));
         }

@@ -1,5 +1,6 @@
 //! What is asked of a model: examples to features, logits to predictions, predictions to scores. One file a task.
 
+mod answers;
 mod balance;
 mod causal_lm;
 mod classification;
@@ -12,13 +13,13 @@ mod prediction;
 mod qa;
 mod tagging;
 
+pub use answers::{misplaced, require_ids};
 pub use balance::Balance;
 pub use cloze::Verbalizer;
 pub use encoding::{Encoding, Limits};
 pub use labels::{Labels, labels_for, labels_of_head, require_labels};
 pub use named::{NamedTask, TaskName};
 pub use prediction::{Outcome, Prediction, Scores, With};
-pub use qa::{misplaced, require_ids};
 
 use crate::data::{Content, Example, Grouping, LongSentences, TextTokenizer};
 use crate::metric::entities::EntityCounts;

@@ -1,4 +1,4 @@
-//! Question answering: spans of a context, as the released code has it (ptuning-v2.md §2.12, `tasks/qa`): windows over
+//! Question answering: spans of a context, as the released code has it (`tasks/qa/dataset.py`, `utils_qa.py`): windows over
 //! the context, their targets, and the choice of one answer from the logits of all windows.
 
 use super::encoding::{EncodedExample, Encoding, Item, Limits, Source};
@@ -9,7 +9,6 @@ use crate::metric::squad::{self, Edition};
 use crate::model::TaskKind;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
 use std::ops::Range;
 
 /// How many of the best starts and of the best ends of a window are combined.
@@ -40,41 +39,6 @@ pub(super) fn encode(example: &Example, tokenizer: &TextTokenizer, limits: &Limi
         Item { sequences: vec![Sequence::text(ids, types, readout)], targets, source: Source::Window { context, offsets, cls_index } }
     });
     Ok(EncodedExample { items: items.collect(), truncated: false })
-}
-
-/// What is to be said of labelled questions whose answers do not stand where they are said to; None where all do. The released
-/// code trains on them as they are, and so does this one.
-pub fn misplaced(examples: &[Example]) -> Option<String> {
-    let (mut all, mut wrong, mut first) = (0, 0, None);
-    for example in examples {
-        let Content::Question { context, answers: Some(answers), .. } = &example.content else { continue };
-        for answer in answers {
-            all += 1;
-            let length = answer.text.chars().count();
-            let found: String = context.chars().skip(answer.start).take(length).collect();
-            // One that ends behind the context is an error of its own.
-            if found != answer.text && found.chars().count() == length {
-                wrong += 1;
-                first.get_or_insert_with(|| format!("{}: found {found:?}, expected {:?}", example.place, answer.text));
-            }
-        }
-    }
-    Some(format!("answers that do not stand at their answer_start: {wrong} of {all}, the first in {}; offsets count characters", first?))
-}
-
-/// An error where two questions have one id, by which files of answers name them.
-pub fn require_ids<'a>(examples: impl Iterator<Item = &'a Example>) -> Result<()> {
-    let mut known = HashMap::new();
-    for example in examples {
-        let Content::Question { id, .. } = &example.content else { continue };
-        if let Some(place) = known.insert(id.as_str(), &example.place) {
-            bail!(
-                "{}: the id {id:?} is that of {place} too; --submission and --null-odds name questions by their ids: give each its own",
-                example.place
-            );
-        }
-    }
-    Ok(())
 }
 
 /// First and last token of the answer in a window; the classification token twice where there is no answer or the

@@ -1,6 +1,6 @@
 //! What messages advise helps, and names from elsewhere are known: the second thing that a user types is right.
 
-use crate::command::{Run, ptune};
+use crate::command::{ptune, text};
 use crate::place::{GOOD, Place};
 
 fn prompts(place: &Place) {
@@ -66,7 +66,7 @@ fn what_is_no_directory_is_said_to_be_a_file_or_to_be_fetched() {
     let line = place.run(&train("./none/deeper/model")).error(1, &["no such directory"]);
     assert!(!line.contains("hf download"), "{line}");
     place.refuses(1, "eval --model model --adapter data.jsonl --data d.jsonl", &["data.jsonl: is a file"]);
-    let error = |line: &str| Run::from(ptune(line.split_whitespace())).error(2, &[]);
+    let error = |line: &str| ptune(line.split_whitespace()).error(2, &[]);
     assert!(!error("plan").contains("--random-weights"));
 }
 
@@ -123,4 +123,44 @@ fn a_loss_that_grew_is_blamed_on_the_rate() {
     run.ok();
     let run = place.run(&format!("{train} --learning-rate 1e-3 --output other"));
     assert!(!run.stderr.contains("the loss grew"), "{run:#?}");
+}
+
+#[test]
+fn options_that_nothing_reads_are_refused() {
+    let place = Place::new("bert-classification");
+    for (flags, reader) in [
+        ("--tag-scheme bioes", "is for tagging, not for classification"),
+        ("--word-column 1", "is for tagging"),
+        ("--doc-stride 64", "is for qa"),
+        ("--choices-column c", "is for multiple-choice"),
+        ("--long-sentences truncate", "is for tagging"),
+        ("--method head --prefix-init zero", "is for --method prefix and prompt, not for --method head"),
+        ("--method head --prefix-dropout 0.2", "is for --method prefix"),
+        ("--prefix-length 0 --positions unshifted", "not for --method head (--prefix-length 0)"),
+    ] {
+        place.refuses_training(2, flags, &[flags.split(' ').rev().nth(1).unwrap(), reader]);
+    }
+    place.train("--task classification --data data.jsonl --output own");
+    let eval = "eval --model model --adapter own --data data.jsonl";
+    let predict = "predict --model model --adapter own --input data.jsonl --output p.jsonl";
+    for (command, flags) in [
+        (eval, "--tag-scheme iob1"),
+        (eval, "--doc-stride 64"),
+        (eval, "--choices-column c"),
+        (predict, "--max-new-tokens 64"),
+        (predict, "--tag-column 1"),
+        (predict, "--null-threshold 1"),
+    ] {
+        place.refuses(2, &format!("{command} {flags}"), &[flags.split(' ').next().unwrap(), "not for classification"]);
+    }
+    // The adapter tells what it is for; and a run's own file says nothing that its run does not read.
+    place.refuses(2, "train --model model --init-adapter own --data data.jsonl --output out --doc-stride 64", &["--doc-stride 64", "qa"]);
+    place.train("--task classification --data data.jsonl --output head --method head");
+    place.run("train --config head/config.toml --output again --quiet").ok();
+    let config = text(&place.path("head/config.toml"));
+    assert!(!["doc-stride", "prefix-dropout", "positions"].iter().any(|name| config.contains(name)), "{config}");
+    // That of an older version says it all.
+    place.write("old.toml", format!("doc-stride = 128\nprefix-dropout = 0.1\nprefix-init = \"normal\"\npositions = \"shifted\"\n{config}"));
+    place.run("train --config old.toml --output old --quiet").ok();
+    place.run("train --config own/config.toml --method head --output other --max-steps 1 --quiet").ok();
 }

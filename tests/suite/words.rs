@@ -69,7 +69,11 @@ fn language_tasks_on_other_models_are_refused() {
     place.refuses(2, &format!("{train} causal-lm"), &["--task causal-lm needs a causal language model", "bert is an encoder"]);
     let missing = ["no masked-language-model head", "cls.predictions.transform.dense.weight, ", "cls.predictions.bias", "train a head"];
     place.refuses_training(1, r#"--verbalizer {"a":"b","c":"d"}"#, &missing);
-    place.refuses(2, &format!(r#"{train} tagging --verbalizer {{"a":"b","c":"d"}}"#), &["labels of a classification, not of tagging"]);
+    place.refuses(
+        2,
+        &format!(r#"{train} tagging --verbalizer {{"a":"b","c":"d"}}"#),
+        &["--verbalizer", "is for classification, not for tagging"],
+    );
     place.refuses_training(2, r#"--verbalizer {"a":"b"}"#, &["--verbalizer", "at least two labels"]);
     place.refuses_training(2, r#"--verbalizer {"a":"b","c":1}"#, &["--verbalizer", "not a string"]);
 

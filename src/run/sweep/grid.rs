@@ -182,6 +182,7 @@ impl Sweep {
             let mut whole = options.clone().with_recipe()?;
             whole.locate()?;
             whole.validate().with_context(|| format!("run {name}"))?;
+            options.check_read(&whole.task, whole.said_method()).with_context(|| format!("run {name}"))?;
             cells.push(Cell { name, values, options });
         }
         Ok(cells)
@@ -224,6 +225,7 @@ pub fn spelled(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::Method;
 
     fn sweep(text: &str) -> Result<Sweep> {
         let folder = tempfile::tempdir().unwrap();
@@ -256,6 +258,15 @@ mod tests {
         let cells = sweep.cells(Path::new("out"));
         // The projection of the base has no place beside a head alone: it is hidden.
         assert_eq!(cells.unwrap().len(), 4);
+        // Nor has a dropout of the prefix, which a cell of its own would be refused.
+        sweep.base.prefix_dropout = Some(0.3);
+        sweep.base.prefix_layers = Some("1".parse().unwrap());
+        let cells = sweep.cells(Path::new("out")).unwrap();
+        let dropouts: Vec<_> = cells.iter().map(|cell| (cell.options.method, cell.options.prefix_dropout)).collect();
+        assert_eq!(dropouts[0], (Some(Method::Head), None));
+        assert_eq!(dropouts[2], (Some(Method::Prefix), Some(0.3)));
+        sweep.base.doc_stride = Some(64);
+        assert!(format!("{:#}", sweep.cells(Path::new("out")).err().unwrap()).contains("--doc-stride 64: is for qa"));
         assert!(sweep.add_flag("seed").unwrap_err().to_string().contains("NAME=VALUE"));
     }
 
