@@ -1,4 +1,4 @@
-//! The seam between the engine and the hardware: about twenty fused operations on views.
+//! The seam between the engine and the hardware: some thirty fused operations on views.
 //!
 //! A backend owns buffers and a queue. Every operation takes views, returns nothing and may run later; results are
 //! visible after [`Backend::read`], which waits. Operations allocate nothing: what they need beside their operands is

@@ -10,6 +10,7 @@ use super::products::Products;
 use super::queue::{Download, Event, Pinned, Readbacks, Stream};
 use super::reader::{Read, Reader, Reading};
 use crate::backend::{FileBytes, Machine, Readback};
+use crate::bytes::Bytes;
 use anyhow::{Context as _, Result, bail, ensure};
 use cudarc::driver::result::{self, event, stream};
 use cudarc::driver::sys;
@@ -144,7 +145,9 @@ impl Driver for Device {
             Err(error) => {
                 let free = result::mem_get_info().map_or(0, |(free, _)| free);
                 bail!(
-                    "cannot allocate {bytes} bytes of GPU memory, {free} are free ({error}); use --memory-budget, a smaller batch, a shorter text or a shorter prefix"
+                    "cannot allocate {} of GPU memory, {} are free ({error}); use --memory-budget, a smaller batch, a shorter text or a shorter prefix",
+                    Bytes(bytes),
+                    Bytes(free)
                 );
             }
         };
@@ -158,7 +161,8 @@ impl Driver for Device {
         ensure!(self.host.is_none(), "host memory is allocated once");
         self.gpu.context.enter()?;
         let host = Pinned::new(self.gpu.context, bytes).with_context(|| {
-            format!("cannot pin {bytes} bytes of host memory for streamed weights and offloaded activations; with --weights disk, weights of 16 bits stay in the checkpoint's files")
+            let bytes = Bytes(bytes);
+            format!("cannot pin {bytes} of host memory for streamed weights and offloaded activations; with --weights disk, weights of 16 bits stay in the checkpoint's files")
         })?;
         // By all threads: one alone takes seconds for a large model's.
         // SAFETY: just allocated.
