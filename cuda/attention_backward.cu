@@ -101,7 +101,7 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
     const Rows<T> own_rows[] = {{head_of(o.query, first_row, o.ld_query, head, o.head_dim), o.ld_query},
                                 {head_of(saved.d_out, first_row, saved.ld_d_out, head, o.head_dim), saved.ld_d_out}};
     load_tiles<T, kDim, kRows, kThreads>(queries, own_rows, rows, o.head_dim);
-    if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, kv_head, 0);
+    if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, blockIdx.z, kv_head, 0);
     copy_async_commit();
 
     LeftRows<T, kDim, M, false> query_rows, d_out_rows;
@@ -122,7 +122,7 @@ __device__ __forceinline__ void attention_backward_query(const Operands<T>& o, c
         copy_async_wait<0>();
         __syncthreads();  // this tile is complete, and nobody reads the other stage any more
         if (column + kStep < columns) {
-            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, kv_head, column + kStep);
+            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, blockIdx.z, kv_head, column + kStep);
             copy_async_commit();
         }
         if (column >= own) continue;

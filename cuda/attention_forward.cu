@@ -2,8 +2,8 @@
 //
 //   S = [Q Kp^T | Q K^T] * scale; A = dropout(softmax(S)); O = A [Vp; V]; L = log sum exp S
 //
-// Q, O [Tq, heads * d]; K, V [Tk, kv_heads * d]; Kp, Vp [P, kv_heads * d] float masters; L [Tq, heads] float. A block
-// takes some queries of one head of one sequence and walks the columns [prefix | keys] with an online softmax (running
+// Q, O [Tq, heads * d]; K, V [Tk, kv_heads * d]; Kp, Vp [P, kv_heads * d], a sequence's own where they have their own masks
+// (attention_prefix.cu); L [Tq, heads] float. A block takes some queries of one head of one sequence and walks the columns [prefix | keys] with an online softmax (running
 // maximum and sum in fp32), so that nothing of size tokens^2 exists. It ends where no query of the block sees a key; a
 // warp skips the steps that none of its own sees. The probabilities are rounded to T unnormalised
 // (at most 1); the mask's scale and 1 / sum multiply the fp32 output at the end.
@@ -31,7 +31,7 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
 
     const Rows<T> query[] = {{head_of(o.query, first_row, o.ld_query, head, o.head_dim), o.ld_query}};
     load_tiles<T, kDim, kRows, kThreads>(queries, query, rows, o.head_dim);
-    if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, kv_head, 0);
+    if (columns > 0) load_columns<T, kDim, kStep, kThreads>(stages, o, s, blockIdx.z, kv_head, 0);
     copy_async_commit();
 
     LeftRows<T, kDim, M, kDim <= 64> left;
@@ -46,7 +46,7 @@ __device__ __forceinline__ void attention_forward(const Operands<T>& o, T* out, 
         copy_async_wait<0>();
         __syncthreads();  // this tile is complete, and nobody reads the other stage any more
         if (column + kStep < columns) {
-            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, kv_head, column + kStep);
+            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, blockIdx.z, kv_head, column + kStep);
             copy_async_commit();
         }
         if (column >= own) continue;  // a warp without queries only helps loading, too

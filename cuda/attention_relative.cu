@@ -37,7 +37,7 @@ __device__ __forceinline__ void attention_relative_forward(const Operands<T>& o,
     Band<T, kDim> band((unsigned char*)(stages + 4 * kStep * kDim), o, tables, head, 0, first_token, -prefix_rows);
 
     load_slots<T, kDim, kOwn, kThreads>(queries, o.query + head * o.head_dim, o.ld_query, slots, 0, o.head_dim);
-    load_columns<T, kDim, kStep, kThreads>(stages, o, s, head, 0);
+    load_columns<T, kDim, kStep, kThreads>(stages, o, s, blockIdx.z, head, 0);
     band.load_first();
     copy_async_commit();
 
@@ -53,7 +53,7 @@ __device__ __forceinline__ void attention_relative_forward(const Operands<T>& o,
         copy_async_wait<0>();
         __syncthreads();  // this tile is complete, and nobody reads the other stage or the band's oldest step any more
         if (column + kStep < columns) {
-            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, head, column + kStep);
+            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, blockIdx.z, head, column + kStep);
             if (column >= first_column) band.load(tile + 3);
             copy_async_commit();
         }
@@ -138,7 +138,7 @@ __device__ __forceinline__ void attention_relative_query(const Operands<T>& o, c
 
     load_slots<T, kDim, kOwn, kThreads>(queries, o.query + head * o.head_dim, o.ld_query, slots, 0, o.head_dim);
     load_slots<T, kDim, kOwn, kThreads>(d_outs, saved.d_out + head * o.head_dim, saved.ld_d_out, slots, 0, o.head_dim);
-    load_columns<T, kDim, kStep, kThreads>(stages, o, s, head, 0);
+    load_columns<T, kDim, kStep, kThreads>(stages, o, s, blockIdx.z, head, 0);
     band.load_first();
     copy_async_commit();
 
@@ -163,7 +163,7 @@ __device__ __forceinline__ void attention_relative_query(const Operands<T>& o, c
         copy_async_wait<0>();
         __syncthreads();  // as in forward
         if (column + kStep < columns) {
-            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, head, column + kStep);
+            load_columns<T, kDim, kStep, kThreads>(stages + (stage ^ 1) * 2 * kStep * kDim, o, s, blockIdx.z, head, column + kStep);
             if (column >= first_column) band.load(tile + 3);
             copy_async_commit();
         }

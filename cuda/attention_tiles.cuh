@@ -3,8 +3,8 @@
 //
 // The columns of a sequence's scores are numbered through: prefix positions 0..P first, then, from the next multiple of
 // sixteen on (F), its own keys F..F + m: so draws of masks, which decide sixteen columns, never belong to both. A tile of
-// streamed keys is a range of these columns and may hold both; the prefix rows are read from the float masters, go through
-// the sequence's own mask and are rounded to T on their way into shared memory. Columns P..F are hidden from every query.
+// streamed keys is a range of these columns and may hold both; the prefix rows are those that attention_prefix.cu wrote
+// for the sequence. Columns P..F are hidden from every query.
 //
 // Launching. T is f16 or bf16, D the least of 16, 32, 64, 128 that is at least head_dim; P = prefix_length; a tile is
 // the row for D of the kernel's table below; own = 16 * warps * blocks of it. Blocks are 32 * warps threads in x.
@@ -14,6 +14,7 @@
 //   attention_backward_key_T_D    kBackwardKey    ceil(max_keys / own)                kv_heads  sequences  key_major_bytes(tile, D)
 //   prefix_gradient_partial_T_D   kPrefix         ceil(P / own)                       kv_heads  chunks     key_major_bytes(tile, D)
 //   attention_relative_*_T        see attention_relative.cu
+//   attention_prefix_T            see attention_prefix.cu; in front of all the others that read a prefix
 //   attention_delta_T             256 threads     ceil(rows * heads * lanes / 256)    1         1          0
 //   prefix_gradient_sum           256 threads     ceil(P * ceil(width / 4) / 256)     2         1          0
 // with lanes = the least power of two >= head_dim / 8.
@@ -92,11 +93,10 @@ struct Operands {
     int ld_key;
     const T* value;
     int ld_value;
-    const float* prefix_key;  // [P, kv_heads * head_dim]
-    const float* prefix_value;
-    int ld_prefix, prefix_length;
-    Dropout key_dropout, value_dropout;  // of the prefix: element (ordinal, position, kv head, dim)
-    const int* query_offsets;            // [sequences + 1]
+    const T* prefix;  // [copies, keys and values, F, kv_heads * head_dim], see attention_prefix.cu
+    int prefix_length;
+    int ld_copy;               // from a sequence's copy to the next one's; 0: there is one for all
+    const int* query_offsets;  // [sequences + 1]
     const int* key_offsets;
     const int* query_ordinals;  // [Tq]
     const int* query_tokens;    // ascending within a sequence
@@ -106,18 +106,15 @@ struct Operands {
     const int* separators;  // [sequences]: see seen_by; null: every query sees every key
 };
 #define ATTENTION_PARAMETERS(T)                                                                                                 \
-    const T *query, int ld_query, const T *key, int ld_key, const T *value, int ld_value, const float *prefix_key,              \
-        const float *prefix_value, int ld_prefix, int prefix_length, uint32_t key_key0, uint32_t key_key1, uint32_t key_below,  \
-        float key_scale, uint32_t value_key0, uint32_t value_key1, uint32_t value_below, float value_scale,                     \
-        const int *query_offsets, const int *key_offsets, const int *query_ordinals, const int *query_tokens, int sequences,    \
-        int heads, int kv_heads, int head_dim, float scale, uint32_t key0, uint32_t key1, uint32_t below, float kept_scale,     \
-        const int *separators
+    const T *query, int ld_query, const T *key, int ld_key, const T *value, int ld_value, const T *prefix, int prefix_length,   \
+        int ld_copy, const int *query_offsets, const int *key_offsets, const int *query_ordinals, const int *query_tokens,      \
+        int sequences, int heads, int kv_heads, int head_dim, float scale, uint32_t key0, uint32_t key1, uint32_t below,        \
+        float kept_scale, const int *separators
 #define ATTENTION_OPERANDS(T)                                                                                                   \
     Operands<T> {                                                                                                               \
-        query, ld_query, key, ld_key, value, ld_value, prefix_key, prefix_value, ld_prefix, prefix_length,                      \
-            {key_key0, key_key1, key_below, key_scale}, {value_key0, value_key1, value_below, value_scale}, query_offsets,      \
-            key_offsets, query_ordinals, query_tokens, sequences, heads, kv_heads, head_dim, scale,                             \
-            {key0, key1, below, kept_scale}, separators                                                                         \
+        query, ld_query, key, ld_key, value, ld_value, prefix, prefix_length, ld_copy, query_offsets, key_offsets,              \
+            query_ordinals, query_tokens, sequences, heads, kv_heads, head_dim, scale, {key0, key1, below, kept_scale},         \
+            separators                                                                                                          \
     }
 
 // What the backward kernels take beside them.
@@ -171,7 +168,7 @@ __device__ __forceinline__ int first_to_see(const Operands<T>& o, const Sequence
 // The sequence's ordinal in the step, for its masks.
 template <class T>
 __device__ __forceinline__ uint32_t ordinal_of(const Operands<T>& o, int first_query) {
-    return o.dropout.threshold | o.key_dropout.threshold | o.value_dropout.threshold ? (uint32_t)o.query_ordinals[first_query] : 0;
+    return o.dropout.threshold ? (uint32_t)o.query_ordinals[first_query] : 0;
 }
 
 // Where a head's dims of row `row` are.
@@ -198,34 +195,40 @@ struct Rows {
     int ld;
 };
 
-// Starts the copies of kCount tiles that lie one behind the other, each of its own matrix: their rows at .. at + count take
-// the first `end` rows of the matrices, in dims below head_dim; other dims, and rows behind those, are zero, so that padding
-// adds nothing to any product. Other rows of the tiles are left alone.
+// Starts the copies of kCount tiles that lie one behind the other, each of its own matrix, whose rows are wide: rows at ..
+// at + count of the tiles take the first `end` rows of the matrices, in dims below head_dim; other dims, and rows behind
+// those, are zero, so that padding adds nothing to any product. Other rows of the tiles are left alone.
 // A thread's 16 bytes are at one place of all its rows, kSweep apart, so that in shared memory they are constants apart, and
 // only the source's address is computed anew. A row that there is not reads nothing, and has the address of one that there is.
 template <class T, int kDim, int kRows, int kThreads, int kCount>
-__device__ __forceinline__ void load_tiles(T* tiles, const Rows<T> (&from)[kCount], int at, int count, int end, int head_dim) {
+__device__ __forceinline__ void load_wide_tiles(T* tiles, const Rows<T> (&from)[kCount], int at, int count, int end, int head_dim) {
     constexpr int kChunks = kDim / 8, kSweep = kThreads / kChunks;
     static_assert(kThreads % kChunks == 0 && kRows % kSweep == 0, "every thread has as many rows, of one chunk");
     static_assert(kSweep % 8 == 0, "chunk_at exchanges chunks alike in rows that are a multiple of 8 apart");
+    const int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+    const uint32_t valid = chunk * 8 < head_dim ? end : 0, last = valid > 0 ? valid - 1 : 0;
+    const uint32_t to = shared_address(tiles) + chunk_at<kDim>(row, chunk) * (int)sizeof(T);
+#pragma unroll
+    for (int sweep = 0; sweep < kRows; sweep += kSweep) {
+        const uint32_t index = row + sweep - at;  // above `count` where it is in front of the first
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            // Unsigned products of 32 bits: one instruction.
+            const uint64_t bytes = (uint64_t)min(index, last) * (from[i].ld * (uint32_t)sizeof(T));
+            const char* source = (const char*)(from[i].first + chunk * 8) + bytes;
+            copy_async_if(to + (i * kRows + sweep) * kDim * (int)sizeof(T), source, index < valid, index < (uint32_t)count);
+        }
+    }
+}
+
+// The same of matrices with rows at any address.
+template <class T, int kDim, int kRows, int kThreads, int kCount>
+__device__ __forceinline__ void load_tiles(T* tiles, const Rows<T> (&from)[kCount], int at, int count, int end, int head_dim) {
     bool wide = true;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) wide = wide && rows_are_wide(from[i].first, from[i].ld);
     if (wide) {
-        const int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
-        const uint32_t valid = chunk * 8 < head_dim ? end : 0, last = valid > 0 ? valid - 1 : 0;
-        const uint32_t to = shared_address(tiles) + chunk_at<kDim>(row, chunk) * (int)sizeof(T);
-#pragma unroll
-        for (int sweep = 0; sweep < kRows; sweep += kSweep) {
-            const uint32_t index = row + sweep - at;  // above `count` where it is in front of the first
-#pragma unroll
-            for (int i = 0; i < kCount; ++i) {
-                // Unsigned products of 32 bits: one instruction.
-                const uint64_t bytes = (uint64_t)min(index, last) * (from[i].ld * (uint32_t)sizeof(T));
-                const char* source = (const char*)(from[i].first + chunk * 8) + bytes;
-                copy_async_if(to + (i * kRows + sweep) * kDim * (int)sizeof(T), source, index < valid, index < (uint32_t)count);
-            }
-        }
+        load_wide_tiles<T, kDim, kRows, kThreads>(tiles, from, at, count, end, head_dim);
     } else {
 #pragma unroll 1
         for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
@@ -245,38 +248,19 @@ __device__ __forceinline__ void load_tiles(T* tiles, const Rows<T> (&from)[kCoun
     load_tiles<T, kDim, kRows, kThreads>(tiles, from, 0, kRows, end, head_dim);
 }
 
-// One chunk of a prefix row as sequence `ordinal` sees it.
-template <class T>
-__device__ __forceinline__ void load_prefix_chunk(T* target, const float* from, const Dropout& dropout, uint32_t ordinal, int position,
-                                                  int kv_head, int chunk) {
-    float x[8];
-    load_some<8>(from, 0, 8, (uintptr_t)from % 16 == 0, x);
-    if (dropout.threshold) apply_dropout(x, dropout, ordinal, position, kv_head, chunk * 8);
-    store_wide(target, x);
-}
-
-// `rows` rows of keys and values for the prefix positions from `first` on; zeros behind the prefix's end. Complete at the next
-// barrier.
-template <class T, int kDim, int kThreads>
-__device__ __forceinline__ void load_prefix(T* keys, T* values, const Operands<T>& o, uint32_t ordinal, int kv_head, int first, int rows) {
-    constexpr int kChunks = kDim / 8;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < rows * kChunks; i += kThreads) {
-        int row = i / kChunks, chunk = i % kChunks, position = first + row, at = chunk_at<kDim>(row, chunk);
-        if (position < o.prefix_length && chunk * 8 < o.head_dim) {
-            size_t from = (size_t)position * o.ld_prefix + kv_head * o.head_dim + chunk * 8;
-            load_prefix_chunk<T>(keys + at, o.prefix_key + from, o.key_dropout, ordinal, position, kv_head, chunk);
-            load_prefix_chunk<T>(values + at, o.prefix_value + from, o.value_dropout, ordinal, position, kv_head, chunk);
-        } else {
-            *(uint4*)(keys + at) = make_uint4(0, 0, 0, 0);
-            *(uint4*)(values + at) = make_uint4(0, 0, 0, 0);
-        }
-    }
-}
-
-// Starts loading columns column..column + kRows of the sequence: keys, then values, of prefix and tokens.
+// Starts loading the prefix's keys and values from position `first` on, as sequence `b` sees them, into the first `count`
+// rows of two tiles; zeros from the prefix's end on.
 template <class T, int kDim, int kRows, int kThreads>
-__device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, const Sequence& s, int kv_head, int column) {
+__device__ __forceinline__ void load_prefix(T* tiles, const Operands<T>& o, int b, int kv_head, int first, int count) {
+    const int width = o.kv_heads * o.head_dim, front = front_of(o);
+    const T* key = head_of(o.prefix + (int64_t)b * o.ld_copy, first, width, kv_head, o.head_dim);
+    const Rows<T> from[] = {{key, width}, {row_of(key, front, width), width}};
+    load_wide_tiles<T, kDim, kRows, kThreads>(tiles, from, 0, count, max(front - first, 0), o.head_dim);
+}
+
+// Starts loading columns column..column + kRows of sequence `b`: keys, then values, of prefix and tokens.
+template <class T, int kDim, int kRows, int kThreads>
+__device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, const Sequence& s, int b, int kv_head, int column) {
     const int front = front_of(o), prefix_rows = max(0, min(kRows, front - column));
     if (prefix_rows < kRows) {
         const int first = column + prefix_rows - front, row = s.first_key + first;
@@ -284,7 +268,7 @@ __device__ __forceinline__ void load_columns(T* stage, const Operands<T>& o, con
                                 {head_of(o.value, row, o.ld_value, kv_head, o.head_dim), o.ld_value}};
         load_tiles<T, kDim, kRows, kThreads>(stage, from, prefix_rows, kRows - prefix_rows, s.keys - first, o.head_dim);
     }
-    if (prefix_rows > 0) load_prefix<T, kDim, kThreads>(stage, stage + kRows * kDim, o, ordinal_of(o, s.first_query), kv_head, column, prefix_rows);
+    if (prefix_rows > 0) load_prefix<T, kDim, kRows, kThreads>(stage, o, b, kv_head, column, prefix_rows);
 }
 
 // Gives `value` to what stands in the columns between the prefix and the own keys, in an accumulator of columns column ..

@@ -402,6 +402,8 @@ pub struct ScratchNeed {
     /// Longest sequence, prefix included.
     pub longest: usize,
     pub prefix_length: usize,
+    /// Whether every sequence may have masks of its own on the prefix.
+    pub prefix_dropout: bool,
     pub head_dim: usize,
     /// Whether attention has relative positions.
     pub relative: bool,

@@ -315,6 +315,7 @@ impl Plan {
         let need = ScratchNeed {
             longest: capacity.longest + capacity.generated + options.prefix.in_attention(),
             prefix_length: options.prefix.in_attention(),
+            prefix_dropout: options.prefix.dropout > 0.0,
             head_dim: spec.head_dim,
             relative: relative.is_some(),
             kv_size: kv,

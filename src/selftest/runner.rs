@@ -12,6 +12,7 @@ const POISONED: usize = 4 << 20;
 const NEED: ScratchNeed = ScratchNeed {
     longest: 700,
     prefix_length: 128,
+    prefix_dropout: true,
     head_dim: 128,
     relative: false,
     kv_size: 512,

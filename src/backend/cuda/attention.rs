@@ -1,4 +1,5 @@
-//! Launches of attention: `attention_forward.cu`, `attention_backward.cu`, `attention_relative.cu`, `prefix_gradient.cu`.
+//! Launches of attention: `attention_prefix.cu`, `attention_forward.cu`, `attention_backward.cu`, `attention_relative.cu`,
+//! `prefix_gradient.cu`.
 
 use super::arguments::Arguments;
 use super::{Cuda, Driver, for_type};
@@ -75,36 +76,77 @@ macro_rules! sized {
     };
 }
 
-/// Partial sums of the prefix's gradient: of equal runs of queries or, with prefix dropout, of sequences (each of which
-/// has its own masks). A function of shapes alone, as the order of the sum has to be.
-fn chunks(queries: usize, sequences: usize, own_masks: bool) -> usize {
-    if own_masks { sequences.clamp(1, 32) } else { queries.div_ceil(512).clamp(1, 32) }
+/// Partial sums of the prefix's gradient, of equal runs of queries: up to 512 of them a run, and fewer, down to 128, where
+/// there would not be two blocks for each multiprocessor of a large GPU. A function of shapes alone, as the order of the sum
+/// has to be.
+fn chunks(queries: usize, prefix_length: usize, kv_heads: usize, head_dim: usize) -> usize {
+    let blocks = kv_heads * prefix_length.div_ceil(PREFIX[size_class(head_dim)].rows());
+    let wanted = 256_usize.div_ceil(blocks.max(1));
+    queries.div_ceil(512).max(wanted.min(queries.div_ceil(128))).clamp(1, 32)
 }
 
-/// Room for the partial gradients of prefix keys and values.
-pub fn partial_elements(need: &ScratchNeed) -> usize {
-    let most = chunks(need.tokens, need.sequences, false).max(chunks(need.tokens, need.sequences, true));
-    2 * most * need.prefix_length * need.kv_size
+/// Rows of a copy of the prefix's keys, or values: up to where a sequence's own keys begin.
+fn front(prefix_length: usize) -> usize {
+    Dropout::first_own(prefix_length)
+}
+
+/// Room for the copies of the prefix's keys and values, and behind them for their partial gradients, in fp32 elements.
+pub fn scratch_elements(need: &ScratchNeed) -> usize {
+    let copies = if need.prefix_dropout { need.sequences } else { 1 };
+    let chunks = chunks(need.tokens, need.prefix_length, need.kv_size / need.head_dim, need.head_dim);
+    // A copy is of keys and values, in 16 bits.
+    copies * front(need.prefix_length) * need.kv_size + 2 * chunks * need.prefix_length * need.kv_size
+}
+
+/// The prefix as the sequences see it, in scratch.
+#[derive(Clone, Copy)]
+struct Copies {
+    /// Keys, then values, of one copy behind the other; None without a prefix.
+    all: Option<View>,
+    /// Elements from one sequence's to the next one's; 0: one is for all.
+    stride: usize,
+    prefix_length: usize,
 }
 
 impl<D: Driver> Cuda<D> {
-    /// The operands that all kernels of attention begin with.
-    fn operands(&self, operands: &Attention) -> Arguments {
+    /// Writes the prefix as the sequences see it to the start of scratch.
+    fn copies(&mut self, operands: &Attention) -> Copies {
+        let (t, rows) = (self.activation, operands.query_rows);
+        let Some(prefix) = operands.prefix else { return Copies { all: None, stride: 0, prefix_length: 0 } };
+        let (prefix_length, width) = (prefix.key.rows, prefix.key.cols);
+        assert_eq!(prefix.key.stride, prefix.value.stride, "keys and values of a prefix are of one table");
+        let (count, front) = (if prefix.dropout.is_some() { rows.sequences() } else { 1 }, front(prefix_length));
+        let all = self.scratch.start_as(t, count * 2 * front, width);
+        let [key_dropout, value_dropout] = [0, 1].map(|side| prefix.dropout.map(|masks| masks[side]));
+        let arguments = self
+            .arguments()
+            .vector(DType::F32, prefix.key)
+            .vector(DType::F32, prefix.value)
+            .int(prefix.key.stride)
+            .int(prefix_length)
+            .int(front)
+            .int(width)
+            .int(operands.head_dim)
+            .dropout(key_dropout)
+            .dropout(value_dropout)
+            .vector(DType::I32, rows.offsets)
+            .vector(DType::I32, rows.ordinals)
+            .vector(t, all);
+        let grid = [(front * width / 8).div_ceil(256), 2, count];
+        self.launch(for_type!(t, "attention_prefix"), grid, [256, 1], 0, arguments);
+        Copies { all: Some(all), stride: if prefix.dropout.is_some() { 2 * front * width } else { 0 }, prefix_length }
+    }
+
+    /// The operands that all other kernels of attention begin with.
+    fn operands(&self, operands: &Attention, copies: Copies) -> Arguments {
         let t = self.activation;
-        let prefix = operands.prefix;
-        let stride = prefix.map_or(0, |prefix| prefix.key.stride);
-        assert_eq!(stride, prefix.map_or(0, |prefix| prefix.value.stride), "keys and values of a prefix are of one table");
-        let [key_dropout, value_dropout] = [0, 1].map(|side| prefix.and_then(|prefix| prefix.dropout.map(|masks| masks[side])));
         self.arguments()
             .matrix(t, operands.query)
             .matrix(t, operands.key)
             .matrix(t, operands.value)
-            .optional_vector(DType::F32, prefix.map(|prefix| prefix.key))
-            .optional_vector(DType::F32, prefix.map(|prefix| prefix.value))
-            .int(stride)
-            .int(prefix.map_or(0, |prefix| prefix.key.rows))
-            .dropout(key_dropout)
-            .dropout(value_dropout)
+            .optional_vector(t, copies.all)
+            .int(copies.prefix_length)
+            .int(copies.stride)
             .vector(DType::I32, operands.query_rows.offsets)
             .vector(DType::I32, operands.key_rows.offsets)
             .vector(DType::I32, operands.query_rows.ordinals)
@@ -119,11 +161,11 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// `operands` and, for `attention_relative.cu`, the tables.
-    fn relative_operands(&self, operands: &Attention, relative: &Relative) -> Arguments {
+    fn relative_operands(&self, operands: &Attention, copies: Copies, relative: &Relative) -> Arguments {
         assert!(operands.separators.is_none(), "relative positions are for models without a mask");
         assert_eq!(operands.heads, operands.kv_heads, "relative positions are for as many key/value heads as heads");
         let t = self.activation;
-        self.operands(operands).optional_matrix(t, relative.key).optional_matrix(t, relative.query).int(relative.span)
+        self.operands(operands, copies).optional_matrix(t, relative.key).optional_matrix(t, relative.query).int(relative.span)
     }
 
     /// Launches a kernel of `attention_relative.cu`.
@@ -139,14 +181,15 @@ impl<D: Driver> Cuda<D> {
 }
 
 pub fn forward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, out: View, log_sum_exp: View) {
+    let copies = cuda.copies(operands);
     if let Some(relative) = &operands.relative {
         let t = cuda.activation;
-        let arguments = cuda.relative_operands(operands, relative).matrix(t, out).matrix(DType::F32, log_sum_exp);
+        let arguments = cuda.relative_operands(operands, copies, relative).matrix(t, out).matrix(DType::F32, log_sum_exp);
         return cuda.launch_relative(for_type!(t, "attention_relative_forward"), operands, arguments);
     }
     let (t, class, rows) = (cuda.activation, size_class(operands.head_dim), operands.query_rows);
     let tile = FORWARD[class];
-    let arguments = cuda.operands(operands).matrix(t, out).matrix(DType::F32, log_sum_exp);
+    let arguments = cuda.operands(operands, copies).matrix(t, out).matrix(DType::F32, log_sum_exp);
     let grid = [rows.longest.div_ceil(tile.rows()), operands.heads, rows.sequences()];
     cuda.launch(sized!(t, class, "attention_forward"), grid, tile.block(), tile.shared(1, 16 << class), arguments);
 }
@@ -160,25 +203,26 @@ pub fn delta<D: Driver>(cuda: &mut Cuda<D>, out: View, d_out: View, heads: usize
     cuda.launch(for_type!(t, "attention_delta"), grid, [256, 1], 0, arguments);
 }
 
-/// Two passes without atomics: dK and dV by blocks of keys, dQ by blocks of queries.
+/// Behind the prefix two passes without atomics: dK and dV by blocks of keys, dQ by blocks of queries.
 pub fn backward<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, saved: &AttentionSaved, d_query: View, d_key: View, d_value: View) {
     let (t, class) = (cuda.activation, size_class(operands.head_dim));
+    let copies = cuda.copies(operands);
     let (queries, keys) = (operands.query_rows, operands.key_rows);
     if let Some(relative) = &operands.relative {
-        let arguments = cuda.saved(cuda.relative_operands(operands, relative), saved).matrix(t, d_key).matrix(t, d_value);
+        let arguments = cuda.saved(cuda.relative_operands(operands, copies, relative), saved).matrix(t, d_key).matrix(t, d_value);
         cuda.launch_relative(for_type!(t, "attention_relative_key"), operands, arguments);
-        let arguments = cuda.saved(cuda.relative_operands(operands, relative), saved).matrix(t, d_query);
+        let arguments = cuda.saved(cuda.relative_operands(operands, copies, relative), saved).matrix(t, d_query);
         return cuda.launch_relative(for_type!(t, "attention_relative_query"), operands, arguments);
     }
 
     let tile = BACKWARD_KEY[class];
-    let arguments = cuda.saved(cuda.operands(operands), saved).matrix(t, d_key).matrix(t, d_value);
+    let arguments = cuda.saved(cuda.operands(operands, copies), saved).matrix(t, d_key).matrix(t, d_value);
     let grid = [keys.longest.div_ceil(tile.rows()), operands.kv_heads, keys.sequences()];
     let shared = tile.shared(2, 16 << class) + 32 * tile.step;
     cuda.launch(sized!(t, class, "attention_backward_key"), grid, tile.block(), shared, arguments);
 
     let tile = BACKWARD_QUERY[class];
-    let arguments = cuda.saved(cuda.operands(operands), saved).matrix(t, d_query);
+    let arguments = cuda.saved(cuda.operands(operands, copies), saved).matrix(t, d_query);
     let grid = [queries.longest.div_ceil(tile.rows()), operands.heads, queries.sequences()];
     cuda.launch(sized!(t, class, "attention_backward_query"), grid, tile.block(), tile.shared(2, 16 << class), arguments);
 }
@@ -188,12 +232,15 @@ pub fn prefix_gradient<D: Driver>(cuda: &mut Cuda<D>, operands: &Attention, save
     let (t, class, rows) = (cuda.activation, size_class(operands.head_dim), operands.query_rows);
     let Some(prefix) = operands.prefix else { return };
     let (length, width) = (d_key.rows, d_key.cols);
-    let chunks = chunks(rows.count, rows.sequences(), prefix.dropout.is_some());
-    let partial = cuda.scratch.rows(2 * chunks * length, width);
+    let chunks = chunks(rows.count, length, operands.kv_heads, operands.head_dim);
+    let copies = cuda.copies(operands);
+    let partial = cuda.scratch.rows_behind(copies.all, 2 * chunks * length, width);
     let [partial_key, partial_value] = [0, 1].map(|side| partial.row_range(side * chunks * length, chunks * length));
     let tile = PREFIX[class];
     let arguments = cuda
-        .saved(cuda.operands(operands), saved)
+        .saved(cuda.operands(operands, copies), saved)
+        .dropout(prefix.dropout.map(|[key, _]| key))
+        .dropout(prefix.dropout.map(|[_, value]| value))
         .vector(DType::F32, partial_key)
         .vector(DType::F32, partial_value)
         .int(chunks)

@@ -1,4 +1,4 @@
-//! The CUDA backend: every operation of the seam is one or two launches of the kernels in `cuda/`, or a matrix product
+//! The CUDA backend: every operation of the seam is a few launches of the kernels in `cuda/`, or a matrix product
 //! of the driver. Activations and frozen matrices in fp16 or bf16, everything that is trained or kept as a sum in fp32.
 //!
 //! Grids and blocks stand beside each launch, with the reason; what a kernel computes stands in its `.cu` file.

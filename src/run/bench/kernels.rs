@@ -304,6 +304,7 @@ pub fn kernels(options: &KernelOptions, terminal: &Terminal) -> Result<Report> {
         &ScratchNeed {
             longest: buffers.rows.longest + options.prefix_length,
             prefix_length: options.prefix_length,
+            prefix_dropout: true,
             head_dim: options.head_dim,
             relative: false,
             kv_size: options.kv_heads() * options.head_dim,

@@ -94,6 +94,7 @@ impl Area {
         let need = ScratchNeed {
             longest: tokens,
             prefix_length: 0,
+            prefix_dropout: false,
             head_dim,
             relative: false,
             kv_size: head_dim,
