@@ -56,7 +56,7 @@ struct KeyMajor {
     }
 
     // Adds the gradients that the queries first_row..end_row of all heads of `kv_head` give. The keys' tiles may still
-    // be on their way; `column` is the score column of the block's first key row, a multiple of 8; `active` is whether
+    // be on their way; `column` is the score column of the block's first key row, a multiple of 16; `active` is whether
     // this warp has keys; `key` is the index of that first row among its sequence's keys, for `separator`. All threads
     // call it; nothing in shared memory is in use any more when it returns.
     __device__ __forceinline__ void add(const Operands<T>& o, const Saved<T>& saved, int kv_head, int first_row, int end_row, int column,
