@@ -56,16 +56,16 @@ __device__ __forceinline__ void attention_backward_key(const Operands<T>& o, con
 
     DYN_SMEM(shared);
     Block block(shared);
-    const int key_row = s.first_key + first;
     const int row = threadIdx.x / 32 * 16 * kTile.blocks;
     const int first_row = first_to_see(o, s, first), end_row = s.first_query + s.queries;
     if (first_row < end_row) {
-        const Rows<T> own[] = {{head_of(o.key, key_row, o.ld_key, kv_head, o.head_dim), o.ld_key},
-                               {head_of(o.value, key_row, o.ld_value, kv_head, o.head_dim), o.ld_value}};
+        const Rows<T> own[] = {{head_of(o.key, s.first_key + first, o.ld_key, kv_head, o.head_dim), o.ld_key},
+                               {head_of(o.value, s.first_key + first, o.ld_value, kv_head, o.head_dim), o.ld_value}};
         load_tiles<T, kDim, Block::kRows, Block::kThreads>(block.keys, own, rows, o.head_dim);
         block.add(o, saved, kv_head, first_row, end_row, front_of(o) + first, row < rows, first, s.separator);
     }
     if (row >= rows) return;
+    const int key_row = o.key_offsets[blockIdx.z] + first;  // asked anew, since no register is free
     d_key = head_of(d_key, key_row, ld_d_key, kv_head, o.head_dim);
     d_value = head_of(d_value, key_row, ld_d_value, kv_head, o.head_dim);
     store_rows<T, kDim, kTile.blocks>(block.keys, row, block.d_key, key_factor(o), d_key, ld_d_key, rows, o.head_dim);

@@ -95,7 +95,7 @@ struct KeyMajor {
     __device__ __forceinline__ void add_chunk(const Operands<T>& o, const LeftRows<T, kDim, M, false>& key_rows,
                                               const LeftRows<T, kDim, M, false>& value_rows, int stage, int chunk, int head, int column,
                                               float scale, bool partly, int key, int separator) {
-        const int t = threadIdx.x % 4;
+        const int t = lane_anew() % 4;
         float probabilities[M][N][4], gradients[M][N][4];
         multiply_rows<T, kDim, M, N>(probabilities, key_rows, queries(stage), chunk);
         multiply_rows<T, kDim, M, N>(gradients, value_rows, d_outs(stage), chunk);
@@ -112,7 +112,7 @@ struct KeyMajor {
         }
         if (partly) {
             const int* tokens = (const int*)(log_sum_exp + 2 * kStep);
-            const int first = key + threadIdx.x % 32 / 4;
+            const int first = key + lane_anew() / 4;
 #pragma unroll
             for (int i = 0; i < N * 2; ++i) {
                 const int seen = max(tokens[i / 2 * 8 + 2 * t + i % 2] + 1, separator) - first;

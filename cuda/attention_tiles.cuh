@@ -47,7 +47,7 @@ constexpr Tile kBackwardQuery[4] = {
 constexpr Tile kBackwardKey[4] = {
     {4, 2, 64, 32},
     {4, 2, 64, 32},
-    {4, 2, 64, 16},  // d_key and d_value 64 registers each; 65 KB
+    {4, 2, 64, 32},  // d_key and d_value 64 registers each, scores and their gradients 32 each; 65 KB
     {8, 1, 32, 16},  // 64 registers each, with one block of rows a warp; 8 warps, so that 128 keys share a load; 97 KB
 };
 constexpr Tile kPrefix[4] = {
@@ -328,7 +328,7 @@ __device__ __forceinline__ int ring_row(int row) {
 // acc = left * (rows row .. row + 8 * N of `tile`)^T: a product over the head's dimensions.
 template <class T, int kDim, int M, int N, int kRing = 0, bool kHeld>
 __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const LeftRows<T, kDim, M, kHeld>& left, const T* tile, int row) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_anew();
 #pragma unroll
     for (int i = 0; i < M * N * 4; ++i) acc[i / (N * 4)][i / 4 % N][i % 4] = 0.0f;
 #pragma unroll
@@ -353,7 +353,7 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const LeftR
 // acc += weights (16 * M rows, 8 * N columns, rounded to T) * rows row .. row + 8 * N of `tile`.
 template <class T, int kDim, int M, int N>
 __device__ __forceinline__ void multiply_columns(float (&acc)[M][kDim / 8][4], const float (&weights)[M][N][4], const T* tile, int row) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_anew();
 #pragma unroll
     for (int k = 0; k < N / 2; ++k) {
         uint32_t a[M][4];  // an accumulator's two neighbouring blocks are an operand's four registers
@@ -474,7 +474,7 @@ __device__ __forceinline__ uint32_t keep_columns(const Dropout& dropout, const i
                                                  uint32_t column) {
     constexpr int kBlocks = M * N / 2, kHalves = kBlocks > 1 ? 2 : 1;
     static_assert(N % 2 == 0 && kBlocks <= 4, "four bits of a byte for each of two draws");
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int lane = lane_anew(), g = lane / 4, t = lane % 4;
     uint32_t mine = 0, bits = 0;
 #pragma unroll
     for (int first = 0; first < kBlocks; first += 2) {

@@ -165,6 +165,20 @@ __device__ __forceinline__ void mma_m16n8k16<__nv_bfloat16>(float (&d)[4], const
 #endif
 }
 
+// ---- where a thread is ------------------------------------------------------------------------------------------
+
+// The lane, asked for anew each time: what follows from it is then computed where it is used, and is not kept in registers
+// from one use to the next.
+__device__ __forceinline__ int lane_anew() {
+#if defined(CUDA_EMU)
+    return threadIdx.x % 32;
+#else
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread % 32;
+#endif
+}
+
 // ---- arithmetic -------------------------------------------------------------------------------------------------
 
 // 1 / x to a unit in the last place, one instruction (rcp.approx.ftz).

@@ -17,7 +17,7 @@ template <class T, int kDim, int M>
 __device__ __forceinline__ void put_partial(float* to, const float (&acc)[M][kDim / 8][4], float factor, const Operands<T>& o,
                                             const Dropout& dropout, uint32_t ordinal, int position, int kv_head, bool add) {
     constexpr int N = kDim <= 64 ? kDim / 8 : 4;  // more are too many registers beside sums of 128 dims
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int lane = lane_anew(), g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll

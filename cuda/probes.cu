@@ -148,6 +148,12 @@ extern "C" __global__ void probe_reciprocal(const uint32_t* in, uint32_t* out) {
 }
 KERNEL_ENTRY(probe_reciprocal);
 
+extern "C" __global__ void probe_lane(const uint32_t* in, uint32_t* out) {
+    const uint32_t words[1] = {input<1>(in)[0] + lane_anew()};
+    output(out, words);
+}
+KERNEL_ENTRY(probe_lane);
+
 // A value and a lane: from that lane, from the lane whose number differs in its bits, from that many lanes on and back;
 // and the lanes whose values are odd.
 extern "C" __global__ void probe_shuffles(const uint32_t* in, uint32_t* out) {

@@ -172,7 +172,8 @@ mod tests {
     fn rates_are_kept_as_far_as_the_bits_go() {
         assert!(Dropout::new(0.0, [0; 2]).is_none() && Dropout::of_probabilities(0.0, [0; 2]).is_none());
         for rate in [1e-9, 1e-3, 0.1, 0.5, 1.0 / 3.0, 0.999_999] {
-            for (dropout, step) in [(Dropout::new(rate, [0; 2]), 2f64.powi(-16)), (Dropout::of_probabilities(rate, [0; 2]), 2f64.powi(-8))] {
+            for (dropout, step) in [(Dropout::new(rate, [0; 2]), 2f64.powi(-16)), (Dropout::of_probabilities(rate, [0; 2]), 2f64.powi(-8))]
+            {
                 let dropout = dropout.unwrap();
                 let kept = 1.0 - f64::from(dropout.threshold) / 2f64.powi(32);
                 assert!((kept * dropout.scale - 1.0).abs() < 1e-12 && (kept - (1.0 - rate)).abs() <= step, "{rate}: {kept}");

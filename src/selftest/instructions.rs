@@ -97,6 +97,7 @@ fn of_warp(probe: Probe, warp: &[u32]) -> Vec<Expected> {
         "probe_convert_bf16" => lanes().flat_map(|lane| convert(lane, DType::BF16)).collect(),
         "probe_exp2" => warp.iter().map(|&word| exp2(f64::from(f32::from_bits(word)))).collect(),
         "probe_reciprocal" => warp.iter().map(|&word| reciprocal(f64::from(f32::from_bits(word)))).collect(),
+        "probe_lane" => bits((0u32..).zip(warp).map(|(lane, word)| word.wrapping_add(lane)).collect()),
         "probe_shuffles" => bits(shuffles(warp)),
         other => unreachable!("{other} has no definition"),
     }

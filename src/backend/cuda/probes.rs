@@ -18,7 +18,7 @@ const fn probe(kernel: &'static str, input: usize, output: usize) -> Probe {
 }
 
 /// Every instruction wrapper of `cuda/instructions.cuh`, and the shuffles and conversions that the kernels use.
-pub const PROBES: [Probe; 13] = [
+pub const PROBES: [Probe; 14] = [
     probe("probe_copy_async_4", 2, 1),
     probe("probe_copy_async_16", 8, 4),
     probe("probe_copy_async_groups", 2, 2),
@@ -31,6 +31,7 @@ pub const PROBES: [Probe; 13] = [
     probe("probe_convert_bf16", 3, 3),
     probe("probe_exp2", 1, 1),
     probe("probe_reciprocal", 1, 1),
+    probe("probe_lane", 1, 1),
     probe("probe_shuffles", 2, 5),
 ];
 
