@@ -3,7 +3,7 @@
 use crate::backend::{ARENA, DType, View};
 
 /// Alignment of every buffer: a multiple of what any vector or tensor-core access asks for.
-const ALIGNMENT: usize = 256;
+pub(super) const ALIGNMENT: usize = 256;
 
 /// A named part of the memory plan.
 #[derive(Clone, Debug, PartialEq, Eq)]

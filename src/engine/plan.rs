@@ -4,7 +4,7 @@
 use super::activations::{LayerBuffers, LayerInput, NormBuffers, Reach, assemble};
 use super::frozen::Frozen;
 use super::generate::CacheBuffers;
-use super::layout::{Layout, Region};
+use super::layout::{ALIGNMENT, Layout, Region};
 use super::offload::{Offload, Places};
 use super::options::{Capacity, EngineOptions, Recompute, Residency};
 use super::prompt::PromptBuffers;
@@ -371,7 +371,7 @@ impl Plan {
         let count = self.scratch.len().max(other.scratch.len());
         let offset = self.scratch.offset.max(other.scratch.offset);
         self.scratch = View { offset, cols: count, stride: count, ..self.scratch };
-        (self.total, self.host) = (self.scratch.end(), self.host.max(other.host));
+        (self.total, self.host) = (self.scratch.end().next_multiple_of(ALIGNMENT), self.host.max(other.host));
     }
 
     /// Puts this plan in the memory of one that covers it.

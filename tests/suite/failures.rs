@@ -76,7 +76,7 @@ fn a_loss_that_is_no_number_ends_the_run() {
     // The rate is 0 in the first step, whose adapter is therefore good, and absurd from the second on.
     let place = Place::new("bert-classification");
     let train = "train --model model --task classification --data data.jsonl --validation data.jsonl --metric loss --output out \
-                 --learning-rate 1e30 --warmup 2 --max-grad-norm 0 --max-steps 9 --batch-size 8 --eval-every 1 --save-every 1 --save-limit 9 --quiet";
+                 --learning-rate 1e37 --warmup 2 --max-grad-norm 0 --max-steps 9 --batch-size 8 --eval-every 1 --save-every 1 --save-limit 9 --quiet";
     place.run(train).error(1, &["step ", "learning rate", "--learning-rate"]);
     assert_eq!(json(&place.path("out/trainer_state.json"))["best_global_step"], 1);
     place.run("eval --model model --adapter out --data data.jsonl").ok();
