@@ -34,6 +34,7 @@ trap 'rm -rf "$WORK"' EXIT
 FAILED=0 PARTS=() TABLE=()
 VERSION=$("$PTUNE" --version)
 : >"$OUT/suite.log"
+rm -f "$OUT/suite.json" "$OUT/probes.json"
 
 # Writes suite.json: the parts that there were so far, each with the JSON that it wrote.
 write_json() {
@@ -59,6 +60,9 @@ note() {
     write_json
 }
 
+# A line without what JSON or a table would stumble over.
+plain() { tr -s ' \t' ' ' <<<"$1" | LC_ALL=C tr -cd '\40-\176'; }
+
 # part NAME SECONDS PATTERN COMMAND...: runs a command under a limit; its summary is the last line of what it said that has the
 # pattern, or of a failure the last line, and the lines before it are shown at once.
 part() {
@@ -74,12 +78,12 @@ part() {
     { echo "==== $name: $*"; cat "$log"; } >>"$OUT/suite.log"
     if [ $status -eq 0 ]; then
         summary=$(grep -E "$pattern" "$log" | tail -1)
-        note "$name" passed $((SECONDS - from)) "$(tr -s ' \t' ' ' <<<"$summary" | cut -c1-110)"
+        note "$name" passed $((SECONDS - from)) "$(plain "$summary" | cut -c1-110)"
     else
         summary=$(grep -v '^$' "$log" | tail -1)
         [ $status -ge 124 ] && summary="stopped after $((SECONDS - from)) s: $summary"
         grep -v '^$' "$log" | tail -25 | cut -c1-250
-        note "$name" failed $((SECONDS - from)) "$(tr -s ' \t' ' ' <<<"$summary" | cut -c1-200)"
+        note "$name" failed $((SECONDS - from)) "$(plain "$summary" | cut -c1-200)"
     fi
     return $status
 }
@@ -103,15 +107,17 @@ twice() {
 
 # A training that is interrupted and gone on with gives the bits of one that never stopped.
 resumed() {
+    [ -d "$WORK/first/checkpoint-$STEPS" ] || train "$WORK/first" || return 1
     line "$WORK/third"
     "${LINE[@]}" &  # the program itself, so that the interrupt reaches it
     local run=$!
     while kill -0 $run 2>/dev/null && [ ! -d "$WORK/third/checkpoint-$EVERY" ]; do sleep 0.02; done
     kill -INT $run
     wait $run
-    echo "interrupted; there are: $(cd "$WORK/third" && echo checkpoint-*)"
-    if [ -d "$WORK/third/checkpoint-$STEPS" ]; then
-        echo "it came to its end before the interrupt"
+    local code=$?
+    echo "ended with $code; there are: $(cd "$WORK/third" && echo checkpoint-*)"
+    if [ $code -ne 130 ] || [ ! -d "$WORK/third/checkpoint-$EVERY" ] || [ -d "$WORK/third/checkpoint-$STEPS" ]; then
+        echo "it was not interrupted in its midst"
         return 1
     fi
     train "$WORK/third" --resume && diff -r "$WORK/first/checkpoint-$STEPS" "$WORK/third/checkpoint-$STEPS" &&
@@ -141,7 +147,7 @@ echo "$VERSION"
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 
 part selftest 180 'all checks' "$PTUNE" selftest --device "$DEVICE" "${SELFTEST[@]}"
-part record-probes 20 'written' "$PTUNE" selftest --device "$DEVICE" --record "$OUT/probes.json"
+[ "$DEVICE" = cpu ] || part record-probes 20 'written' "$PTUNE" selftest --device "$DEVICE" --record "$OUT/probes.json"
 measure step-roberta-large 70 '^speed' "$PTUNE" bench step "${LARGE[@]}"
 measure kernels 60 'attention forward' "$PTUNE" bench kernels "${KERNELS[@]}"
 measure step-bert-large 50 '^speed' "$PTUNE" bench step "${SMALL[@]}"

@@ -57,7 +57,7 @@ impl TrainOptions {
     pub fn read(path: &Path) -> Result<TrainOptions> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
         let file = Text { text: &text, name: &path.display().to_string() };
-        Ok(file.options(file.table()?)?.without_old_columns())
+        file.options(file.table()?)?.of_this_version()
     }
 }
 

@@ -261,18 +261,20 @@ impl TrainOptions {
         BaseOptions { model: self.model.clone(), architecture: self.architecture.clone(), random_weights: self.random_weights }
     }
 
-    /// Runs of older versions wrote all four columns for every task, and meant the task's own where they wrote the
-    /// classification's. No task has all four, so nobody else says them all.
-    pub(super) fn without_old_columns(mut self) -> TrainOptions {
-        let all = self.text_pair_column.is_some() && self.choices_column.is_some();
-        if let (true, Some(text), Some(label)) = (all, &self.text_column, &self.label_column) {
-            let of_another = |task: &TaskName| column_names(task.kind()) != ("text", "label");
-            let is_old = self.task.iter().any(of_another);
-            let (text, label) = (is_old && text == "text", is_old && label == "label");
-            self.text_column = self.text_column.filter(|_| !text);
-            self.label_column = self.label_column.filter(|_| !label);
+    /// What a file says. Runs of older versions wrote all four columns for every task, and meant the task's own where they wrote
+    /// the classification's; beside them stands what their task or method did not read. No task has all four, so nobody else says
+    /// them all.
+    pub(super) fn of_this_version(mut self) -> Result<TrainOptions> {
+        let is_old =
+            [&self.text_column, &self.text_pair_column, &self.label_column, &self.choices_column].iter().all(|column| column.is_some());
+        if !is_old {
+            return Ok(self);
         }
-        self
+        if self.task.iter().any(|task| column_names(task.kind()) != ("text", "label")) {
+            self.text_column = self.text_column.filter(|text| text != "text");
+            self.label_column = self.label_column.filter(|label| label != "label");
+        }
+        self.only_read()
     }
 
     /// Whether these options alone say that nothing but the head is trained; None where they do not say.

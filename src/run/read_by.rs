@@ -112,8 +112,7 @@ impl TrainOptions {
     /// Takes out of a table beneath these options what nothing reads any more, where they name another task or method than it has.
     pub(super) fn hide(&self, beneath: &TrainOptions, table: &mut toml::Table) {
         let method = self.said_method().filter(|method| beneath.said_method() != Some(*method));
-        let kinds = |options: &TrainOptions| options.task.iter().map(|task| task.kind()).collect::<Vec<_>>();
-        let other_task = !beneath.task.is_empty() && kinds(self) != kinds(beneath);
+        let other_task = !beneath.task.is_empty() && self.task != beneath.task;
         let tasks = if other_task { self.task.as_slice() } else { &[] };
         table.retain(|name, _| readers(name).is_none_or(|readers| readers.any(tasks, method)));
     }
@@ -176,6 +175,18 @@ mod tests {
         }
     }
 
+    /// All that they wrote, whatever read it.
+    #[test]
+    fn files_of_older_runs_are_taken() {
+        let columns = "text-column = 'text'\ntext-pair-column = 'text_pair'\nlabel-column = 'label'\nchoices-column = 'choices'";
+        let said = "task = 'tagging'\nmethod = 'head'\nprefix-dropout = 0.2\npositions = 'unshifted'\ndoc-stride = 64";
+        let options = file(&format!("{said}\n{columns}")).of_this_version().unwrap();
+        assert!(options.check_read(&options.task, options.said_method()).is_ok());
+        assert_eq!((options.text_column, options.label_column, options.positions, options.doc_stride), (None, None, None, None));
+        let own = file(&format!("{said}\ntext-column = 'text'")).of_this_version().unwrap();
+        assert_eq!((own.text_column.as_deref(), own.doc_stride), (Some("text"), Some(64)));
+    }
+
     #[test]
     fn another_task_or_method_hides_what_it_does_not_read() {
         let over = |upper: &str, beneath: &str| file(upper).over(&file(beneath)).unwrap();
@@ -186,6 +197,7 @@ mod tests {
         let prompt = over("method = 'prompt'", beneath);
         assert_eq!((prompt.doc_stride, prompt.prefix_dropout, prompt.prefix_projection), (Some(64), None, Some(8)));
         assert_eq!(over("task = 'tagging'", "doc-stride = 64").doc_stride, Some(64));
+        assert_eq!(over("task = 'superglue/rte'", "task = 'classification'\ntext-column = 'c'").text_column, None);
         let written = file(&format!("{beneath}\nmethod = 'prompt'")).only_read().unwrap();
         assert_eq!((written.positions, written.doc_stride), (None, Some(64)));
     }

@@ -114,8 +114,9 @@ fn resident_memory_stays_within_the_plan_the_files_and_100_mib() {
     let peak = bytes(&results["timing"]["peak_resident_bytes"]);
     assert_eq!(mapped, std::fs::metadata(folder.path().join("model/model.safetensors")).unwrap().len());
     assert!(mapped > 110 << 20 && planned > 20 << 20, "{results}");
-    // What the run says of itself is not less than what was seen from outside, and not much more.
-    assert!(peak >= seen && peak < seen + (64 << 20), "{peak} reported, {seen} seen");
+    // What the run says of itself is not less than what was seen from outside, but for what it takes to write that down and to
+    // end, and not much more.
+    assert!(peak + (1 << 20) >= seen && peak < seen + (64 << 20), "{peak} reported, {seen} seen");
     assert!(peak < planned + mapped + (100 << 20), "peak {peak}, planned {planned}, mapped {mapped}");
     println!("peak {peak}, planned {planned}, mapped {mapped}, seen {seen}");
 }

@@ -100,7 +100,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         let _ = self.context.enter();
-        // SAFETY: allocated with this value; the driver waits for copies that use it.
+        // SAFETY: allocated with this value; its owner has waited for the copies that used it.
         let _ = unsafe { result::free_host(self.start) };
     }
 }

@@ -57,7 +57,7 @@ impl Sweep {
             let (at, span) = (key.span().start, value.span());
             match (key.get_ref().as_ref(), value.into_inner()) {
                 ("output", DeValue::String(path)) => sweep.output = Some(PathBuf::from(path.into_owned())),
-                ("base", DeValue::Table(table)) => sweep.base = file.options(Spanned::new(span, table))?,
+                ("base", DeValue::Table(table)) => sweep.base = file.options(Spanned::new(span, table))?.of_this_version()?,
                 ("grid", DeValue::Table(axes)) => sweep.add_axes(file, axes)?,
                 (name @ ("output" | "base" | "grid"), other) => {
                     let wanted = if name == "output" { "text" } else { "a table" };
