@@ -3,10 +3,10 @@
 //   S = [Q Kp^T | Q K^T] * scale; A = dropout(softmax(S)); O = A [Vp; V]; L = log sum exp S
 //
 // Q, O [Tq, heads * d]; K, V [Tk, kv_heads * d]; Kp, Vp [P, kv_heads * d], a sequence's own where they have their own masks
-// (attention_prefix.cu); L [Tq, heads] float. A block takes some queries of one head of one sequence and walks the columns [prefix | keys] with an online softmax (running
-// maximum and sum in fp32), so that nothing of size tokens^2 exists. It ends where no query of the block sees a key; a
-// warp skips the steps that none of its own sees. The probabilities are rounded to T unnormalised
-// (at most 1); the mask's scale and 1 / sum multiply the fp32 output at the end.
+// (attention_prefix.cu); L [Tq, heads] float. A block takes some queries of one head of one sequence and walks the columns
+// [prefix | keys] with an online softmax (running maximum and sum in fp32), so that nothing of size tokens^2 exists. It ends
+// where no query of the block sees a key; a warp skips the steps that none of its own sees. The probabilities are rounded to
+// T unnormalised (at most 1); the mask's scale and 1 / sum multiply the fp32 output at the end.
 //
 // FLOPs 4 (P + m) d a query and head. Bytes: Q and O once, K and V once a block of queries (from the second on out of
 // L2), 4 a query and head for L. See attention_tiles.cuh for tiles and launch rules.

@@ -86,8 +86,8 @@ __device__ __forceinline__ void embed(const T* word, const T* position, const T*
                                       const int* types, const float* prompt, const Dropout& dropout, const int* ordinals, const int* tokens, int kind,
                                       float epsilon, const float* gamma, const float* beta, T* sum, int ld_sum, T* normalized,
                                       int ld_normalized, float* rstd, T* out, int ld_out, int rows, int width) {
-    const int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= rows) return;  // whole x-rows of threads leave
+    const int row = row_of_thread(rows);
+    if (row < 0) return;
     const uint32_t ordinal = dropout.threshold ? ordinals[row] : 0, token = dropout.threshold ? tokens[row] : 0;
     const int id = ids[row];
     const bool prompted = prompt && id < 0;

@@ -113,12 +113,6 @@ __device__ __forceinline__ void norm_backward_row(int kind, const T* d_out, cons
     }
 }
 
-// This thread's row, or -1 where there is none: whole x-rows of threads leave.
-__device__ __forceinline__ int row_of_thread(int rows) {
-    const int row = blockIdx.x * blockDim.y + threadIdx.y;
-    return row < rows ? row : -1;
-}
-
 }  // namespace
 
 #define ENTRIES(T, suffix, wide)                                                                                                          \

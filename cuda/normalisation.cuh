@@ -11,6 +11,12 @@ constexpr int kLayerNorm = 0;
 constexpr int kPacks = 4;
 constexpr int kThreads = 512;
 
+// This thread's row, or -1 where there is none: whole x-rows of threads leave.
+__device__ __forceinline__ int row_of_thread(int rows) {
+    const int row = blockIdx.x * blockDim.y + threadIdx.y;
+    return row < rows ? row : -1;
+}
+
 // This thread's pack number `pack` of its row.
 __device__ __forceinline__ int column_of(int pack) { return (threadIdx.x + pack * blockDim.x) * 8; }
 

@@ -2,18 +2,8 @@
 
 /// Letters to change, add or leave out between two names; case and hyphens do not count.
 fn distance(left: &str, right: &str) -> usize {
-    let letters = |name: &str| name.to_lowercase().replace('_', "-").chars().collect::<Vec<_>>();
-    let (left, right) = (letters(left), letters(right));
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (index, letter) in left.iter().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], index + 1);
-        for (place, other) in right.iter().enumerate() {
-            let changed = diagonal + usize::from(letter != other);
-            diagonal = row[place + 1];
-            row[place + 1] = changed.min(diagonal + 1).min(row[place] + 1);
-        }
-    }
-    row[right.len()]
+    let [left, right] = [left, right].map(|name| name.to_lowercase().replace('_', "-"));
+    strsim::levenshtein(&left, &right)
 }
 
 /// So many of the known names that are most like one, the most alike first.

@@ -424,6 +424,7 @@ impl<T: Number> Backend for Cpu<T> {
         loss::adamw(self.vector_mut(update.master), self.vector(update.gradient), moment1, moment2, norm, update);
     }
 }
+
 /// A number of threads, for messages.
 fn counted(threads: usize) -> String {
     if threads == 1 { "1 thread".to_string() } else { format!("{threads} threads") }
